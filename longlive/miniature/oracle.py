@@ -1,0 +1,129 @@
+"""Reads a video of the miniature world back from its pixels, in closed form: no learned classifier.
+
+Background = per-channel median; colour = mean of the pixels with the strongest contrast, nearest palette entry at any
+shading; mask = nearer to the colour than to the background; shape = best intersection over union against templates of
+the same area; position = circular mean; motion = nearest direction of the circular displacement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longlive.miniature.world import ATTRIBUTES, BACKGROUNDS, COLORS, MOTIONS, SHADE, SHAPES, SIZE, SPEED, Captioned, soft_mask
+
+CONFIDENT_IOU = 0.7  # a subject that overlaps its best template less is nothing we can name
+STRONGEST = 48  # pixels
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the oracle saw: indices into the world's attribute values, `[B, T]`; -1 where it cannot say.
+
+    `position` `[B, T, 2]` in pixels (x, y) and `radius` `[B, T]` are NaN where there is no subject; `iou` `[B, T]` is the
+    confidence in the shape; `displacement` `[B, T - 1, 2]` in pixels a frame; `motion` is `[B, T - 1]`.
+    """
+
+    background: Tensor
+    color: Tensor
+    shape: Tensor
+    iou: Tensor
+    position: Tensor
+    radius: Tensor
+    displacement: Tensor
+    motion: Tensor
+
+    def verdict(self, video: int, frames: slice = slice(None)) -> Captioned | None:
+        """The attributes over a stretch of pixel frames by majority; None when any cannot be said."""
+        values = {name: _majority(getattr(self, name)[video, frames]) for name in ("shape", "color", "background")}
+        step = self.displacement[video, frames].nanmean(dim=0)
+        values["motion"] = int(_nearest_motion(step)) if step.isfinite().all() else -1
+        if any(value < 0 for value in values.values()):
+            return None
+        return Captioned(**{name: ATTRIBUTES[name][value] for name, value in values.items()})
+
+    def correct(self, captions: list[Captioned], frames: slice = slice(None)) -> dict[str, Tensor]:
+        """For each attribute whether the video shows it, `[B]` bool; what cannot be said is wrong."""
+        result = {}
+        for name in ("shape", "color", "background"):
+            said = [_majority(row[frames]) for row in getattr(self, name)]
+            result[name] = torch.tensor([s >= 0 and ATTRIBUTES[name][s] == getattr(c, name) for s, c in zip(said, captions, strict=True)])
+        steps = self.displacement[:, frames].nanmean(dim=1)
+        motions = _nearest_motion(steps)
+        result["motion"] = torch.tensor(
+            [bool(step.isfinite().all()) and ATTRIBUTES["motion"][int(m)] == c.motion for step, m, c in zip(steps, motions, captions, strict=True)]
+        )
+        return result
+
+
+def _majority(values: Tensor) -> int:
+    """The most frequent value, which may be -1 ("cannot say")."""
+    seen, counts = values.unique(return_counts=True)
+    return int(seen[counts.argmax()])
+
+
+def _nearest_motion(step: Tensor) -> Tensor:
+    return torch.cdist(step.reshape(-1, 2).float(), SPEED * torch.tensor(list(MOTIONS.values())).float()).argmin(-1).reshape(step.shape[:-1])
+
+
+def _wrap(distance: Tensor) -> Tensor:
+    return (distance + SIZE / 2) % SIZE - SIZE / 2
+
+
+def _read_frames(images: Tensor) -> tuple[Tensor, ...]:
+    """`[N, 3, 64, 64]` in 0..255 -> background, colour, shape, iou, centre (x, y), radius of every image."""
+    background = images.flatten(2).median(dim=-1).values  # [N, 3]
+    ground = torch.cdist(background, torch.tensor(list(BACKGROUNDS.values())).float()).argmin(-1)
+    difference = (images - background[..., None, None]).abs().sum(1).flatten(1)  # [N, Y X]
+    strongest = difference.topk(STRONGEST).indices[:, None].expand(-1, 3, -1)
+    seen = images.flatten(2).gather(-1, strongest).mean(-1)  # [N, 3]
+
+    shades = torch.linspace(1 - SHADE, 1, 5)
+    palette = torch.tensor(list(COLORS.values())).float()[:, None] * shades[:, None]  # [colours, shades, 3]
+    color = torch.cdist(seen, palette.flatten(0, 1)).argmin(-1) // len(shades)
+    to_subject = (images[:, None] - palette[color][..., None, None]).square().sum(2).amin(1)
+    to_ground = (images - background[..., None, None]).square().sum(1)
+    mask = (to_subject < to_ground).float()  # [N, Y, X]
+
+    pixel = torch.arange(SIZE)
+    angle = pixel * (2 * torch.pi / SIZE)
+    centre = []
+    for weight in (mask.sum(1), mask.sum(2)):  # along x, along y
+        centre.append(torch.atan2((weight * angle.sin()).sum(-1), (weight * angle.cos()).sum(-1)) * SIZE / (2 * torch.pi) % SIZE)
+    x, y = centre
+    radius = (mask.sum((1, 2)) / torch.pi).sqrt()
+    dx = _wrap(pixel - x[:, None])[:, None, :]
+    dy = _wrap(pixel - y[:, None])[:, :, None]
+    ious = []
+    for shape in SHAPES:
+        template = (soft_mask(shape, dx, dy, radius[:, None, None]) > 0.5).float()
+        both = (template * mask).sum((1, 2))
+        ious.append(both / (template + mask - template * mask).sum((1, 2)).clamp(min=1))
+    iou, shape = torch.stack(ious, -1).max(-1)
+    there = (radius > 4) & (radius < 24)
+    named = there & (iou >= CONFIDENT_IOU)
+    return (
+        ground,
+        torch.where(there, color, -1),
+        torch.where(named, shape, -1),
+        torch.where(there, iou, 0.0),
+        torch.stack([torch.where(there, x, torch.nan), torch.where(there, y, torch.nan)], -1),
+        torch.where(there, radius, torch.nan),
+    )
+
+
+def read(images: Tensor, chunk: int = 256) -> Reading:
+    """Read videos, uint8 `[B, T, 3, 64, 64]`.
+
+    Raises:
+        ValueError: when the images are not uint8 of the world's size.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 5 or images.shape[2:] != (3, SIZE, SIZE):
+        raise ValueError(f"the oracle reads uint8 [B, T, 3, {SIZE}, {SIZE}], got {images.dtype} {list(images.shape)}")
+    parts = [_read_frames(part.float()) for part in images.flatten(0, 1).split(chunk)]
+    background, color, shape, iou, position, radius = (torch.cat(p).unflatten(0, images.shape[:2]) for p in zip(*parts, strict=True))
+    displacement = _wrap(position[:, 1:] - position[:, :-1])
+    motion = torch.where(displacement.isfinite().all(-1), _nearest_motion(displacement.nan_to_num()), -1)
+    return Reading(background, color, shape, iou, position, radius, displacement, motion)
