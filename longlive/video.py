@@ -1,0 +1,256 @@
+"""Video files: written while the video is made, read, looked at. Knows nothing about models or prompts.
+
+A video grows as a *fragmented* mp4 under its final name, so it can be played from the first block on and stays valid
+whatever happens; closing it rewrites it as a plain mp4 (index in front), which replaces the fragmented one in one step.
+Images are uint8 `[T, H, W, 3]`, red first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+BT709 = 1  # the number of ITU-R BT.709 in the colour fields of H.264
+
+
+class VideoInfo(NamedTuple):
+    """What a video file holds: number of pixel frames, their size, pixel frames a second."""
+
+    images: int
+    height: int
+    width: int
+    fps: float
+
+    @property
+    def seconds(self) -> float:
+        return self.images / self.fps
+
+
+class VideoWriter:
+    """Writes chunks of images to an H.264 mp4 that is playable while it grows and valid however the `with` block ends.
+
+    `scale` repeats every pixel (nearest neighbour), so that small videos can be looked at. Nothing is created before the
+    first chunk. Raises ValueError for images of another type or shape than the first, or of an odd size.
+    """
+
+    def __init__(self, path: str | Path, *, fps: float = 16, scale: int = 1, crf: int = 18) -> None:
+        if scale < 1:
+            raise ValueError(f"scale {scale}: a video is enlarged by a whole number, at least 1")
+        self.path = Path(path)
+        self.fps = Fraction(fps).limit_denominator(1001)
+        self.scale = scale
+        self.crf = crf
+        self.num_images = 0
+        self._container: av.container.OutputContainer | None = None
+        self._stream: av.VideoStream | None = None
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def write(self, images: np.ndarray | Tensor) -> None:
+        """Appends images `[T, H, W, 3]`; when it returns all but the last can be read from the file."""
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"images are uint8 [T, H, W, 3]; these are {images.dtype} {list(images.shape)}")
+        height, width = images.shape[1] * self.scale, images.shape[2] * self.scale
+        if self._container is None or self._stream is None:
+            self._container, self._stream = self._open(height, width)
+        container, stream = self._container, self._stream
+        if (stream.height, stream.width) != (height, width):
+            raise ValueError(f"images of {height}x{width} in a video of {stream.height}x{stream.width}")
+        for image in images:
+            enlarged = image.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(enlarged), format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
+            frame.pts = self.num_images
+            frame.time_base = 1 / self.fps
+            container.mux(stream.encode(frame))
+            self.num_images += 1
+
+    def _open(self, height: int, width: int) -> tuple[av.container.OutputContainer, av.VideoStream]:
+        if height % 2 or width % 2:
+            raise ValueError(f"{height}x{width} pixels: H.264 wants even sizes; choose scale 2 or another size")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # a fragment an image and an encoder that keeps none back: what was written is on the disk
+        fragmented = {"movflags": "empty_moov+default_base_moof+frag_every_frame", "flush_packets": "1"}
+        container = av.open(str(self.path), "w", format="mp4", options=fragmented)
+        options = {"crf": str(self.crf), "preset": "medium", "tune": "zerolatency"}
+        stream = container.add_stream("libx264", rate=self.fps, options=options)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        context = stream.codec_context
+        context.gop_size = max(1, round(self.fps))
+        context.time_base = 1 / self.fps
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = ColorRange.MPEG
+        return container, stream
+
+    def close(self) -> None:
+        """Finishes the file; a second call does nothing. An interrupted rewrite leaves the fragmented file, which plays."""
+        if self._container is None or self._stream is None:
+            return
+        container, stream = self._container, self._stream
+        self._container = self._stream = None
+        try:
+            container.mux(stream.encode(None))
+        finally:
+            container.close()
+        _index_in_front(self.path)
+
+
+def _index_in_front(path: Path) -> None:
+    """Rewrites a fragmented mp4 as a plain one without encoding it again; replaces the file at once or not at all."""
+    plain = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with av.open(str(path)) as source, av.open(str(plain), "w", format="mp4", options={"movflags": "faststart"}) as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    target.mux(packet)
+        os.replace(plain, path)
+    finally:
+        plain.unlink(missing_ok=True)
+
+
+def _decode(path: str | Path) -> Iterator[np.ndarray]:
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24")
+
+
+def read_video(path: str | Path) -> np.ndarray:
+    """All images of a video file, uint8 `[T, H, W, 3]`."""
+    return np.stack(list(_decode(path)))
+
+
+def read_images(path: str | Path, indices: Iterable[int]) -> list[np.ndarray]:
+    """Some images of a video file, each uint8 `[H, W, 3]`, in the order of the file; memory does not grow with its length."""
+    wanted = set(indices)
+    return [image for index, image in enumerate(_decode(path)) if index in wanted]
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Length, size and rate of a video file, also of one that is still growing."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        images = sum(packet.size > 0 for packet in container.demux(stream))
+        return VideoInfo(images, stream.height, stream.width, float(stream.average_rate or 0))
+
+
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """At most `count` indices below `total`, the first and the last among them."""
+    return sorted({round(index) for index in np.linspace(0, total - 1, min(count, total))})
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray],
+    path: str | Path,
+    *,
+    columns: int = 6,
+    captions: Sequence[str] = (),
+    title: str = "",
+) -> None:
+    """Draws images `[H, W, 3]` side by side into a PNG, each above its caption, the title on top.
+
+    Tiles are 240 to 480 pixels wide: smaller images are enlarged by whole pixels, larger ones reduced.
+    """
+    if not images:
+        raise ValueError("a contact sheet needs at least one image")
+    if captions and len(captions) != len(images):
+        raise ValueError(f"{len(captions)} captions for {len(images)} images")
+    columns = min(columns, len(images))
+    height, width = images[0].shape[:2]
+    if width < 240:
+        enlarge = -(-240 // width)
+        tile, resample = (width * enlarge, height * enlarge), Image.Resampling.NEAREST
+    else:
+        reduce = min(1.0, 480 / width)
+        tile, resample = (round(width * reduce), round(height * reduce)), Image.Resampling.LANCZOS
+
+    font, margin, line = ImageFont.load_default(14), 8, 19
+    texts = [_wrap(caption, font, tile[0]) for caption in captions] or [[] for _ in images]
+    caption_height = line * max(map(len, texts))
+    sheet_width = columns * (tile[0] + margin) + margin
+    heading = _wrap(title, font, sheet_width - 2 * margin) if title else []
+    top = margin + line * len(heading) + (margin if heading else 0)
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (sheet_width, top + rows * (tile[1] + caption_height + margin)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, text in enumerate(heading):
+        draw.text((margin, margin + number * line), text, font=font, fill="black")
+    for index, (image, lines) in enumerate(zip(images, texts)):
+        row, column = divmod(index, columns)
+        x, y = margin + column * (tile[0] + margin), top + row * (tile[1] + caption_height + margin)
+        sheet.paste(Image.fromarray(image).resize(tile, resample), (x, y))
+        for number, text in enumerate(lines):
+            draw.text((x, y + tile[1] + 2 + number * line), text, font=font, fill="black")
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(target, format="PNG")
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int = 5) -> list[str]:
+    """Lines of at most `width` pixels; what does not fit into `most` of them ends in an ellipsis."""
+    lines: list[str] = []
+    for paragraph in text.splitlines():
+        lines.append("")
+        for word in paragraph.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if lines[-1] and font.getlength(longer) > width:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1] + " …"]
+    for index, content in enumerate(lines):
+        while font.getlength(content) > width and len(content) > 2:  # one long word, or Chinese
+            content = content[:-2] + "…"
+        lines[index] = content
+    return lines
+
+
+def video_bytes(num_images: int, height: int, width: int) -> int:
+    """A generous guess of the disk a video needs while it is made and rewritten (0.2 bytes a pixel, 1 kB an image)."""
+    return int(num_images * (height * width * 0.2 + 1024))
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raises ValueError unless files can be put into `folder`, which is created when it is missing."""
+    folder = Path(folder)
+    probe_file = folder / f".writable.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe_file.touch()
+        probe_file.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another --output") from error
+
+
+def check_disk(folder: str | Path, needed: int) -> None:
+    """Raises ValueError when the disk of `folder` has less than `needed` bytes left."""
+    free = shutil.disk_usage(_existing(Path(folder).absolute())).free
+    if free < needed:
+        raise ValueError(
+            f"{folder}: about {needed / 2**30:.2f} GiB of disk needed, {free / 2**30:.2f} GiB free; make room or choose another --output"
+        )
