@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -52,8 +53,7 @@ class VideoWriter:
         self.scale = scale
         self.crf = crf
         self.num_images = 0
-        self._container: av.container.OutputContainer | None = None
-        self._stream: av.VideoStream | None = None
+        self._output: tuple[OutputContainer, av.VideoStream] | None = None
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -67,9 +67,7 @@ class VideoWriter:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images are uint8 [T, H, W, 3]; these are {images.dtype} {list(images.shape)}")
         height, width = images.shape[1] * self.scale, images.shape[2] * self.scale
-        if self._container is None or self._stream is None:
-            self._container, self._stream = self._open(height, width)
-        container, stream = self._container, self._stream
+        container, stream = self._output = self._output or self._open(height, width)
         if (stream.height, stream.width) != (height, width):
             raise ValueError(f"images of {height}x{width} in a video of {stream.height}x{stream.width}")
         for image in images:
@@ -82,7 +80,7 @@ class VideoWriter:
             container.mux(stream.encode(frame))
             self.num_images += 1
 
-    def _open(self, height: int, width: int) -> tuple[av.container.OutputContainer, av.VideoStream]:
+    def _open(self, height: int, width: int) -> tuple[OutputContainer, av.VideoStream]:
         if height % 2 or width % 2:
             raise ValueError(f"{height}x{width} pixels: H.264 wants even sizes; choose scale 2 or another size")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,10 +99,9 @@ class VideoWriter:
 
     def close(self) -> None:
         """Finishes the file; a second call does nothing. An interrupted rewrite leaves the fragmented file, which plays."""
-        if self._container is None or self._stream is None:
+        if self._output is None:
             return
-        container, stream = self._container, self._stream
-        self._container = self._stream = None
+        (container, stream), self._output = self._output, None
         try:
             container.mux(stream.encode(None))
         finally:
