@@ -1,0 +1,187 @@
+"""Every setting there is, on one page, and `load`. Knows nothing about what the settings do."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+Schema = TypeVar("Schema")
+BESIDE = {"beside": True}
+"""Marks a setting that names a file: in a YAML file its path starts at that file's folder."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """Settings of `inference.py` and `interactive_inference.py`. What is None is the model's own or follows from the rest."""
+
+    # which model: a name or a folder in diffusers layout, or the released files
+    model: str | None = None  # "miniature" when neither this nor wan_dir is given
+    wan_dir: str | None = None  # folder of Wan-AI/Wan2.1-T2V-1.3B as released: text encoder, tokenizer, VAE
+    checkpoint: str | None = None  # longlive_base.pt; only with wan_dir
+    lora: str | None = None  # lora.pt, merged into the checkpoint before anything else
+    device: str = "auto"  # cuda when there is one; else cpu
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # bfloat16 on cuda, float32 on cpu
+    attention: str = "auto"  # fa3, fa2, cudnn, sdpa, or the fastest of them that works here
+
+    # what is made
+    prompt: str | None = None
+    prompts: str | None = dataclasses.field(default=None, metadata=BESIDE)  # a .txt or .jsonl file
+    seconds: float | None = None  # rounded up to whole blocks
+    num_frames: int | None = None  # latent frames, a multiple of the block; instead of seconds
+    height: int | None = None
+    width: int | None = None
+    seed: int = 0
+    num_samples: int = 1  # videos a prompt, each with a seed of its own
+    switch_frame_indices: tuple[int, ...] | None = None  # where prompts of a file that says nothing about it follow each other
+    keep_sink: bool = True  # at a prompt switch (global_sink of the released configurations)
+
+    # how it is sampled
+    window: int | None = None  # latent frames a block may see, sink and itself included; -1 = all
+    sink: int | None = None  # of these, the first frames of the video
+    denoising_steps: tuple[int, ...] | None = None  # before the shift, falling
+    timestep_shift: float | None = None
+    context_timestep: int | None = None  # noise level at which finished frames are remembered
+    relative_rope: bool | None = None  # number the visible frames 0, 1, 2 …: any length stays inside the trained range
+
+    # what is written
+    output: str = "outputs"
+    scale: int | None = None  # every pixel this many times; None: up to at least 256 pixels
+    crf: int = 18  # H.264 quality: 0 lossless, 51 worst
+    overwrite: bool = False  # make finished videos again
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None and self.prompts is not None:
+            raise ValueError("both prompt and prompts are given; choose one")
+        if self.seconds is not None and self.num_frames is not None:
+            raise ValueError("both seconds and num_frames are given; choose one")
+        if self.seconds is not None and not 0 < self.seconds < float("inf"):
+            raise ValueError(f"seconds {self.seconds}: a video lasts longer than 0 seconds")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"num_frames {self.num_frames}: a video has at least one block of latent frames")
+        if self.model is not None and self.wan_dir is not None:
+            raise ValueError("both model and wan_dir are given; choose one")
+        if self.checkpoint is not None and self.wan_dir is None:
+            raise ValueError("checkpoint is given without wan_dir, the folder of the text encoder and VAE that go with it")
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples {self.num_samples}: at least one video a prompt")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed {self.seed}: choose one from 0 to 2^63 - 1")
+        if self.scale is not None and self.scale < 1:
+            raise ValueError(f"scale {self.scale}: pixels are repeated a whole number of times, at least once")
+        if not 0 <= self.crf <= 51:
+            raise ValueError(f"crf {self.crf}: H.264 knows 0 (lossless) to 51")
+        if self.denoising_steps is not None and (
+            not self.denoising_steps
+            or list(self.denoising_steps) != sorted(set(self.denoising_steps), reverse=True)
+            or not 0 < self.denoising_steps[-1] <= self.denoising_steps[0] <= 1000
+        ):
+            raise ValueError(f"denoising_steps {list(self.denoising_steps)}: choose falling numbers from 1000 to 1")
+
+
+def load(
+    schema: type[Schema],
+    path: str | Path | None = None,
+    dotlist: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Schema:
+    """The settings of `schema` (a dataclass): its defaults, then a YAML file, then `key=value` words, then `flags` as they are.
+
+    Raises ValueError, in one line that names the setting, for an unknown key, a wrong type or a missing value.
+    """
+    where = str(path)
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if path is not None:
+        layers.append((where, _beside(schema, _read_yaml(Path(path)), Path(path).parent)))
+    for word in dotlist:
+        key, equals, _ = word.partition("=")
+        if not key or not equals:
+            raise ValueError(f"{word!r} is not a setting; write key=value (and quote what contains spaces)")
+        try:
+            layers.append(("the command line", OmegaConf.to_container(OmegaConf.from_dotlist([word]))))  # type: ignore[arg-type]
+        except yaml.YAMLError as error:
+            raise ValueError(f"{word!r} cannot be read as key=value: {_one_line(error)}") from error
+    escaped = {key: value.replace("${", r"\${") if isinstance(value, str) else value for key, value in (flags or {}).items()}
+    layers.append(("the command line", escaped))
+
+    merged = OmegaConf.structured(schema)
+    for source, layer in layers:
+        for key in _keys(layer, schema):
+            _check_key(key, schema, source)
+        for key, value in layer.items():
+            try:
+                merged = OmegaConf.merge(merged, {key: value})
+            except OmegaConfBaseException as error:
+                problem = _one_line(error) if error.full_key else f"{value} has the wrong type"
+                raise ValueError(f"{source}: setting {error.full_key or key}: {problem}") from error
+    try:
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ValueError(f"setting {error.full_key}: {_one_line(error)}") from error
+
+
+def given(path: str | Path | None, dotlist: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Names of the settings that a YAML file gives and that `key=value` words give."""
+    return set(_read_yaml(Path(path)) if path is not None else ()), {word.partition("=")[0] for word in dotlist}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        others = difflib.get_close_matches(path.name, sorted(item.name for item in path.parent.glob("*.yaml")), 3, 0.3)
+        raise ValueError(f"no configuration at {path}" + (f"; in {path.parent} there is {', '.join(others)}" if others else ""))
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path} is not a YAML file of settings: {_one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a YAML file of settings: it holds a list")
+    return content  # type: ignore[return-value]
+
+
+def _beside(schema: Any, content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    files = {field.name for field in dataclasses.fields(schema) if field.metadata.get("beside")}
+    return {key: str(folder / value) if key in files and isinstance(value, str) else value for key, value in content.items()}
+
+
+def _nested(schema: Any) -> dict[str, Any]:
+    """The settings of a schema; those that are schemas themselves with theirs."""
+    defaults = OmegaConf.structured(schema)
+    return {key: OmegaConf.get_type(defaults, key) for key in defaults}
+
+
+def _keys(layer: Mapping[str, Any], schema: Any, prefix: str = "") -> Iterator[str]:
+    """Names of the settings in a layer, dotted where schemas are nested."""
+    for key, value in layer.items():
+        kind = _nested(schema).get(key)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(kind):
+            yield from _keys(value, kind, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _valid(schema: Any, prefix: str = "") -> list[str]:
+    names = []
+    for key, kind in _nested(schema).items():
+        names += [f"{prefix}{key}", *(_valid(kind, f"{prefix}{key}.") if dataclasses.is_dataclass(kind) else ())]
+    return names
+
+
+def _check_key(key: str, schema: Any, source: str) -> None:
+    valid = _valid(schema)
+    if key in valid:
+        return
+    nearest = difflib.get_close_matches(key, valid, 1, 0.0)
+    raise ValueError(f"{source}: there is no setting {key!r}; did you mean {nearest[0]!r}?")
+
+
+def _one_line(error: Exception) -> str:
+    """What an error says, without the lines that OmegaConf and YAML add about themselves."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return str(error).splitlines()[0]
