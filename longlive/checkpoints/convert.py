@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 State = dict[str, Tensor]
-Table = Mapping[str, str]
+Table = dict[str, str]
 
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 PREFIXES = ("model.", "base_model.model.", "diffusion_model.")
@@ -77,20 +77,22 @@ WAN_CONFIG = (
 )  # fmt: skip
 
 
+def clean_name(name: str) -> str:
+    """`name` without the traces of FSDP, checkpointing, compiling, adapters and wrappers: the name the network itself uses."""
+    for infix in WRAPPERS:
+        name = name.replace(infix, "")
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name.replace(".base_layer.", ".")
+
+
 def clean_names(state: Mapping[str, Tensor]) -> State:
-    """`state` without the traces of FSDP, checkpointing, compiling, adapters and wrappers: the names the network itself uses."""
+    """`state` under its clean names. Raises ValueError when two weights would share one."""
     cleaned = {}
     for name, tensor in state.items():
-        new = name
-        for infix in WRAPPERS:
-            new = new.replace(infix, "")
-        for prefix in PREFIXES:
-            new = new.removeprefix(prefix)
-        new = new.replace(".base_layer.", ".")
+        new = clean_name(name)
         if new in cleaned:
-            raise ValueError(
-                f"two weights are both {new!r} once wrappers are taken off ({name!r} is one); keep only one of them in the file"
-            )
+            raise ValueError(f"two weights are both {new!r} once wrappers are taken off, {name!r} is one; the file may hold only one")
         cleaned[new] = tensor
     return cleaned
 
@@ -316,7 +318,10 @@ def text_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def vae_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Arguments of `diffusers.AutoencoderKLWan` for a VAE under its original names; Wan 2.1's mean and deviation of latents are its defaults."""
+    """Arguments of `diffusers.AutoencoderKLWan` for a VAE under its original names.
+
+    The mean and deviation of latents are not in the weights; Wan 2.1's are the defaults.
+    """
     base = state["encoder.conv1.weight"].shape[0]
     num_down = _count(state, r"encoder\.downsamples\.(\d+)\.")
     resamples = [index for index in range(num_down) if f"encoder.downsamples.{index}.resample.1.weight" in state]

@@ -19,9 +19,12 @@ import ftfy
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from longlive.types import Text
+
+Tokens = Int[Tensor, "B L"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ def clean(prompt: str) -> str:
 
 
 @torch.no_grad()
-def embed(encoder: UMT5EncoderModel, ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"]) -> Text:
+def embed(encoder: UMT5EncoderModel, ids: Tokens, mask: Tokens) -> Text:
     """Hidden states of tokens `ids`; where `mask` is 0 nothing is attended to and the result is 0."""
     hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     return hidden.masked_fill(mask[..., None] == 0, 0)
@@ -80,7 +83,7 @@ class TextEncoder:
         """Deliver embeddings to `device` in `dtype` from now on; a resident encoder moves there, its own dtype stays."""
         if device is not None:
             self.device = torch.device(device)
-            self.encoder.to(self.device if self.mode == "resident" else "cpu")
+            Module.to(self.encoder, self.device if self.mode == "resident" else "cpu")
         if dtype is not None:
             self.dtype = dtype
         return self
@@ -112,7 +115,7 @@ class TextEncoder:
             return []
         tokens = [self._tokens(prompt) for prompt in prompts]
         home = [parameter.data for parameter in self.encoder.parameters()]
-        self.encoder.to(self.device)
+        Module.to(self.encoder, self.device)
         try:
             return [embed(self.encoder, ids, torch.ones_like(ids))[0].cpu() for ids in (t.to(self.device) for t in tokens)]
         finally:
@@ -120,7 +123,7 @@ class TextEncoder:
                 for parameter, data in zip(self.encoder.parameters(), home):
                     parameter.data = data
 
-    def _tokens(self, prompt: str) -> Int[Tensor, "1 L"]:
+    def _tokens(self, prompt: str) -> Tokens:
         ids = self.tokenizer(prompt, verbose=False).input_ids
         if len(ids) > self.text_len:
             kept = self.tokenizer(prompt, truncation=True, max_length=self.text_len, return_offsets_mapping=True)

@@ -1,0 +1,343 @@
+"""Weights on disk: read whatever people have, say what it is, refuse what does not fit, write shards.
+
+Files are mapped, not read: a weight costs memory when it is used, and files that could run code are refused. Names are translated by
+`checkpoints.convert`. Knows nothing about the networks except the shapes it is handed, so it builds only those that other libraries own
+(the VAE of diffusers, the text encoder of transformers).
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import AutoencoderKLWan
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from longlive.checkpoints import convert
+from longlive.checkpoints.convert import State, some
+
+GENERATORS = ("generator", "generator_ema", "model")
+RELEASED = ("models/longlive_base.pt", "longlive_base.pt", "checkpoints/self_forcing_dmd.pt", "self_forcing_dmd.pt", "ode_init.pt")
+WEIGHTS = {".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
+
+
+class Kind(str, Enum):
+    """What a set of weights is, told from its names; the value is how to say it."""
+
+    WAN = "a Wan transformer (original names)"
+    WAN_DIFFUSERS = "a Wan transformer (diffusers' names)"
+    LORA = "a LoRA"
+    VAE = "a Wan VAE (original names)"
+    VAE_DIFFUSERS = "a Wan VAE (diffusers' names)"
+    TEXT = "a T5 text encoder (original names)"
+    TEXT_TRANSFORMERS = "a T5 text encoder (transformers' names)"
+    CHECKPOINT = "a checkpoint of several parts"
+    UNKNOWN = "nothing known here"
+
+
+MARKS = {
+    Kind.WAN: "blocks.0.self_attn.q.weight",
+    Kind.WAN_DIFFUSERS: "blocks.0.attn1.to_q.weight",
+    Kind.VAE: "decoder.middle.0.residual.0.gamma",
+    Kind.VAE_DIFFUSERS: "decoder.mid_block.resnets.0.norm1.gamma",
+    Kind.TEXT: "blocks.0.attn.q.weight",
+    Kind.TEXT_TRANSFORMERS: "encoder.block.0.layer.0.SelfAttention.q.weight",
+}
+
+
+class Transformer(NamedTuple):
+    """Weights under original Wan names, and the constructor arguments that were beside them (None where the file has none)."""
+
+    state: State
+    config: dict[str, Any] | None
+
+
+def identify(state: Mapping[str, Any]) -> Kind:
+    """What `state` is: one network's weights, or a checkpoint whose values are such mappings."""
+    if any(isinstance(value, Mapping) for value in state.values()):
+        return Kind.CHECKPOINT
+    if any(".lora_A." in name or ".lora_B." in name for name in state):
+        return Kind.LORA
+    names = {convert.clean_name(name) for name in state}
+    return next((kind for kind, mark in MARKS.items() if mark in names), Kind.UNKNOWN)
+
+
+def describe(state: Mapping[str, Any]) -> str:
+    """`identify` in words, with sizes: "a LoRA (original names): 600 tensors, 350.2 million numbers, float32"."""
+    kind = identify(state)
+    if kind is Kind.CHECKPOINT:
+        return f"{kind.value}: {', '.join(name for name, value in state.items() if isinstance(value, Mapping))}"
+    tensors = [value for value in state.values() if isinstance(value, Tensor)]
+    dtypes = "/".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
+    names = f" ({some(list(state), 3)})" if kind is Kind.UNKNOWN else ""
+    return f"{kind.value}{names}: {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors) / 1e6:.1f} million numbers, {dtypes}"
+
+
+def check_fit(expected: Mapping[str, torch.Size | tuple[int, ...]], state: Mapping[str, Tensor], *, what: str = "the model") -> None:
+    """Raises ValueError unless `state` has exactly the names and shapes of `expected`: what is missing, unexpected, of another shape,
+    and what the weights look like instead."""
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    shapes = [
+        f"{name} is {list(state[name].shape)} instead of {list(expected[name])}"
+        for name in expected
+        if name in state and tuple(state[name].shape) != tuple(expected[name])
+    ]
+    wrong = [
+        f"{len(names)} {words} ({some(names, 3)})"
+        for names, words in ((missing, "missing"), (unexpected, "unexpected"), (shapes, "of another shape"))
+        if names
+    ]
+    if wrong:
+        raise ValueError(f"the weights do not fit {what}: {'; '.join(wrong)}. They look like {describe(state)}")
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], *, what: str, dtype: torch.dtype | None = None) -> None:
+    """Make `state` the weights of `model`, which may have been built on the meta device: nothing is copied, save to cast to `dtype`.
+
+    Raises ValueError as `check_fit` does.
+    """
+    check_fit({name: tensor.shape for name, tensor in model.state_dict().items()}, state, what=what)
+    cast = dtype is not None
+    model.load_state_dict(
+        {name: tensor.to(dtype) if cast and tensor.is_floating_point() else tensor for name, tensor in state.items()}, assign=True
+    )
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What is in a `.safetensors`, an index of shards, a `.pt` or `.pth` file, or a folder that holds one of them; memory-mapped.
+
+    Raises FileNotFoundError when there is none, ValueError when the file is damaged or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _weights_file(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found{_advice(path)}")
+    if path.name.endswith(".index.json"):
+        shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        return {name: tensor for shard in shards for name, tensor in read(path.parent / shard).items()}
+    if path.suffix not in WEIGHTS:
+        raise ValueError(f"{path} is no weights file; known are {', '.join(sorted(WEIGHTS))}")
+    with path.open("rb") as file:
+        if file.read(19) == b"version https://git":
+            raise ValueError(f"{path} is only a Git LFS pointer: the weights were not downloaded{_advice(path)}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} holds more than tensors, or is no weights file: refused, since reading it could run code") from error
+    except (RuntimeError, EOFError, SafetensorError) as error:
+        raise ValueError(f"{path} is damaged or incomplete ({path.stat().st_size:,} bytes); download it again") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not named weights")
+    return dict(state)
+
+
+def load_transformer(path: str | Path, *, which: str | None = None) -> Transformer:
+    """A Wan transformer from any layout, under original names: a folder of original Wan, of diffusers (or its `transformer/`), of
+    LongLive or of our own `save_pretrained`; `longlive_base.pt`, `self_forcing_dmd.pt`, `ode_init.pt`; a bare file.
+
+    `which` names the part of a checkpoint (`generator`, `generator_ema`, `critic`, …; None: the first of generator, generator_ema,
+    model). Raises ValueError when the file is something else, or has no such part.
+    """
+    path = Path(path)
+    if path.is_dir():
+        released = [path / name for name in RELEASED if (path / name).is_file()]
+        if (path / "transformer").is_dir():
+            path = path / "transformer"
+        elif released and not (path / "config.json").is_file():
+            path = released[0]
+    state = _part(read(path), which, path)
+    kind = identify(state)
+    if kind is Kind.WAN:
+        state = convert.clean_names(state)
+    elif kind is Kind.WAN_DIFFUSERS:
+        state = convert.transformer_to_wan(convert.clean_names(state))
+    else:
+        advice = "; it goes on top of a transformer (--lora, lora_pt=)" if kind is Kind.LORA else ""
+        raise ValueError(f"{path} holds no Wan transformer but {describe(state)}{advice}")
+    config_file = (path if path.is_dir() else path.parent) / "config.json"
+    beside = config_file.is_file() and (path.is_dir() or path.name.startswith("diffusion_pytorch_model"))
+    return Transformer(state, convert.config_to_wan(json.loads(config_file.read_text())) if beside else None)
+
+
+def load_lora(path: str | Path, *, which: str = "generator_lora") -> State:
+    """A LoRA from `lora.pt` (or the part `which` of a checkpoint), a bare file or a peft folder, under the names of `lora.pt`.
+
+    Its alpha is its rank, unless the caller knows better; a peft folder's own alpha is multiplied into `lora_B`. Raises ValueError when the
+    file holds no LoRA.
+    """
+    path = Path(path)
+    state = read(path)
+    if identify(state) is Kind.CHECKPOINT:
+        if not isinstance(state.get(which), Mapping):
+            raise ValueError(f"{path} has no LoRA {which!r}; it is {describe(state)}")
+        state = dict(state[which])
+    if identify(state) is not Kind.LORA:
+        raise ValueError(f"{path} holds no LoRA but {describe(state)}")
+    state = convert.lora_to_longlive(state)
+    config_file = path / "adapter_config.json"
+    if config_file.is_file():
+        scale = json.loads(config_file.read_text())["lora_alpha"] / convert.lora_rank(state)
+        state = {name: tensor * scale if ".lora_B." in name and scale != 1 else tensor for name, tensor in state.items()}
+    return state
+
+
+def load_vae(folder: str | Path, *, dtype: torch.dtype | None = None) -> AutoencoderKLWan:
+    """The VAE from a folder of original Wan (`Wan2.1_VAE.pth`) or of diffusers (`vae/`); `dtype` None keeps that of the file."""
+    folder = Path(folder)
+    config_file = folder / "vae" / "config.json"
+    if config_file.is_file():
+        config = {key: value for key, value in json.loads(config_file.read_text()).items() if not key.startswith("_")}
+        state = read(config_file.parent)
+    else:
+        state = read(_one(folder, "Wan2.1_VAE.pth", "vae/"))
+        if identify(state) is not Kind.VAE:
+            raise ValueError(f"{folder / 'Wan2.1_VAE.pth'} holds no Wan VAE but {describe(state)}")
+        config = convert.vae_config(state)
+        state = convert.vae_to_diffusers(state)
+    with torch.device("meta"):
+        vae = AutoencoderKLWan(**config)
+    fill(vae, state, what=f"the VAE in {folder}", dtype=dtype)
+    return vae.eval()
+
+
+def load_text_encoder(folder: str | Path, *, dtype: torch.dtype | None = None) -> tuple[UMT5EncoderModel, PreTrainedTokenizerBase]:
+    """The text encoder and its tokenizer from a folder of original Wan (`models_t5_*.pth`, `google/umt5-xxl/`) or of diffusers
+    (`text_encoder/`, `tokenizer/`); `dtype` None keeps that of the file."""
+    folder = Path(folder)
+    if (folder / "text_encoder" / "config.json").is_file():
+        config = UMT5Config.from_pretrained(folder / "text_encoder")
+        state = convert.untied(read(folder / "text_encoder"))
+        tokenizer = load_tokenizer(folder / "tokenizer")
+    else:
+        file = _one(folder, "models_t5_*.pth", "text_encoder/")
+        state = read(file)
+        if identify(state) is not Kind.TEXT:
+            raise ValueError(f"{file} holds no T5 text encoder but {describe(state)}")
+        config = UMT5Config(**convert.text_config(state))
+        state = convert.text_to_transformers(state)
+        tokenizer = load_tokenizer(folder / "google" / "umt5-xxl")
+    with torch.device("meta"):
+        encoder = UMT5EncoderModel(config)
+    # Two modules share the token embedding: it is in the file once, and has to be tied again where it was assigned.
+    fill(encoder, state | {"encoder.embed_tokens.weight": state["shared.weight"]}, what=f"the text encoder in {folder}", dtype=dtype)
+    encoder.encoder.embed_tokens.weight = encoder.shared.weight
+    return encoder.eval(), tokenizer
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`. A `tokenizer.json` is followed to the letter; transformers 5 would build its idea of a T5 tokenizer
+    from it instead, with other rules for white space and Unicode than those Wan was trained with."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} not found{_advice(folder)}")
+    if not (folder / "tokenizer.json").is_file():
+        return AutoTokenizer.from_pretrained(folder)
+    config_file = folder / "tokenizer_config.json"
+    config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    tokens = {key: config[key] for key in ("pad_token", "eos_token", "unk_token") if config.get(key)}
+    tokens = {key: token["content"] if isinstance(token, dict) else token for key, token in tokens.items()}
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **tokens)
+
+
+def write_safetensors(
+    state: Mapping[str, Tensor],
+    folder: str | Path,
+    *,
+    name: str = "diffusion_pytorch_model",
+    config: Mapping[str, Any] | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """`folder/name.safetensors`, or shards and their index, with `config.json` beside it. All or nothing: a broken run leaves no files.
+
+    Raises OSError when the disk has no room, before anything is written.
+    """
+    folder = Path(folder)
+    _make_room(folder, state)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as part:
+        tensors = {key: tensor.contiguous() for key, tensor in state.items()}
+        save_torch_state_dict(tensors, part, filename_pattern=name + "{suffix}.safetensors", max_shard_size=max_shard_size)
+        if config is not None:
+            (Path(part) / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
+        for file in Path(part).iterdir():
+            file.replace(folder / file.name)
+
+
+def write_pt(parts: Mapping[str, Any], path: str | Path) -> None:
+    """`parts` (weights, or named mappings of weights) as a `.pt` file, all or nothing. Raises OSError when the disk has no room."""
+    path = Path(path)
+    tensors = {f"{part}.{name}": tensor for part, value in parts.items() if isinstance(value, Mapping) for name, tensor in value.items()}
+    _make_room(path.parent, tensors | {name: value for name, value in parts.items() if isinstance(value, Tensor)})
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as part:
+        torch.save(dict(parts), Path(part) / path.name)
+        (Path(part) / path.name).replace(path)
+
+
+def _part(state: dict[str, Any], which: str | None, path: Path) -> State:
+    parts = [name for name, value in state.items() if isinstance(value, Mapping)]
+    if not parts:
+        if which not in (None, "generator"):
+            raise ValueError(f"{path} has no part {which!r}; it is {describe(state)}")
+        return state
+    chosen = which or next((name for name in GENERATORS if name in parts), None)
+    if chosen not in parts:
+        advice = "; a LoRA goes on top of a transformer (--lora, lora_pt=)" if "generator_lora" in parts else ""
+        raise ValueError(f"{path} has no {which or 'generator'!r}; it holds {', '.join(parts)}{advice}")
+    return dict(state[chosen])
+
+
+def _weights_file(folder: Path) -> Path:
+    """The one index, or else the one weights file, in `folder`."""
+    for pattern in ("*.safetensors.index.json", "*.safetensors", "*.pt", "*.bin"):
+        files = sorted(folder.glob(pattern))
+        if len(files) > 1:
+            raise ValueError(
+                f"{folder} has {len(files)} weights files ({some([file.name for file in files])}) and no index; name one of them"
+            )
+        if files:
+            return files[0]
+    raise FileNotFoundError(f"no weights in {folder}{_advice(folder)}")
+
+
+def _one(folder: Path, pattern: str, other: str) -> Path:
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise FileNotFoundError(f"neither {pattern} nor {other} in {folder}{_advice(folder / pattern)}")
+    return files[0]
+
+
+def _advice(path: Path) -> str:
+    """How to get what is missing at `path`, as the end of a sentence."""
+    words = "/".join(path.parts[-3:]).lower()
+    if "longlive" in words or path.name == "lora.pt":
+        folder = path.parent.parent if path.suffix else path
+        return f"; download it with: hf download Efficient-Large-Model/LongLive-1.3B --local-dir {folder}"
+    if "self_forcing" in words or path.name == "ode_init.pt":
+        return f"; download it with: hf download gdhe17/Self-Forcing {path.name} --local-dir {path.parent}"
+    for name in ("google", "transformer", "vae", "text_encoder", "tokenizer"):
+        if name in path.parts:
+            path = Path(*path.parts[: path.parts.index(name)])
+    folder = path.parent if path.suffix else path
+    return f"; download it with: hf download Wan-AI/Wan2.1-T2V-1.3B{'-Diffusers' if 'diffusers' in words else ''} --local-dir {folder}"
+
+
+def _make_room(folder: Path, state: Mapping[str, Tensor]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(tensor.nbytes for tensor in state.values()), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f"{needed / 1e9:.1f} GB are to be written to {folder}, where {free / 1e9:.1f} GB are free")
