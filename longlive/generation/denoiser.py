@@ -1,0 +1,47 @@
+"""Network to clean latent: the only place that converts velocity, noise and clean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from longlive.models.wan import WanTransformer
+from longlive.ops import flow as flows
+from longlive.types import KVView, Latents, Levels, Text, TextKV
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network makes of noisy latents at `t`: three ways to say the same velocity."""
+
+    noisy: Latents
+    flow: Latents
+    t: Levels
+
+    @property
+    def clean(self) -> Latents:
+        """x0 = x_t - sigma flow."""
+        return flows.clean_from_flow(self.flow, self.noisy, self.t)
+
+    @property
+    def noise(self) -> Latents:
+        """x_t + (1 - sigma) flow."""
+        return flows.noise_from_flow(self.flow, self.noisy, self.t)
+
+
+class Denoiser:
+    """A `WanTransformer` asked for clean latents instead of velocities."""
+
+    def __init__(self, network: WanTransformer) -> None:
+        self.network = network
+
+    def __call__(self, noisy: Latents, t: float | Levels, text: Text | TextKV, view: KVView | None = None) -> Prediction:
+        """Predict at timestep `t` (0 to 1000): one number for all frames, or `[B, F]`."""
+        if not isinstance(t, torch.Tensor):
+            t = torch.full(noisy.shape[:2], t, dtype=torch.float32, device=noisy.device)
+        return Prediction(noisy, self.network(noisy, t, text, view), t)
+
+    def read_only(self, clean: Latents, t: float, text: Text | TextKV, view: KVView) -> None:
+        """Pass clean latents through the network for the keys and values they leave in `view`; the output is of no use."""
+        self.network(clean, torch.full(clean.shape[:2], t, dtype=torch.float32, device=clean.device), text, view)

@@ -1,0 +1,90 @@
+"""Follows cues and yields latents block by block, for ever if asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from longlive.generation.cues import Cue, Cues
+from longlive.generation.rollout import Rollout
+from longlive.types import Latents, TextKV
+
+
+@dataclass
+class Seconds:
+    """Wall seconds that one block took, by part."""
+
+    text: float = 0.0
+    switch: float = 0.0
+    denoise: float = 0.0
+    remember: float = 0.0
+    decode: float = 0.0
+
+    @property
+    def network(self) -> float:
+        """All that the diffusion transformer did: recache, denoising, the clean pass."""
+        return self.switch + self.denoise + self.remember
+
+
+@dataclass(frozen=True)
+class Made:
+    """One block of a video: clean latents `[B, K, C, H, W]`, their frames, the cue in force and whether it began here."""
+
+    latents: Latents
+    frames: range
+    cue: Cue
+    switched: bool
+    seconds: Seconds = field(default_factory=Seconds)
+
+
+def stream(
+    rollout: Rollout,
+    cues: Cues,
+    *,
+    read: Callable[[str], TextKV],
+    noise: Callable[[range], Latents],
+    block: int,
+    num_frames: int | None = None,
+    keep_sink: bool = True,
+    now: Callable[[], float] = time.perf_counter,
+) -> Iterator[Made]:
+    """Make a video of `num_frames` (None: endless), `block` frames at a time, from `rollout.end` on.
+
+    Args:
+        read: text keys and values of a prompt.
+        noise: the Gaussian latents of the given frames.
+        keep_sink: what a cue that does not say does with the sink.
+        now: the clock, which on a GPU must wait for the device.
+
+    Raises:
+        ValueError: when `num_frames` is no multiple of `block`, or no prompt is there at the start.
+    """
+    if num_frames is not None and (num_frames <= 0 or num_frames % block):
+        raise ValueError(f"{num_frames} frames cannot be cut into blocks of {block}; choose a multiple")
+    cue: Cue | None = None
+    text: TextKV | None = None
+    after = -1
+    while num_frames is None or rollout.end < num_frames:
+        start = rollout.end
+        seconds, clock = Seconds(), now()
+        new = cues.due(after, start)
+        if new is not None:
+            text = read(new.prompt)
+            seconds.text = now() - clock
+            clock = now()
+            rollout.switch(text, keep_sink=keep_sink if new.keep_sink is None else new.keep_sink)
+            seconds.switch = now() - clock
+            cue = new
+        if cue is None or text is None:
+            raise ValueError("there is no prompt for the first block")
+        clock = now()
+        frames = range(start, start + block)
+        clean = rollout.block(noise(frames), text)
+        seconds.denoise = now() - clock
+        made = Made(clean, frames, cue, new is not None, seconds)
+        clock = now()
+        rollout.remember(clean, text)
+        seconds.remember = now() - clock
+        after = start
+        yield made

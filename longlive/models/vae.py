@@ -1,0 +1,128 @@
+"""The Wan autoencoder, block by block: diffusers' `AutoencoderKLWan` with its convolution caches carried by the caller.
+
+The network is causal in time, so a video decoded a few latent frames at a time, with the last inputs of every temporal
+convolution kept, equals the video decoded at once. diffusers' own `decode` forgets those inputs on every call and clamps
+before the caller can take a gradient; the two classes here do neither. Knows nothing of blocks, prompts or files.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
+from torch import Tensor
+
+from longlive.types import Images, Latents
+
+# What a causal convolution needs of the past: nothing yet, "Rep" (diffusers' mark for "one frame seen, nothing kept"), or its last inputs.
+ConvCache = list[Tensor | str | None]
+
+
+def latent_statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-channel mean and standard deviation of the latents, `[C, 1, 1, 1]`, on the device and in the dtype of `like`."""
+    mean, std = (torch.tensor(values, device=like.device, dtype=like.dtype) for values in (vae.config.latents_mean, vae.config.latents_std))
+    return mean[:, None, None, None], std[:, None, None, None]
+
+
+def _detached(cache: ConvCache) -> ConvCache:
+    return [entry.detach() if isinstance(entry, Tensor) else entry for entry in cache]
+
+
+class _Stream:
+    """A position in a video and what its convolutions remember of the frames before."""
+
+    def __init__(self, vae: AutoencoderKLWan, network: torch.nn.Module) -> None:
+        self.vae = vae
+        self._network = network
+        self._num_convolutions = sum(isinstance(module, WanCausalConv3d) for module in network.modules())
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new video."""
+        self.cache: ConvCache = [None] * self._num_convolutions
+        self.num_frames = 0  # latent frames passed so far
+
+    def detach(self) -> None:
+        """Cut the gradient to the frames before: truncated back-propagation through time."""
+        self.cache = _detached(self.cache)
+
+    def _run(self, x: Tensor, **kwargs: bool) -> Tensor:
+        return self._network(x, feat_cache=self.cache, feat_idx=[0], **kwargs)
+
+
+class StreamDecoder(_Stream):
+    """Decodes latents a few frames at a time: the first frame of a video gives 1 image, every other one 4.
+
+    >>> decoder = StreamDecoder(vae)
+    >>> images = torch.cat([decoder.decode(block) for block in latents.split(3, dim=1)], dim=2)  # = decoded at once
+    """
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        super().__init__(vae, vae.decoder)
+
+    def decode(self, latents: Latents, *, clamp: bool = True) -> Images:
+        """The next images `[B, 3, T, H, W]` in [-1, 1] of latents `[B, F, C, h, w]` (normalised, as the DiT makes them).
+
+        `clamp=False` leaves values outside [-1, 1] as they are, so that a loss has a gradient there.
+        """
+        dtype = self.vae.post_quant_conv.weight.dtype
+        z = latents.transpose(1, 2).to(dtype)
+        mean, std = latent_statistics(self.vae, z)
+        z = self.vae.post_quant_conv(z * std + mean)
+        parts = []
+        if self.num_frames == 0:
+            parts.append(self._run(z[:, :, :1], first_chunk=True))
+            z = z[:, :, 1:]
+        if z.shape[2] > 0:
+            parts.append(self._run(z))
+        self.num_frames += latents.shape[1]
+        images = torch.cat(parts, dim=2)
+        if self.vae.config.patch_size is not None:
+            images = unpatchify(images, patch_size=self.vae.config.patch_size)
+        return images.clamp(-1, 1) if clamp else images
+
+
+class StreamEncoder(_Stream):
+    """Encodes a video a few images at a time: 1 image first, multiples of 4 after that."""
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        super().__init__(vae, vae.encoder)
+
+    def encode(self, images: Images) -> Latents:
+        """The next latents `[B, F, C, h, w]` of images `[B, 3, T, H, W]` in [-1, 1]: mean of the posterior, normalised.
+
+        Raises:
+            ValueError: when T is not 1 + 4 n at the start of a video, or 4 n after it.
+        """
+        mean, _ = self.posterior(images).chunk(2, dim=1)
+        offset, scale = latent_statistics(self.vae, mean)
+        return ((mean - offset) / scale).transpose(1, 2)
+
+    def posterior(self, images: Images) -> Tensor:
+        """Mean and log-variance `[B, 2 C, F, h, w]` before normalisation."""
+        first = 1 if self.num_frames == 0 else 0
+        if images.shape[2] < first or (images.shape[2] - first) % 4:
+            raise ValueError(f"{images.shape[2]} images cannot be encoded here; give {'1 + 4 n' if first else '4 n'} of them")
+        x = images.to(self.vae.quant_conv.weight.dtype)
+        if self.vae.config.patch_size is not None:
+            x = patchify(x, patch_size=self.vae.config.patch_size)
+        parts = [self._run(x[:, :, :1])] if first else []
+        if x.shape[2] > first:
+            parts.append(self._run(x[:, :, first:]))
+        encoded = self.vae.quant_conv(torch.cat(parts, dim=2))
+        self.num_frames += encoded.shape[2]
+        return encoded
+
+
+def encode_video(vae: AutoencoderKLWan, images: Images, *, images_per_call: int = 16) -> Latents:
+    """All latents of a whole video `[B, 3, T, H, W]`, T = 1 + 4 n, with memory that does not grow with T."""
+    encoder = StreamEncoder(vae)
+    first, rest = images[:, :, :1], images[:, :, 1:]
+    pieces = [encoder.encode(first), *(encoder.encode(part) for part in rest.split(images_per_call, dim=2) if part.shape[2])]
+    return torch.cat(pieces, dim=1)
+
+
+def decode_video(vae: AutoencoderKLWan, latents: Latents, *, frames_per_call: int = 3) -> Images:
+    """All images of a whole video's latents `[B, F, C, h, w]`, with memory that grows only by the images."""
+    decoder = StreamDecoder(vae)
+    return torch.cat([decoder.decode(part) for part in latents.split(frames_per_call, dim=1)], dim=2)

@@ -1,0 +1,213 @@
+"""The Wan2.1 diffusion transformer: student, teacher and critic in one module.
+
+What does a block look like, given what it may see? Every latent frame has its own timestep; self-attention sees whatever
+its `KVView` shows it (nothing but itself without one: bidirectional). Module names are those of the original Wan
+checkpoints. Knows nothing of windows, sinks, eviction or prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from longlive.ops import attention
+from longlive.ops.rope import Rotation, rotate, rotation
+from longlive.types import Heads, KVView, Latents, Levels, Text, TextKV
+
+Tokens = Float[Tensor, "B N M"]  # M = A D, the model's width
+Modulation = Float[Tensor, "B F n M"]
+
+
+def sinusoid(t: Levels, width: int) -> Float[Tensor, "B F width"]:
+    """Sinusoidal embedding of timesteps, cosines first; float64 (t is not rounded on its way in)."""
+    half = width // 2
+    angles = t.double()[..., None] * 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=t.device) / half)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def modulate(x: Tokens, shift: Float[Tensor, "B F M"], scale: Float[Tensor, "B F M"], eps: float) -> Tokens:
+    """Layer norm without weights, then (1 + scale) x + shift with each frame's own values, in float32."""
+    normed = rearrange(F.layer_norm(x.float(), x.shape[-1:], eps=eps), "B (F n) M -> B F n M", F=shift.shape[1])
+    return rearrange(normed * (1 + scale[:, :, None]) + shift[:, :, None], "B F n M -> B (F n) M").to(x.dtype)
+
+
+def add_gated(x: Tokens, y: Tokens, gate: Float[Tensor, "B F M"]) -> Tokens:
+    """x + gate y with each frame's own gate, in float32."""
+    frames = gate.shape[1]
+    gated = rearrange(y.float(), "B (F n) M -> B F n M", F=frames) * gate[:, :, None]
+    return (x.float() + rearrange(gated, "B F n M -> B (F n) M")).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Projections and q/k RMS-norm over all heads together; what is attended to is the caller's affair."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = nn.RMSNorm(dim, eps=eps), nn.RMSNorm(dim, eps=eps)
+
+    def queries(self, x: Tokens) -> Heads:
+        return self._split(self.norm_q(self.q(x)))
+
+    def keys_values(self, x: Tokens) -> tuple[Heads, Heads]:
+        return self._split(self.norm_k(self.k(x))), self._split(self.v(x))
+
+    def merge(self, heads: Heads) -> Tokens:
+        return self.o(heads.flatten(2))
+
+    def _split(self, x: Tokens) -> Heads:
+        return x.unflatten(-1, (self.num_heads, -1))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention, feed-forward; modulated by time through shift, scale and gate."""
+
+    def __init__(self, dim: int, ffn_dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.self_attn = Attention(dim, num_heads, eps)
+        self.norm3 = nn.LayerNorm(dim, eps=eps)
+        self.cross_attn = Attention(dim, num_heads, eps)
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(
+        self,
+        x: Tokens,
+        time: Modulation,
+        text_k: Heads,
+        text_v: Heads,
+        turn: Rotation,
+        attend: attention.Attend,
+        layer: int,
+        view: KVView | None,
+    ) -> Tokens:
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float()[:, None] + time).unbind(2)
+        h = modulate(x, shift1, scale1, self.eps)
+        q = rotate(self.self_attn.queries(h), turn)
+        k, v = self.self_attn.keys_values(h)
+        k = rotate(k, turn)
+        mask = None
+        if view is not None:
+            k, v = view.extend(layer, k, v)
+            mask = view.mask
+        x = add_gated(x, self.self_attn.merge(attend(q, k, v, mask)), gate1)
+        q = self.cross_attn.queries(self.norm3(x))
+        x = x + self.cross_attn.merge(attend(q, text_k, text_v, None))
+        return add_gated(x, self.ffn(modulate(x, shift2, scale2, self.eps)), gate2)
+
+
+class Head(nn.Module):
+    """Modulated norm and projection to the numbers of a patch."""
+
+    def __init__(self, dim: int, out_features: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.head = nn.Linear(dim, out_features)
+        self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+
+    def forward(self, x: Tokens, time: Float[Tensor, "B F M"]) -> Float[Tensor, "B N P"]:
+        shift, scale = (self.modulation.float()[:, None] + time[:, :, None]).unbind(2)
+        return self.head(modulate(x, shift, scale, self.eps))
+
+
+class WanTransformer(ModelMixin, ConfigMixin):
+    """Velocity (flow) of noisy latents, `Wan2.1` (arXiv 2503.20314) with one timestep a frame and a view of the past.
+
+    Args:
+        patch_size: latent frames, rows and columns of a token; the first must be 1.
+        text_len: positions the cross-attention sees, all of them, unmasked; shorter texts are padded with zeros.
+        freq_dim: width of the sinusoidal time embedding.
+        rope_theta: base of the rotary frequencies; 10000 in every released model.
+    """
+
+    _supports_gradient_checkpointing = False
+    _no_split_modules = ["Block"]
+    _keep_in_fp32_modules: list[str] = []
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        model_type: str = "t2v",
+        patch_size: Sequence[int] = (1, 2, 2),
+        text_len: int = 512,
+        in_dim: int = 16,
+        dim: int = 1536,
+        ffn_dim: int = 8960,
+        freq_dim: int = 256,
+        text_dim: int = 4096,
+        out_dim: int = 16,
+        num_heads: int = 12,
+        num_layers: int = 30,
+        eps: float = 1e-6,
+        rope_theta: float = 10000.0,
+    ) -> None:
+        super().__init__()
+        if model_type != "t2v":
+            raise ValueError(f"model_type {model_type!r} is not supported; this is the text-to-video transformer ('t2v')")
+        if patch_size[0] != 1:
+            raise ValueError(f"patch_size {tuple(patch_size)} spans {patch_size[0]} frames; only 1 is possible with a timestep a frame")
+        if dim % num_heads or dim // num_heads % 2:
+            raise ValueError(f"dim {dim} cannot be cut into {num_heads} heads of even width; choose a multiple of {2 * num_heads}")
+        patch_area = patch_size[1] * patch_size[2]
+        self.patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=tuple(patch_size), stride=tuple(patch_size))
+        self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(dim, ffn_dim, num_heads, eps) for _ in range(num_layers))
+        self.head = Head(dim, patch_area * out_dim, eps)
+        self._backend = "auto"
+        self._attend: attention.Attend | None = None
+
+    def use_attention(self, backend: str) -> None:
+        """Choose the attention backend by name: auto, fa3, fa2, cudnn, sdpa. Raises ValueError when it cannot run here."""
+        self._attend = attention.choose(backend, self.device, self.dtype)
+        self._backend = backend
+
+    def read(self, text: Text) -> TextKV:
+        """Keys and values of a prompt for every layer: computed once a prompt, valid until the weights change."""
+        _, length, width = text.shape
+        if length > self.config.text_len or width != self.config.text_dim:
+            raise ValueError(f"text embeddings are {length} x {width}; this model reads at most {self.config.text_len} x {self.config.text_dim}")
+        text = F.pad(text.to(self.dtype), (0, 0, 0, self.config.text_len - length))
+        embedded = self.text_embedding(text)
+        keys, values = zip(*(block.cross_attn.keys_values(embedded) for block in self.blocks), strict=True)
+        return TextKV(keys, values)
+
+    def forward(self, x: Latents, t: Levels, text: Text | TextKV, view: KVView | None = None) -> Latents:
+        """Velocity of latents at noise levels `t` (0 to 1000, floating point) under a text.
+
+        Raises:
+            ValueError: when the latents' height or width is no multiple of the patch.
+        """
+        batch, num_frames, _, height, width = x.shape
+        _, rows, columns = self.config.patch_size
+        if height % rows or width % columns:
+            raise ValueError(f"latents of {height} x {width} cannot be cut into patches of {rows} x {columns}")
+        frames = range(num_frames) if view is None else view.frames
+        turn = rotation(frames, height // rows, width // columns, self._head_dim, theta=self.config.rope_theta, device=x.device)
+        prompt = text if isinstance(text, TextKV) else self.read(text)
+        if self._attend is None:
+            self.use_attention(self._backend)
+        assert self._attend is not None
+
+        tokens = rearrange(self.patch_embedding(x.to(self.dtype).transpose(1, 2)), "B M F h w -> B (F h w) M")
+        time = self.time_embedding(sinusoid(t, self.config.freq_dim).to(self.dtype))
+        modulation = self.time_projection(time).float().unflatten(-1, (6, -1))
+        for layer, block in enumerate(self.blocks):
+            tokens = block(tokens, modulation, prompt.keys[layer], prompt.values[layer], turn, self._attend, layer, view)
+        out = self.head(tokens, time.float())
+        return rearrange(out, "B (F h w) (p q C) -> B F C (h p) (w q)", F=num_frames, h=height // rows, p=rows, q=columns).to(x.dtype)
+
+    @property
+    def _head_dim(self) -> int:
+        return self.config.dim // self.config.num_heads

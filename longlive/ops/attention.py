@@ -1,0 +1,90 @@
+"""Attention behind one signature: FlashAttention 3, FlashAttention 2, cuDNN, or torch's own choice.
+
+Chosen by name or automatically; the choice is logged once. Nothing of CUDA is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from longlive.types import Heads, Mask, Seen
+
+log = logging.getLogger(__name__)
+
+Attend = Callable[[Heads, Seen, Seen, "Mask | None"], Heads]
+"""(q [B, N, A, D], k [B, K, A, D], v, mask [N, K] of what may be seen, or None for everything) -> [B, N, A, D]"""
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask).transpose(1, 2)
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    if mask is not None:
+        return _sdpa(q, k, v, mask)
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return _sdpa(q, k, v)
+
+
+def _fa2(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    if mask is not None:
+        return _sdpa(q, k, v, mask)
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(q, k, v)
+
+
+def _fa3(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    if mask is not None:
+        return _sdpa(q, k, v, mask)
+    from flash_attn_interface import flash_attn_func
+
+    out = flash_attn_func(q, k, v)
+    return out[0] if isinstance(out, tuple) else out  # older releases also return the log-sum-exp
+
+
+BACKENDS: dict[str, Attend] = {"sdpa": _sdpa, "cudnn": _cudnn, "fa2": _fa2, "fa3": _fa3}
+_MODULES = {"fa2": "flash_attn", "fa3": "flash_attn_interface"}
+
+
+def _usable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """None when the backend can run here, else the reason why not."""
+    if name == "sdpa":
+        return None
+    if device.type != "cuda":
+        return f"it needs a CUDA device, this is {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"it needs bfloat16 or float16, this is {dtype}"
+    major = torch.cuda.get_device_capability(device)[0]
+    if name == "cudnn":
+        return None if major >= 9 and torch.backends.cudnn.is_available() else "it pays from compute capability 9.0 on, with cuDNN"
+    if name == "fa3" and major != 9:
+        return "FlashAttention 3 is for Hopper (compute capability 9.x)"
+    if importlib.util.find_spec(_MODULES[name]) is None:
+        return f"module {_MODULES[name]!r} is not installed"
+    return None
+
+
+def choose(name: str, device: torch.device, dtype: torch.dtype) -> Attend:
+    """The backend called `name` ("fa3", "fa2", "cudnn", "sdpa"), or with "auto" the fastest that runs on this device and dtype.
+
+    torch's own default order prefers FlashAttention 2 on Hopper, which is slower there than FlashAttention 3 and cuDNN.
+
+    Raises:
+        ValueError: for an unknown name, or a backend that cannot run here (with the reason).
+    """
+    if name == "auto":
+        name = next(candidate for candidate in ("fa3", "cudnn", "fa2", "sdpa") if _usable(candidate, device, dtype) is None)
+    elif name not in BACKENDS:
+        raise ValueError(f"attention backend {name!r} is unknown; choose auto, {', '.join(BACKENDS)}")
+    elif reason := _usable(name, device, dtype):
+        raise ValueError(f"attention backend {name!r} cannot be used: {reason}; choose auto")
+    log.info("attention backend: %s", name)
+    return BACKENDS[name]

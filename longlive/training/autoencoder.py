@@ -1,0 +1,157 @@
+"""Train the miniature's `AutoencoderKLWan` the way it is used: long videos in chunks, convolution caches carried over.
+
+A causal convolutional autoencoder trained on short clips falls apart a few frames past their length, because later
+frames see a history that training never showed. So a batch of endless videos runs through encoder and decoder chunk by
+chunk; caches are detached between chunks (truncated back-propagation) and reset at random.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from PIL import Image
+from torch import Tensor
+
+from longlive.miniature import oracle
+from longlive.miniature.world import ATTRIBUTES, LATTICE, MOTIONS, SIZE, SPEED, Captioned, Identity, all_captioned, draw_identity, held_out, render
+from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video
+from longlive.training.optimizer import MatrixOptimizer
+from longlive.training.trainer import one_cycle
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 `[B, T, 3, Y, X]` -> `[B, 3, T, Y, X]` in [-1, 1]."""
+    return images.transpose(1, 2).float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """`[B, 3, T, Y, X]` in [-1, 1] -> uint8 `[B, T, 3, Y, X]`."""
+    return ((images.transpose(1, 2).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+class EndlessVideos:
+    """A batch of scenes that run on; now and then one attribute of a scene changes, as a prompt switch would change it."""
+
+    def __init__(self, batch: int, generator: torch.Generator, *, change: float = 0.2) -> None:
+        self.batch, self.generator, self.change = batch, generator, change
+        self.scenes: list[tuple[Captioned, Identity]] = []
+        self._everything = all_captioned()
+        self.restart()
+
+    def restart(self) -> None:
+        """New scenes."""
+        picks = torch.randint(len(self._everything), (self.batch,), generator=self.generator).tolist()
+        self.scenes = [(self._everything[i], draw_identity(self.generator)) for i in picks]
+
+    def next(self, num_images: int) -> Tensor:
+        """The next images of every scene, uint8 `[B, T, 3, Y, X]`."""
+        captions, identities = zip(*self.scenes, strict=True)
+        images = render(captions, identities, num_images)
+        self.scenes = [self._after(c, i, num_images) for c, i in self.scenes]
+        return images
+
+    def _after(self, caption: Captioned, identity: Identity, num_images: int) -> tuple[Captioned, Identity]:
+        dx, dy = MOTIONS[caption.motion]
+        x, y = (identity.x + SPEED * dx * num_images) % SIZE, (identity.y + SPEED * dy * num_images) % SIZE
+        moved = Identity(identity.radius, x // LATTICE * LATTICE, y // LATTICE * LATTICE, identity.light)
+        if float(torch.rand((), generator=self.generator)) >= self.change:
+            return caption, moved
+        names = list(ATTRIBUTES)
+        name = names[int(torch.randint(len(names), (), generator=self.generator))]
+        values = [value for value in ATTRIBUTES[name] if value != getattr(caption, name)]
+        return caption.with_one_change(name, values[int(torch.randint(len(values), (), generator=self.generator))]), moved
+
+
+def reconstruction_loss(decoded: Tensor, images: Tensor, *, subject_weight: float) -> Tensor:
+    """Mean absolute plus squared error, pixels that differ from their image's background weighed more: a small subject must not be lost."""
+    ground = images.flatten(3).median(dim=-1).values[..., None, None]
+    weight = 1 + (subject_weight - 1) * ((images - ground).abs().amax(1, keepdim=True) > 0.1).float()
+    error = decoded - images
+    return (weight * (error.abs() + error.square())).mean() / weight.mean()
+
+
+class AutoencoderStage:
+    """Reconstruction with a light pull of the posterior to a unit Gaussian."""
+
+    def __init__(
+        self, vae: AutoencoderKLWan, *, batch: int, steps: int, lr: float, seed: int, kl_weight: float, subject_weight: float, reset: float,
+        stream_from: int, images_per_chunk: int
+    ) -> None:
+        self.vae, self.steps, self.lr = vae, steps, lr
+        self.kl_weight, self.subject_weight, self.reset = kl_weight, subject_weight, reset
+        self.stream_from, self.images_per_chunk = stream_from, images_per_chunk
+        self.optimizer = MatrixOptimizer(vae, lr=lr)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.videos = EndlessVideos(batch, self.generator)
+        self.encoder, self.decoder = StreamEncoder(vae), StreamDecoder(vae)
+
+    def step(self, number: int) -> dict[str, float]:
+        chance = max(self.reset, 1 - number / self.stream_from)  # short clips first: many scenes a step; then ever longer videos
+        if self.encoder.num_frames and float(torch.rand((), generator=self.generator)) < chance:
+            self.encoder.reset()
+            self.decoder.reset()
+            self.videos.restart()
+        first = self.encoder.num_frames == 0
+        images = to_float(self.videos.next(self.images_per_chunk + (1 if first else 0)))
+        mean, log_variance = self.encoder.posterior(images).chunk(2, dim=1)
+        log_variance = log_variance.clamp(-20, 10)
+        z = mean + torch.exp(0.5 * log_variance) * torch.randn(mean.shape, generator=self.generator)
+        decoded = self.decoder.decode(z.transpose(1, 2), clamp=False)
+        loss = reconstruction_loss(decoded, images, subject_weight=self.subject_weight)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        self.optimizer.zero_grad()
+        (loss + self.kl_weight * kl).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
+        self.optimizer.step(one_cycle(number, self.steps))
+        self.encoder.detach()
+        self.decoder.detach()
+        return {"autoencoder/loss": loss.item(), "autoencoder/kl": kl.item(), "autoencoder/grad_norm": norm.item()}
+
+    @torch.no_grad()
+    def validate(self, folder: Path, number: int) -> dict[str, float]:
+        """Oracle on reconstructions of 16 held-out scenes of 97 images, and a sheet of originals above reconstructions."""
+        generator = torch.Generator().manual_seed(1)
+        captions = held_out(16)
+        original = render(captions, [draw_identity(generator) for _ in captions], 97)
+        decoded = to_uint8(decode_video(self.vae, encode_video(self.vae, to_float(original))))
+        rows = [torch.cat(list(v[i, ::16].unbind(0)), dim=-1) for i in range(8) for v in (original, decoded)]
+        Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(folder / f"autoencoder_{number:06d}.png")
+        correct = oracle.read(decoded).correct(captions)
+        psnr = -10 * torch.log10((original.float() - decoded.float()).square().mean() / 255**2)
+        return {f"oracle/{k}": v.float().mean().item() for k, v in correct.items()} | {"psnr": psnr.item()}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "vae": self.vae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "scenes": self.videos.scenes,
+            "encoder": (self.encoder.num_frames, self.encoder.cache),
+            "decoder": (self.decoder.num_frames, self.decoder.cache),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.vae.load_state_dict(state["vae"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.videos.scenes = state["scenes"]
+        self.encoder.num_frames, self.encoder.cache = state["encoder"]
+        self.decoder.num_frames, self.decoder.cache = state["decoder"]
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> None:
+        """Measure the latents' mean and scale per channel over long videos, put them into the configuration, save."""
+        generator = torch.Generator().manual_seed(2)
+        picks = torch.randperm(len(all_captioned()), generator=generator)[:64].tolist()
+        captions = [all_captioned()[i] for i in picks]
+        latents = encode_video(self.vae, to_float(render(captions, [draw_identity(generator) for _ in captions], 49)))
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.vae.config.latents_mean, self.vae.config.latents_std))
+        raw = latents * std + mean
+        deviation = raw.std((0, 1, 3, 4))
+        # The square root of the deviation: faint channels stay fainter than strong ones instead of being blown up to noise of unit size.
+        scale = (deviation * deviation.mean()).sqrt()
+        self.vae.register_to_config(latents_mean=raw.mean((0, 1, 3, 4)).tolist(), latents_std=scale.tolist())
+        self.vae.save_pretrained(folder)

@@ -1,0 +1,59 @@
+"""Optimisers for pre-training the miniature: Muon on matrices, AdamW on everything else.
+
+Muon (Jordan et al. 2024) orthogonalises the momentum of a matrix; here it needs a third to a quarter of AdamW's steps.
+The paper's own stages keep AdamW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class MatrixOptimizer:
+    """`torch.optim.Muon` on hidden weights of two or more dimensions (convolutions as `[out, in * kernel]`), AdamW on the rest.
+
+    `lr` is Muon's, scaled to match AdamW's update size; AdamW runs at `lr * adamw_ratio`. `hidden(name)` says which
+    parameters are hidden matrices; by default all of them but embeddings, first and last layers should be left out by the caller.
+    """
+
+    def __init__(
+        self, module: nn.Module, *, lr: float, adamw_ratio: float = 0.5, weight_decay: float = 0.0, hidden: Callable[[str], bool] = lambda name: True
+    ) -> None:
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        self._matrices = [p for name, p in named if p.squeeze().ndim >= 2 and hidden(name)]
+        rest = [p for name, p in named if not (p.squeeze().ndim >= 2 and hidden(name))]
+        self._flat = [nn.Parameter(p.detach().view(p.shape[0], -1)) for p in self._matrices]  # shares storage
+        self.lr = lr
+        self.muon = torch.optim.Muon(self._flat, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(rest, lr=lr * adamw_ratio, betas=(0.9, 0.99), weight_decay=0.0)
+        self._adamw_ratio = adamw_ratio
+
+    def zero_grad(self) -> None:
+        for p in self._matrices:
+            p.grad = None
+        self.adamw.zero_grad()
+
+    def step(self, factor: float) -> None:
+        """One update at `factor` times the learning rate."""
+        for flat, p in zip(self._flat, self._matrices, strict=True):
+            flat.grad = None if p.grad is None else p.grad.view_as(flat)
+        for optimizer, lr in ((self.muon, self.lr), (self.adamw, self.lr * self._adamw_ratio)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.adamw.load_state_dict(state["adamw"])
+
+
+def global_norm(tensors: list[Tensor]) -> Tensor:
+    """Root of the sum of squares over all tensors."""
+    return torch.stack([t.square().sum() for t in tensors]).sum().sqrt()
