@@ -197,22 +197,20 @@ def load_lora(path: str | Path, *, which: str = "generator_lora") -> State:
     return state
 
 
-def load_vae(folder: str | Path, *, dtype: torch.dtype | None = None) -> AutoencoderKLWan:
-    """The VAE from a folder of original Wan (`Wan2.1_VAE.pth`) or of diffusers (`vae/`); `dtype` None keeps that of the file."""
-    folder = Path(folder)
-    config_file = folder / "vae" / "config.json"
-    if config_file.is_file():
-        config = {key: value for key, value in json.loads(config_file.read_text()).items() if not key.startswith("_")}
-        state = read(config_file.parent)
+def load_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> AutoencoderKLWan:
+    """The VAE from a folder of original Wan (`Wan2.1_VAE.pth`) or of diffusers (`vae/`), or from a file; `dtype` None keeps the file's."""
+    path = _component(Path(path), "vae", "Wan2.1_VAE.pth")
+    state = read(path)
+    kind = identify(state)
+    if kind not in (Kind.VAE, Kind.VAE_DIFFUSERS):
+        raise ValueError(f"{path} holds no Wan VAE but {describe(state)}")
+    if path.is_dir():
+        config = json.loads((path / "config.json").read_text())
     else:
-        state = read(_one(folder, "Wan2.1_VAE.pth", "vae/"))
-        if identify(state) is not Kind.VAE:
-            raise ValueError(f"{folder / 'Wan2.1_VAE.pth'} holds no Wan VAE but {describe(state)}")
-        config = convert.vae_config(state)
-        state = convert.vae_to_diffusers(state)
+        config = convert.vae_config(convert.vae_to_wan(state) if kind is Kind.VAE_DIFFUSERS else state)
     with torch.device("meta"):
-        vae = AutoencoderKLWan(**config)
-    fill(vae, state, what=f"the VAE in {folder}", dtype=dtype)
+        vae = AutoencoderKLWan.from_config(config)
+    fill(vae, convert.vae_to_diffusers(state) if kind is Kind.VAE else state, what=f"the VAE in {path}", dtype=dtype)
     return vae.eval()
 
 
@@ -220,24 +218,31 @@ def load_text_encoder(folder: str | Path, *, dtype: torch.dtype | None = None) -
     """The text encoder and its tokenizer from a folder of original Wan (`models_t5_*.pth`, `google/umt5-xxl/`) or of diffusers
     (`text_encoder/`, `tokenizer/`); `dtype` None keeps that of the file."""
     folder = Path(folder)
-    if (folder / "text_encoder" / "config.json").is_file():
-        config = UMT5Config.from_pretrained(folder / "text_encoder")
-        state = convert.untied(read(folder / "text_encoder"))
-        tokenizer = load_tokenizer(folder / "tokenizer")
-    else:
-        file = _one(folder, "models_t5_*.pth", "text_encoder/")
-        state = read(file)
-        if identify(state) is not Kind.TEXT:
-            raise ValueError(f"{file} holds no T5 text encoder but {describe(state)}")
-        config = UMT5Config(**convert.text_config(state))
-        state = convert.text_to_transformers(state)
-        tokenizer = load_tokenizer(folder / "google" / "umt5-xxl")
+    return load_text_model(folder, dtype=dtype), load_tokenizer(tokenizer_folder(folder))
+
+
+def load_text_model(path: str | Path, *, dtype: torch.dtype | None = None) -> UMT5EncoderModel:
+    """The text encoder alone, from a folder as for `load_text_encoder` or from a file."""
+    path = _component(Path(path), "text_encoder", "models_t5_*.pth")
+    state = read(path)
+    kind = identify(state)
+    if kind not in (Kind.TEXT, Kind.TEXT_TRANSFORMERS):
+        raise ValueError(f"{path} holds no T5 text encoder but {describe(state)}")
+    original = state if kind is Kind.TEXT else convert.text_to_wan(state)
+    config = UMT5Config.from_pretrained(path) if path.is_dir() else UMT5Config(**convert.text_config(original))
     with torch.device("meta"):
         encoder = UMT5EncoderModel(config)
     # Two modules share the token embedding: it is in the file once, and has to be tied again where it was assigned.
-    fill(encoder, state | {"encoder.embed_tokens.weight": state["shared.weight"]}, what=f"the text encoder in {folder}", dtype=dtype)
+    state = convert.text_to_transformers(original)
+    fill(encoder, state | {"encoder.embed_tokens.weight": state["shared.weight"]}, what=f"the text encoder in {path}", dtype=dtype)
     encoder.encoder.embed_tokens.weight = encoder.shared.weight
-    return encoder.eval(), tokenizer
+    return encoder.eval()
+
+
+def tokenizer_folder(folder: str | Path) -> Path:
+    """Where the tokenizer lies in a folder of original Wan or of diffusers."""
+    original = Path(folder) / "google" / "umt5-xxl"
+    return original if original.is_dir() else Path(folder) / "tokenizer"
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -314,10 +319,15 @@ def _weights_file(folder: Path) -> Path:
     raise FileNotFoundError(f"no weights in {folder}{_advice(folder)}")
 
 
-def _one(folder: Path, pattern: str, other: str) -> Path:
-    files = sorted(folder.glob(pattern))
+def _component(path: Path, name: str, original: str) -> Path:
+    """The file or diffusers folder of a component, when `path` is the folder that holds it."""
+    if not path.is_dir() or (path.name == name and (path / "config.json").is_file()):
+        return path
+    if (path / name / "config.json").is_file():
+        return path / name
+    files = sorted(path.glob(original))
     if not files:
-        raise FileNotFoundError(f"neither {pattern} nor {other} in {folder}{_advice(folder / pattern)}")
+        raise FileNotFoundError(f"neither {original} nor {name}/ in {path}{_advice(path / original)}")
     return files[0]
 
 

@@ -14,12 +14,12 @@ from longlive.checkpoints import convert, store
 from longlive.models.text import TextEncoder, clean, embed
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-WORDS = "a red cat walks slowly over the green hill while it rains and then sun comes out again to shine".split()
+SENTENCE = "a red cat walks slowly over the green hill while it rains and then sun comes out again to shine"
 
 
 def word_tokenizer() -> Tokenizer:
     """One token a word, `</s>` at the end: the vocabulary of the golden encoder has 64 entries."""
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *dict.fromkeys(WORDS)])}
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *dict.fromkeys(SENTENCE.split())])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
