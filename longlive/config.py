@@ -126,11 +126,6 @@ def load(
         raise ValueError(f"setting {error.full_key}: {_one_line(error)}") from error
 
 
-def given(path: str | Path | None, dotlist: Sequence[str]) -> tuple[set[str], set[str]]:
-    """Names of the settings that a YAML file gives and that `key=value` words give."""
-    return set(_read_yaml(Path(path)) if path is not None else ()), {word.partition("=")[0] for word in dotlist}
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         others = difflib.get_close_matches(path.name, sorted(item.name for item in path.parent.glob("*.yaml")), 3, 0.3)

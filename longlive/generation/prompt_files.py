@@ -1,0 +1,116 @@
+"""Files of prompts become scripts: the prompts of each video, and where they follow each other. Knows nothing about models."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from longlive.generation.cues import PromptSchedule
+
+
+@dataclass(frozen=True)
+class Script:
+    """The prompts of one video, and from which latent frames on or for how many seconds each of them."""
+
+    where: str
+    prompts: tuple[str, ...]
+    switch_frames: tuple[int, ...] | None = None
+    durations: tuple[float, ...] | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the video is, when the script says so."""
+        return sum(self.durations) if self.durations else None
+
+    def schedule(self, *, block: int, fps: float, keep_sink: bool = True) -> PromptSchedule:
+        """The plan that a model with this block and rate follows. Raises ValueError when a prompt has no place in it."""
+        if self.durations is None:
+            return PromptSchedule.at_frames(self.prompts, self.switch_frames or (), keep_sink=keep_sink)
+        cues = PromptSchedule.from_seconds(zip(self.prompts, self.durations), block=block, fps=fps).cues
+        return PromptSchedule(tuple(replace(cue, keep_sink=keep_sink) for cue in cues))
+
+
+def read_scripts(path: str | Path, *, switch_frames: Sequence[int] | None = None, one_video: bool = False) -> list[Script]:
+    """The scripts of a file: .txt, one prompt a line, each a video (with `one_video` all of them one), or .jsonl, one video a line:
+
+    `{"prompts": ["…", "…"], "switch_frame_indices": [40]}` or `{"prompts": [{"text": "…", "seconds": 10}, …]}`.
+
+    `switch_frames` is for those that do not say where prompts follow each other. Raises ValueError with file and line.
+    """
+    path = Path(path)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise ValueError(f"{path}: prompts come from .txt (one a line) or .jsonl files")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no file {path} with prompts") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    lines = [(f"{path}, line {number}", line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} holds no prompt")
+    if path.suffix == ".jsonl":
+        return [_read_line(where, line, switch_frames) for where, line in lines]
+    if one_video:
+        return [_checked(str(path), [line for _, line in lines], switch_frames)]
+    return [_checked(where, [line], None) for where, line in lines]
+
+
+def _read_line(where: str, line: str, switch_frames: Sequence[int] | None) -> Script:
+    try:
+        content = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+    _only(where, content, {"prompts": True, "switch_frame_indices": False})
+    prompts = content["prompts"]
+    if not isinstance(prompts, list) or not prompts:
+        raise ValueError(f"{where}: prompts is a list of at least one prompt; this is {json.dumps(prompts)[:60]}")
+    if all(isinstance(prompt, str) for prompt in prompts):
+        return _checked(where, prompts, content.get("switch_frame_indices", switch_frames))
+    for prompt in prompts:
+        _only(where, prompt, {"text": True, "seconds": True})
+        seconds = prompt["seconds"]
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
+            raise ValueError(f"{where}: seconds {json.dumps(seconds)} is not a length of time above 0")
+    if "switch_frame_indices" in content:
+        raise ValueError(f"{where}: both seconds and switch_frame_indices; choose one")
+    script = _checked(where, [prompt["text"] for prompt in prompts], range(1, len(prompts)))
+    return Script(where, script.prompts, durations=tuple(float(prompt["seconds"]) for prompt in prompts))
+
+
+def _only(where: str, content: Any, names: dict[str, bool]) -> None:
+    """Raises ValueError unless `content` is an object with these keys only, the required ones (True) among them."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: an object with {', '.join(names)} is wanted; this is {json.dumps(content)[:60]}")
+    for key in content:
+        if key not in names:
+            raise ValueError(f"{where}: unknown key {key!r}; did you mean {difflib.get_close_matches(key, names, 1, 0.0)[0]!r}?")
+    for name, required in names.items():
+        if required and name not in content:
+            raise ValueError(f"{where}: {name} is missing")
+
+
+def _checked(where: str, prompts: Sequence[Any], switch_frames: Any) -> Script:
+    for number, prompt in enumerate(prompts, 1):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"{where}: prompt {number} of {len(prompts)} is empty or no text: {json.dumps(prompt)[:60]}")
+    if len(prompts) == 1:
+        switch_frames = None
+    elif switch_frames is None:
+        raise ValueError(
+            f"{where}: {len(prompts)} prompts, but not where they follow each other; give {len(prompts) - 1} switch_frame_indices"
+        )
+    elif isinstance(switch_frames, str) or not all(type(frame) is int for frame in switch_frames):
+        raise ValueError(f"{where}: switch_frame_indices is a list of whole numbers; this is {switch_frames}")
+    elif len(switch_frames) != len(prompts) - 1:
+        raise ValueError(f"{where}: {len(prompts)} prompts need {len(prompts) - 1} switch_frame_indices; there are {len(switch_frames)}")
+    script = Script(where, tuple(prompts), None if switch_frames is None else tuple(switch_frames))
+    try:
+        script.schedule(block=1, fps=1)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return script

@@ -1,0 +1,80 @@
+"""A person types, a line is the next prompt. Knows nothing about models, or about what happens to the prompts."""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import os
+import select
+import threading
+from collections.abc import Iterator
+
+from longlive.generation.cues import PromptQueue
+
+log = logging.getLogger(__name__)
+
+
+class Typed:
+    """Puts the lines that come from a file descriptor into a `PromptQueue`, in a thread of its own while the `with` block lasts.
+
+    Reads without buffering and looks every 0.1 s whether the block is left, so that it never holds up the end of the program.
+    """
+
+    def __init__(self, descriptor: int, *, first: str | None = None, keep_sink: bool = True) -> None:
+        self._descriptor = descriptor
+        self._keep_sink = keep_sink
+        self._prompts = PromptQueue(first) if first is not None else None
+        self._last = first
+        self._some, self._ended, self._stop = threading.Event(), threading.Event(), threading.Event()
+        if first is not None:
+            self._some.set()
+        self._thread = threading.Thread(target=self._read, name="prompts", daemon=True)
+
+    def __enter__(self) -> Typed:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def wait(self) -> PromptQueue:
+        """The prompts, once there is one. Raises ValueError when the input ends without."""
+        while not self._some.wait(0.1):
+            if self._ended.is_set() and not self._some.is_set():
+                raise ValueError("no prompt came from the terminal; type one, or give --prompt or --prompts")
+        assert self._prompts is not None
+        return self._prompts
+
+    def ended_with(self, prompt: str) -> bool:
+        """Whether `prompt` is the last one: the input has ended and nothing came after it."""
+        return self._ended.is_set() and prompt == self._last
+
+    def _take(self, text: str) -> None:
+        self._last = text
+        if self._prompts is None:
+            self._prompts = PromptQueue(text)
+        else:
+            self._prompts.put(text, keep_sink=self._keep_sink)
+            log.info('from the next block on: "%s"', text)
+        self._some.set()
+
+    def _read(self) -> None:
+        try:
+            for line in self._lines():
+                if line.strip():
+                    self._take(line.strip())
+        finally:
+            self._ended.set()
+
+    def _lines(self) -> Iterator[str]:
+        decoder, rest = codecs.getincrementaldecoder("utf-8")("replace"), ""
+        while not self._stop.is_set():
+            if not select.select([self._descriptor], [], [], 0.1)[0]:
+                continue
+            data = os.read(self._descriptor, 65536)
+            *lines, rest = (rest + decoder.decode(data, final=not data)).split("\n")
+            yield from lines
+            if not data:
+                yield rest
+                return

@@ -1,0 +1,315 @@
+"""The two programs from command line to files, around a stand-in for the pipeline that costs nothing; and the bad-input list."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from longlive import video
+from longlive.config import InferenceConfig, load
+from longlive.generation import programs
+
+ROOT = Path(__file__).parents[2]
+
+
+class Seconds(NamedTuple):
+    denoise: float = 0.01
+    decode: float = 0.01
+    switch: float = 0.0
+    text: float = 0.0
+
+
+class StandIn:
+    """What the programs see of a pipeline. Images are a colour that the generator draws, one chunk a block of 3 frames."""
+
+    info = SimpleNamespace(height=32, width=32, fps=16, block=3, spatial_stride=16, window=12)
+    components: ClassVar[dict] = {}
+    pause = 0.0  # seconds a block takes
+    breaks_at: ClassVar[dict[int, BaseException]] = {}  # number of the block -> what happens instead
+
+    @classmethod
+    def from_pretrained(cls, *arguments, **settings):
+        return cls()
+
+    def to(self, device):
+        return self
+
+    def num_frames_for(self, seconds):
+        return -(-int(np.ceil((seconds * 16 + 3) / 4)) // 3) * 3
+
+    def num_images(self, frames):
+        return 4 * frames - 3
+
+    def memory_needed(self, num_frames, height, width, batch=1):
+        return 1000 * height * width
+
+    def session(self, prompts, *, num_frames, height, width, generator):
+        colour = torch.randint(256, (3,), generator=generator, dtype=torch.uint8)
+        number = 0
+        while num_frames is None or 3 * number < num_frames:
+            if number in self.breaks_at:
+                raise self.breaks_at[number]
+            if cue := prompts.due(3 * (number - 1) if number else -1, 3 * number):
+                prompt = cue.prompt
+            time.sleep(self.pause)
+            images = colour.expand(1, 12 - 3 * (number == 0), height, width, 3)
+            yield SimpleNamespace(images=images, frames=range(3 * number, 3 * number + 3), prompt=prompt, seconds=Seconds())
+            number += 1
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch):
+    """Another class for every test, so that a test may change it."""
+    pipeline = type("Changed", (StandIn,), {})
+    monkeypatch.setattr(programs, "LongLivePipeline", pipeline)
+    return pipeline
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch, caplog):
+    """Runs a program in an empty folder; returns its exit status and what it said."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv, interactive=False):
+        caplog.clear()
+        name = "interactive_inference.yaml" if interactive else "inference.yaml"
+        default = ROOT / "configs" / "miniature" / name
+        status = programs.main(list(argv), description="a test", default_config=default, interactive=interactive)
+        return status, caplog.text
+
+    return run
+
+
+def the_json(pattern="*"):
+    (path,) = Path("outputs").glob(f"{pattern}.json")
+    return json.loads(path.read_text())
+
+
+def test_a_video_with_all_that_belongs_to_it(program):
+    status, said = program("--prompt", "A red circle: ${moves}", "--seconds", "2", "--seed", "7", "device=cpu")
+    assert status == 0
+    assert "2.1 s = 9 latent frames in 3 blocks = 33 pixel frames, 32x32" in said
+    assert "GiB needed" in said and "images/s DiT only" in said and "first images after" in said and "peak memory" in said
+    stem = "outputs/000-a-red-circle-moves-seed7"
+    assert sorted(map(str, Path("outputs").iterdir())) == [f"{stem}{suffix}" for suffix in (".json", ".mp4", ".png")]
+    assert video.probe(f"{stem}.mp4") == (33, 256, 256, 16)
+    written = the_json()
+    assert written["complete"] is True and written["seed"] == 7 and written["images"] == 33
+    assert written["prompts"] == [{"image": 0, "seconds": 0.0, "prompt": "A red circle: ${moves}"}]
+    assert written["settings"]["seconds"] == 2.0 and written["versions"]["torch"] == torch.__version__
+    assert written["timings"]["denoise"] == pytest.approx(0.03) and written["timings"]["images_per_second_dit"] == pytest.approx(1100)
+    assert written["peak_memory_bytes"] > 0
+
+
+def test_finished_videos_are_skipped_and_others_made_again(program):
+    arguments = ("--prompt", "a", "--seconds", "1")
+    program(*arguments)
+    path = Path("outputs/000-a-seed0.mp4")
+    path.write_bytes(b"kept")
+    assert "is finished already" in program(*arguments)[1] and path.read_bytes() == b"kept"
+    assert "is finished already" not in program("--prompt", "a", "--seconds", "2")[1] and video.probe(path).images == 33
+    path.write_bytes(b"")
+    program("--prompt", "a", "--seconds", "2", "overwrite=true")
+    assert video.probe(path).images == 33
+
+
+def test_seeds_do_not_depend_on_the_number_of_ranks(program, monkeypatch):
+    Path("prompts.txt").write_text("one\n\ntwo\nthree\n")
+    arguments = ("--prompts", "prompts.txt", "--seconds", "1", "--num-samples", "2", "--seed", "5")
+    assert program(*arguments, "--output", "alone")[0] == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shares = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        before = set(Path("shared").glob("*")) if shares else set()
+        assert program(*arguments, "--output", "shared")[0] == 0
+        shares.append({path.name for path in set(Path("shared").glob("*")) - before})
+    alone = {path.name for path in Path("alone").iterdir()}
+    assert shares[0] | shares[1] == alone and not shares[0] & shares[1] and len(shares[0]) == len(shares[1]) == 9
+    assert {name for name in alone if name.endswith("mp4")} == {
+        f"00{prompt}-{word}-seed{5 + 10_000 * prompt + sample}.mp4"
+        for prompt, word in enumerate(("one", "two", "three"))
+        for sample in (0, 1)
+    }
+    for name in alone:
+        if name.endswith(".mp4"):
+            np.testing.assert_array_equal(video.read_video(f"alone/{name}"), video.read_video(f"shared/{name}"))
+
+
+def test_prompts_that_follow_each_other(program):
+    Path("a.jsonl").write_text(
+        '{"prompts": ["one", "two"], "switch_frame_indices": [4]}\n'
+        '{"prompts": [{"text": "three", "seconds": 1.5}, {"text": "four", "seconds": 0.5}]}\n'
+    )
+    assert program("--prompts", "a.jsonl", "seconds=null")[0] == 0
+    one, two = the_json("000*"), the_json("001*")
+    assert [entry["image"] for entry in one["prompts"]] == [0, 21]  # frame 4 lies in the second block: from frame 6 on
+    assert [entry["image"] for entry in two["prompts"]] == [0, 21] and one["images"] == 81 and two["images"] == 33
+    assert one["request"]["cues"][1] == {"frame": 4, "prompt": "two", "keep_sink": True}
+
+
+def test_lines_of_a_text_are_one_interactive_video(program):
+    Path("a.txt").write_text("one\ntwo\nthree")
+    arguments = ("--prompts", "a.txt", "--seconds", "3", "switch_frame_indices=[3,6]")
+    assert program(*arguments, interactive=True)[0] == 0
+    assert [entry["prompt"] for entry in the_json()["prompts"]] == ["one", "two", "three"]
+
+
+def lines(descriptor, *texts, pause=0.15):
+    for text in texts:
+        os.write(descriptor, text.encode())
+        time.sleep(pause)
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("seconds", [None, 10])
+def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
+    stand_in.pause = 0.05
+    read, write = os.pipe()
+    monkeypatch.setattr(programs.run, "__kwdefaults__", {**programs.run.__kwdefaults__, "terminal": read})
+    typist = threading.Thread(target=lines, args=(write, "one ci", "rcle\n\n", "twö\n", "three"))
+    typist.start()
+    status, said = program(*(("--seconds", str(seconds)) if seconds else ()), interactive=True)
+    typist.join()
+    assert status == 0 and 'from the next block on: "twö"' in said
+    written = the_json()
+    assert [entry["prompt"] for entry in written["prompts"]] == ["one circle", "twö", "three"]
+    assert written["complete"] and (not seconds or written["images"] == 165)
+    os.close(read)
+
+
+def test_nothing_typed(program, monkeypatch):
+    read, write = os.pipe()
+    os.close(write)
+    monkeypatch.setattr(programs.run, "__kwdefaults__", {**programs.run.__kwdefaults__, "terminal": read})
+    status, said = program(interactive=True)
+    assert status == 2 and "no prompt came from the terminal" in said
+
+
+@pytest.mark.parametrize(
+    ("interruption", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (FloatingPointError("latents are not finite at block 2, step 1"), 1, "block 2, step 1"),
+        (OSError(28, "No space left on device"), 1, "No space left"),
+        (torch.OutOfMemoryError("out of memory"), 1, "out of memory"),
+    ],
+)
+def test_what_interrupts_a_video_leaves_a_valid_one(program, stand_in, interruption, status, message):
+    stand_in.breaks_at = {2: interruption}
+    arguments = ("--prompt", "a", "--seconds", "3")
+    got, said = program(*arguments)
+    assert got == status and message in said and "holds the first 1.3 s" in said and "Traceback" not in said
+    written = the_json()
+    assert written["complete"] is False and type(interruption).__name__ in written["error"]
+    assert len(video.read_video("outputs/000-a-seed0.mp4")) == 21 == written["images"]
+    stand_in.breaks_at = {}
+    assert program(*arguments)[0] == 0 and the_json()["complete"] is True
+    assert video.probe("outputs/000-a-seed0.mp4").images == 57
+
+
+def test_an_interruption_before_the_first_image_leaves_nothing(program, stand_in):
+    stand_in.breaks_at = {0: KeyboardInterrupt()}
+    assert program("--prompt", "a")[0] == 130 and not list(Path("outputs").iterdir())
+
+
+TWO = '{"prompts": ["a", "b"], "switch_frame_indices": [%s]}'
+BAD = {
+    "unknown setting": (["sed=1"], "there is no setting 'sed'; did you mean 'seed'?"),
+    "wrong type": (["--seconds", "ten"], "setting seconds: Value 'ten'"),
+    "no such configuration": (["--config", "none.yaml"], "no configuration at none.yaml"),
+    "frames and block": (["--prompt", "a", "num_frames=10"], "10 cannot be cut into blocks of 3; choose a multiple, 9"),
+    "height": (["--prompt", "a", "height=40"], "height 40 is not divisible by 16; choose 32"),
+    "width": (["--prompt", "a", "width=8"], "width 8 is not divisible by 16; choose 16"),
+    "empty prompt": (["--prompt", " "], "the prompt is empty"),
+    "two lengths": (["seconds=1", "num_frames=3"], "choose one"),
+    "prompt and prompts": (["--prompt", "a", "--prompts", "b.txt"], "choose one"),
+    "no prompts file": (["--prompts", "none.txt"], "there is no file none.txt"),
+    "other kind of file": (["--prompts", "a.csv"], ".txt (one a line) or .jsonl"),
+    "no model": (["--model", "nowhere", "--prompt", "a"], "hf download Efficient-Large-Model/LongLive-1.3B --local-dir longlive_models"),
+    "no released weights": (["--config", str(ROOT / "configs/inference.yaml")], "wan_models/Wan2.1-T2V-1.3B is not there"),
+    "no prompt": (["prompts=null"], "no prompt"),
+    "device": (["device=tpu9"], "there is no device 'tpu9'"),
+    "unwritable": (["--output", "/dev/null/videos"], "cannot write to /dev/null/videos"),
+    "memory": (["--prompt", "a", "height=1600000", "width=1600000"], "GiB of memory needed on cpu"),
+    "disk": (["--prompt", "a", "--seconds", "1e12"], "GiB of disk needed"),
+}
+BAD_FILES = {
+    "empty file": ("a.txt", "\n\n", "a.txt holds no prompt"),
+    "not JSON": ("a.jsonl", TWO % 3 + '\n{"prompts": ["a",', "a.jsonl, line 2: not JSON"),
+    "a list": ("a.jsonl", '["a"]', "a.jsonl, line 1: an object with prompts"),
+    "unknown key": ("a.jsonl", '{"promts": ["a"]}', "line 1: unknown key 'promts'; did you mean 'prompts'?"),
+    "missing key": ("a.jsonl", "{}", "line 1: prompts is missing"),
+    "no list": ("a.jsonl", '{"prompts": "a"}', "prompts is a list"),
+    "empty prompt": ("a.jsonl", '{"prompts": ["a", " "], "switch_frame_indices": [3]}', "line 1: prompt 2 of 2 is empty"),
+    "no text": ("a.jsonl", '{"prompts": [{"text": 3, "seconds": 1}]}', "line 1: prompt 1 of 1 is empty or no text"),
+    "no seconds": ("a.jsonl", '{"prompts": [{"text": "a"}]}', "line 1: seconds is missing"),
+    "seconds": ("a.jsonl", '{"prompts": [{"text": "a", "seconds": -1}]}', "line 1: seconds -1 is not a length"),
+    "too few switches": ("a.jsonl", '{"prompts": ["a", "b", "c"], "switch_frame_indices": [3]}', "3 prompts need 2 switch_frame_indices"),
+    "no switches": ("a.jsonl", '{"prompts": ["a", "b"]}', "line 1: 2 prompts, but not where they follow"),
+    "switches are no numbers": ("a.jsonl", TWO % '"3"', "line 1: switch_frame_indices is a list of whole numbers"),
+    "switches out of order": ("a.jsonl", '{"prompts": ["a", "b", "c"], "switch_frame_indices": [6, 3]}', "line 1: "),
+    "switch at the start": ("a.jsonl", TWO % 0, "line 1: "),
+    "switch beyond the end": ("a.jsonl", TWO % 3 + "\n" + TWO % 300, "a.jsonl, line 2: "),
+    "not text": ("a.txt", b"\xff\xfe\x00", "cannot be read as UTF-8"),
+}
+
+
+def is_refused(status, said, message):
+    (record,) = [line for line in said.split("ERROR")[1:]]
+    assert status == 2 and message in record and "Traceback" not in said
+    assert len(record.strip().splitlines()) <= 3 and not list(Path("outputs").glob("*"))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_arguments(program, case):
+    arguments, message = BAD[case]
+    is_refused(*program(*arguments), message)
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files(program, case):
+    name, content, message = BAD_FILES[case]
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    is_refused(*program("--prompts", name, "seconds=5"), message)
+
+
+def test_unknown_flag(program, capsys):
+    with pytest.raises(SystemExit) as exit:
+        program("--sede", "1")
+    assert exit.value.code == 2 and "--sede" in capsys.readouterr().err
+
+
+def test_ranks_cannot_share_a_terminal(program, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    is_refused(*program(interactive=True), "2 ranks cannot read one terminal")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*inference.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_configurations_load(path):
+    config = load(InferenceConfig, path)
+    if config.prompts is not None:
+        assert Path(config.prompts).is_file()
+    if path.parent.name == "configs":
+        assert (config.height, config.width, config.window, config.sink) == (480, 832, 12, 3) and config.keep_sink
+        assert config.denoising_steps == (1000, 750, 500, 250) and config.timestep_shift == 5 and config.context_timestep == 0
+        assert config.relative_rope is ("infinite" in path.name)
+
+
+def test_command_line_takes_the_place_of_the_file():
+    parse = lambda *argv: programs.parse(argv, description="", default_config=ROOT / "configs/miniature/inference.yaml")  # noqa: E731
+    released = ("--config", str(ROOT / "configs/inference.yaml"))
+    assert parse().prompts.endswith("prompts.txt") and parse().model == "miniature" and parse().seconds == 10
+    assert parse("--prompt", "a").prompts is None and parse("prompt=a").prompt == "a"
+    assert parse("num_frames=3").seconds is None
+    assert parse("--model", "folder").prompts is None
+    assert parse(*released, "--seconds", "3").num_frames is None
+    assert parse(*released, "--model", "folder").checkpoint is None and parse(*released, "--model", "folder").window == 12
+    assert parse("height=64", "--seed", "3", "width=128") == parse("--seed", "3", "height=64", "width=128")

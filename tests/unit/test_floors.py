@@ -1,0 +1,58 @@
+"""Imports point down the floors of the tree only; siblings on a floor do not know each other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLOORS = (
+    {"types", "config"},
+    {"ops", "parallel", "video"},
+    {"models", "cache", "checkpoints"},
+    {"generation", "miniature"},
+    {"training", "serving", "evaluation"},
+)
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+FILES = sorted(path for path in (ROOT / "longlive").rglob("*.py") if path != ROOT / "longlive" / "__init__.py")
+
+
+def imported(source: str) -> set[str]:
+    """Parts of the package that a module imports anywhere, also inside functions: "ops", "models" …"""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written out in full"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("longlive.")}
+
+
+def climbs(part: str, source: str) -> list[str]:
+    """What a module of `part` imports although it may not: its own floor or above, itself excepted."""
+    return sorted(name for name in imported(source) - {part} if FLOOR.get(name, 99) >= FLOOR[part])
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT / "longlive").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    assert part_of(path) in FLOOR, f"{path} stands on no floor"
+    assert not climbs(part_of(path), path.read_text(encoding="utf-8"))
+
+
+def test_the_test_notices():
+    assert climbs("models", "from longlive.cache.ring import RingCache") == ["cache"]
+    assert climbs("ops", "def f():\n    import longlive.generation.pipeline") == ["generation"]
+    assert climbs("cache", "from longlive import generation") == ["generation"]
+    assert climbs("generation", "from longlive.generation.cues import Cue\nfrom longlive import video\nimport torch") == []
+    assert climbs("training", "from longlive.stranger import x") == ["stranger"]
+
+
+def test_no_drawer_for_everything():
+    assert not {"utils", "common", "misc", "helpers", "base", "manager"} & {
+        part for path in FILES for part in (*path.relative_to(ROOT).parts, path.stem)
+    }
