@@ -116,10 +116,7 @@ def plan(config: InferenceConfig, scripts: Sequence[Script], pipe: LongLivePipel
     jobs = []
     for index, script in enumerate(scripts):
         schedule = script.schedule(block=info.block, fps=info.fps, keep_sink=config.keep_sink)
-        num_frames = config.num_frames or pipe.num_frames_for(config.seconds or script.seconds or DEFAULT_SECONDS)
-        if num_frames % info.block:
-            nearest = max(info.block, round(num_frames / info.block) * info.block)
-            raise ValueError(f"num_frames {num_frames} cannot be cut into blocks of {info.block}; choose a multiple, {nearest} for example")
+        num_frames = length(config, pipe) or pipe.num_frames_for(script.seconds or DEFAULT_SECONDS)
         try:
             schedule.validate(num_frames)
         except ValueError as error:
@@ -129,6 +126,17 @@ def plan(config: InferenceConfig, scripts: Sequence[Script], pipe: LongLivePipel
             path = Path(config.output) / f"{recording.stem(index, script.prompts[0], seed)}.mp4"
             jobs.append(Job(seed, schedule, num_frames, path))
     return jobs
+
+
+def length(config: InferenceConfig, pipe: LongLivePipeline) -> int | None:
+    """Latent frames that the settings ask for; None when they do not say."""
+    if config.seconds is not None:
+        return pipe.num_frames_for(config.seconds)
+    block, num_frames = pipe.info.block, config.num_frames
+    if num_frames is not None and num_frames % block:
+        nearest = max(block, round(num_frames / block) * block)
+        raise ValueError(f"num_frames {num_frames} cannot be cut into blocks of {block}; choose a multiple, {nearest} for example")
+    return num_frames
 
 
 def size(config: InferenceConfig, pipe: LongLivePipeline) -> tuple[int, int]:
@@ -265,7 +273,7 @@ def make_planned(config: InferenceConfig, jobs: Sequence[Job], pipe: LongLivePip
 
 def make_typed(config: InferenceConfig, pipe: LongLivePipeline, device: torch.device, terminal: int) -> None:
     """Makes one video from what a person types: until its length is reached, or the input ends when it has none."""
-    wanted = pipe.num_frames_for(config.seconds) if config.seconds else config.num_frames
+    wanted = length(config, pipe)
     job = Job(config.seed, PromptSchedule.single("-"), wanted, Path(config.output) / f"typed-{time.strftime('%Y%m%d-%H%M%S')}.mp4")
     check_resources(config, [job], pipe, device)
     pipe.to(device)

@@ -5,6 +5,7 @@ Knows nothing about settings files, command lines or how a session makes images.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import re
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
@@ -102,7 +104,7 @@ def record(
         path.with_suffix(suffix).unlink(missing_ok=True)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    spent = dict.fromkeys(("denoise", "decode", "switch", "text", "write"), 0.0)
+    spent, network, write = Counter[str](), 0.0, 0.0
     prompts: list[tuple[int, str]] = []
     first, began = 0.0, time.perf_counter()
     complete, error = False, None
@@ -115,9 +117,9 @@ def record(
                     prompts.append((writer.num_images, chunk.prompt))
                 writing = time.perf_counter()
                 writer.write(chunk.images[0])
-                spent["write"] += time.perf_counter() - writing
-                for name, seconds in chunk.seconds._asdict().items():
-                    spent[name] += seconds
+                write += time.perf_counter() - writing
+                spent.update(dataclasses.asdict(chunk.seconds))
+                network += chunk.seconds.network
                 bar.set_postfix_str(f"{writer.num_images / fps:.1f} s of video", refresh=False)
                 bar.update()
                 if stop(chunk):
@@ -128,11 +130,11 @@ def record(
         raise
     finally:
         total = time.perf_counter() - began
-        network = spent["denoise"] + spent["switch"]
         timings = {
             "total": total,
             "first_images": first,
             **spent,
+            "write": write,
             "images_per_second": writer.num_images / total,
             "images_per_second_dit": writer.num_images / network if network else 0.0,
         }

@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,15 +15,9 @@ import torch
 from longlive import video
 from longlive.config import InferenceConfig, load
 from longlive.generation import programs
+from longlive.generation.stream import Seconds
 
 ROOT = Path(__file__).parents[2]
-
-
-class Seconds(NamedTuple):
-    denoise: float = 0.01
-    decode: float = 0.01
-    switch: float = 0.0
-    text: float = 0.0
 
 
 class StandIn:
@@ -60,7 +54,9 @@ class StandIn:
                 prompt = cue.prompt
             time.sleep(self.pause)
             images = colour.expand(1, 12 - 3 * (number == 0), height, width, 3)
-            yield SimpleNamespace(images=images, frames=range(3 * number, 3 * number + 3), prompt=prompt, seconds=Seconds())
+            yield SimpleNamespace(
+                images=images, frames=range(3 * number, 3 * number + 3), prompt=prompt, seconds=Seconds(denoise=0.01, decode=0.02)
+            )
             number += 1
 
 
