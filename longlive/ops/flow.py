@@ -48,6 +48,16 @@ def training_weights(shift: float) -> Float[Tensor, "1000"]:
     return y * (NUM_LEVELS / y.sum())
 
 
+def nearest_level(t: Levels, shift: float) -> Levels:
+    """The timestep of the table's nearest level (1000 `sigmas(shift)`).
+
+    The public v1.0 code looks sigma up so; everything here uses sigma = t / 1000. Needed only to compare with what it recorded
+    at timesteps that are not in its table.
+    """
+    table = NUM_LEVELS * sigmas(shift).to(t.device)
+    return table[(t[..., None] - table).abs().argmin(-1)]
+
+
 def _per_frame(t: Levels, like: Latents) -> Tensor:
     return (t / NUM_LEVELS).to(like.device)[..., None, None, None]
 

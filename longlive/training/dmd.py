@@ -1,0 +1,72 @@
+"""Distribution matching distillation: the generator's and the critic's loss on a given clip. Knows no rollout and no trainer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from longlive.generation.denoiser import Denoiser
+from longlive.ops.flow import NUM_LEVELS, add_noise, shifted
+from longlive.types import Latents, Levels, Text
+
+
+class GeneratorLoss(NamedTuple):
+    """`loss` has the gradient; `gradient` is the direction g given to each element of the clip."""
+
+    loss: Tensor
+    gradient: Latents
+    noisy: Latents
+
+
+class DMD:
+    """Score distillation between a frozen teacher and a critic that follows the generator (Yin et al. 2024; spec: training 2).
+
+    Args:
+        teacher: the real score, bidirectional, guided by `guidance`: r = r_c + w (r_c - r_n).
+        critic: the fake score, bidirectional, conditional only.
+        shift: of the noise levels; t is clamped to `min_t` and `max_t`.
+    """
+
+    def __init__(self, teacher: Denoiser, critic: Denoiser, *, guidance: float = 3.0, shift: float = 5.0, min_t: float = 20.0, max_t: float = 980.0) -> None:
+        self.teacher, self.critic, self.guidance = teacher, critic, guidance
+        self.shift, self.min_t, self.max_t = shift, min_t, max_t
+
+    def levels(self, drawn: Float[Tensor, "B F"]) -> Levels:
+        """t of uniform integers n in 0..999: 1000 s u / (1 + (s - 1) u) with u = n / 1000, clamped."""
+        return (NUM_LEVELS * shifted(drawn / NUM_LEVELS, self.shift)).clamp(self.min_t, self.max_t)
+
+    def draw_levels(self, clip: Latents, generator: torch.Generator) -> Levels:
+        """One level a sample, shared by its frames."""
+        n = torch.randint(NUM_LEVELS, (clip.shape[0], 1), generator=generator).float()
+        return self.levels(n).expand(-1, clip.shape[1]).to(clip.device)
+
+    def generator_loss(
+        self, clip: Latents, text: Text, negative: Text, *, t: Levels, noise: Latents, fresh: Bool[Tensor, "B F"] | None = None
+    ) -> GeneratorLoss:
+        """L = 1/2 mean over fresh frames of (x - stopgrad(x - g))^2, g = (f - r) / mean|x - r| of each sample.
+
+        f, r: clean predictions of critic and teacher at the noisy clip. The value is 1/2 mean g^2, the gradient g / count;
+        frames outside `fresh` get exactly 0. The difference is taken in float32.
+        """
+        with torch.no_grad():
+            noisy = add_noise(clip, noise, t)
+            fake = self.critic(noisy, t, text).clean.float()
+            with_text, without = (self.teacher(noisy, t, words).clean.float() for words in (text, negative))
+            real = with_text + self.guidance * (with_text - without)
+            scale = (clip.float() - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
+            gradient = torch.nan_to_num((fake - real) / scale)
+            target = clip.double() - gradient.double()
+        squares = (clip.double() - target).square()
+        if fresh is not None:
+            squares = squares[fresh]
+        return GeneratorLoss(0.5 * squares.mean(), gradient, noisy)
+
+    def critic_loss(self, clip: Latents, text: Text, *, t: Levels, noise: Latents, fresh: Bool[Tensor, "B F"] | None = None) -> Tensor:
+        """Flow matching of the critic on the generator's clip: mean of (v - (noise - x))^2, over all frames if `fresh` is None."""
+        clip = clip.detach()
+        flow = self.critic(add_noise(clip, noise, t), t, text).flow
+        squares = (flow.float() - (noise.float() - clip.float())).square()
+        return (squares if fresh is None else squares[fresh]).mean()

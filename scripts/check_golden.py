@@ -1,0 +1,235 @@
+"""Check the package against recorded vectors: `python scripts/check_golden.py FOLDER`.
+
+Reads FOLDER/manifest.json, prints a line a case (name, kind, largest absolute error) and exits 1 when one is above 2e-4
+or a case cannot be run. Gradients are compared after scaling both sides so that the recorded one has a largest value of
+at least 1: a tiny gradient must not pass for being tiny.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import UMT5Config, UMT5EncoderModel
+
+from longlive.cache.ring import RingCache
+from longlive.cache.window import Window
+from longlive.checkpoints import convert
+from longlive.generation.cues import PromptSchedule
+from longlive.generation.denoiser import Denoiser, Prediction
+from longlive.generation.rollout import Rollout
+from longlive.generation.stream import stream
+from longlive.models.lora import merge_lora
+from longlive.models.text import embed
+from longlive.models.vae import decode_video, encode_video
+from longlive.models.wan import WanTransformer
+from longlive.ops import flow
+from longlive.training.dmd import DMD
+
+TOLERANCE = 2e-4
+
+
+def distance(ours: Tensor, recorded: Tensor) -> float:
+    """Largest absolute difference; infinite when shapes differ or a value is not finite."""
+    if ours.shape != recorded.shape or not torch.isfinite(ours).all():
+        return float("inf")
+    return (ours.double() - recorded.double()).abs().max().item()
+
+
+def gradient_distance(ours: Tensor, recorded: Tensor) -> float:
+    """`distance` relative to the recorded gradient's largest value, when that is below 1."""
+    return distance(ours, recorded) / min(1.0, recorded.abs().max().item())
+
+
+class Folder:
+    """A folder of vectors and the description of what they are."""
+
+    def __init__(self, path: Path) -> None:
+        manifest = path / "manifest.json"
+        if not manifest.is_file():
+            raise ValueError(f"{manifest} does not exist; give a folder of golden vectors")
+        self.path = path
+        self.entries: dict[str, dict[str, Any]] = json.loads(manifest.read_text())
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of an entry. Raises ValueError when they are not those its description promises."""
+        tensors = load_file(self.path / f"{name}.safetensors")
+        promised = {key: tuple(shape) for key, (_, shape) in self.entries[name]["tensors"].items()}
+        found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        if found != promised:
+            raise ValueError(f"{name}.safetensors holds other tensors than the manifest says: {sorted(found.items() ^ promised.items())[:4]}")
+        return tensors
+
+    def transformer(self, name: str) -> WanTransformer:
+        config = dict(self.entries[name]["config"])
+        model = WanTransformer(**config)
+        model.load_state_dict(self.tensors(name))
+        return model.eval()
+
+
+class Case:
+    """One entry: its settings, its tensors, and the comparison its kind asks for."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self.folder, self.name, self.settings = folder, name, folder.entries[name]
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return self.folder.tensors(self.name)
+
+    def ring(self, model: WanTransformer, like: Tensor, num_frames: int) -> RingCache:
+        visible, sink = self.settings["window_frames"], self.settings["sink_frames"]
+        _, rows, columns = model.config.patch_size
+        return RingCache(
+            num_layers=model.config.num_layers,
+            batch=like.shape[0],
+            tokens_per_frame=like.shape[-2] // rows * (like.shape[-1] // columns),
+            num_heads=model.config.num_heads,
+            head_dim=model.config.dim // model.config.num_heads,
+            window=Window.full(num_frames) if visible == -1 else Window.of(visible, sink),
+            relative=self.settings.get("relative_rope", False),
+        )
+
+    def one_pass(self, prediction: Prediction) -> Iterator[float]:
+        """The flow, and x0 at the table's level nearest to t: so the recorded x0 was made (the flow saw t itself)."""
+        yield distance(prediction.flow, self.tensors["flow"])
+        level = flow.nearest_level(prediction.t, self.settings.get("timestep_shift", 5.0))
+        yield distance(replace(prediction, t=level).clean, self.tensors["x0"])
+
+    def weights(self) -> Iterator[float]:
+        self.folder.tensors(self.name)
+        yield 0.0
+
+    def schedule(self) -> Iterator[float]:
+        given, shift = self.tensors, self.settings["timestep_shift"]
+        yield distance(flow.sigmas(shift), given["sigmas"])
+        yield distance(flow.NUM_LEVELS * flow.sigmas(shift), given["timesteps"])
+        yield distance(flow.training_weights(shift), given["training_weights"])
+        for key in (key for key in given if key.startswith("warped_")):
+            yield distance(torch.tensor(flow.warp_steps([int(step) for step in key.split("_")[1:]], shift)), given[key])
+        batched = {key: given[key][:, None] for key in ("x0", "noise", "xt", "flow", "x0_from_flow", "t")}
+        yield distance(flow.add_noise(batched["x0"], batched["noise"], batched["t"]), batched["xt"])
+        yield distance(flow.clean_from_flow(batched["flow"], batched["xt"], batched["t"]), batched["x0_from_flow"])
+
+    def rollout(self) -> Iterator[float]:
+        settings, given = self.settings, self.tensors
+        model = self.folder.transformer(settings["weights"])
+        noise, block = given["noise"], settings["frames_per_block"]
+        renoise = iter(given["renoise"].flatten(0, 1))
+        rollout = Rollout(
+            Denoiser(model),
+            self.ring(model, noise, noise.shape[1]),
+            steps=flow.warp_steps(settings["denoising_steps"], settings["timestep_shift"]),
+            draw=lambda like: next(renoise),
+            context_t=settings["context_timestep"],
+        )
+        prompts = [f"prompt_embeds.{i}" for i in range(len(settings["switch_frames"]) + 1)]
+        made = stream(
+            rollout,
+            PromptSchedule.at_frames(prompts, settings["switch_frames"]),
+            read=lambda key: model.read(given[key]),
+            noise=lambda frames: noise[:, frames.start : frames.stop],
+            block=block,
+            num_frames=noise.shape[1],
+            keep_sink=settings["global_sink"],
+        )
+        yield distance(torch.cat([part.latents for part in made], dim=1), given["latents"])
+
+    def teacher(self) -> Iterator[float]:
+        given = self.tensors
+        model = self.folder.transformer(self.settings["weights"])
+        yield from self.one_pass(Denoiser(model)(given["x"], given["t"], given["prompt_embeds"]))
+
+    def lora(self) -> Iterator[float]:
+        given, adapter = self.tensors, self.settings["lora"]
+        model = self.folder.transformer(self.settings["weights"])
+        model = merge_lora(model, self.folder.tensors(adapter), alpha=self.folder.entries[adapter]["alpha"])
+        num_frames = given["x"].shape[1]
+        view = self.ring(model, given["x"], num_frames).view(range(num_frames))
+        yield from self.one_pass(Denoiser(model)(given["x"], given["t"], given["prompt_embeds"], view))
+
+    def vae(self) -> Iterator[float]:
+        state, given = self.folder.tensors(self.settings["weights"]), self.tensors
+        vae = AutoencoderKLWan(**convert.vae_config(state)).eval()
+        vae.load_state_dict(convert.vae_to_diffusers(state))
+        yield distance(encode_video(vae, given["pixels"]).transpose(1, 2), given["latents"])
+        for frames_per_call in (1, 3, given["z"].shape[2]):
+            yield distance(decode_video(vae, given["z"].transpose(1, 2), frames_per_call=frames_per_call), given["decoded"])
+
+    def text_encoder(self) -> Iterator[float]:
+        state, given = self.folder.tensors(self.settings["weights"]), self.tensors
+        encoder = UMT5EncoderModel(UMT5Config(**convert.text_config(state))).eval()
+        encoder.load_state_dict(convert.text_to_transformers(state), strict=False)
+        yield distance(embed(encoder, given["ids"], given["mask"]), given["prompt_embeds"])
+
+    @torch.enable_grad()
+    def dmd(self) -> Iterator[float]:
+        settings, given = self.settings, self.tensors
+        critic = self.folder.transformer(settings["critic"])
+        teacher = self.folder.transformer(settings["teacher"])
+        dmd = DMD(Denoiser(teacher), Denoiser(critic), guidance=settings["guidance"], shift=settings["timestep_shift"])
+        text, negative = given["prompt_embeds"], given["negative_embeds"]
+        yield distance(dmd.levels(given["drawn_step"]), given["t"])
+        clip = given["clip"].clone().requires_grad_()
+        found = dmd.generator_loss(clip, text, negative, t=given["t"], noise=given["noise"], fresh=given["fresh"])
+        found.loss.backward()
+        yield distance(found.noisy, given["noisy"])
+        yield distance(found.gradient, given["dmd_gradient"])
+        yield distance(found.loss.detach().reshape(1), given["loss"])
+        yield gradient_distance(clip.grad, given["clip_grad"])
+        loss = dmd.critic_loss(clip, text, t=given["critic_t"], noise=given["critic_noise"])
+        loss.backward()
+        yield distance(loss.detach().reshape(1), given["critic_loss"])
+        yield gradient_distance(critic.patch_embedding.weight.grad, given["critic_grad_patch_embedding"])
+
+
+KINDS: dict[str, Callable[[Case], Iterator[float]]] = {
+    kind: getattr(Case, kind) for kind in ("weights", "rollout", "schedule", "teacher", "lora", "vae", "text_encoder", "dmd")
+}
+
+
+@torch.no_grad()
+def check(path: Path) -> bool:
+    """Print a line a case; True when every one is within the tolerance."""
+    folder = Folder(path)
+    good = True
+    for name, settings in folder.entries.items():
+        kind = settings["kind"]
+        if kind not in KINDS:
+            print(f"{name:32} {kind:14} unknown kind; this checker knows {', '.join(KINDS)}")
+            good = False
+            continue
+        try:
+            error = max(KINDS[kind](Case(folder, name)))
+        except (KeyError, OSError, RuntimeError, ValueError) as problem:
+            print(f"{name:32} {kind:14} cannot be checked: {problem}")
+            good = False
+            continue
+        passed = error <= TOLERANCE
+        good &= passed
+        print(f"{name:32} {kind:14} {error:.2e}{'' if passed else f'   ABOVE {TOLERANCE:.0e}'}")
+    return good
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    try:
+        return 0 if check(parser.parse_args().folder) else 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
