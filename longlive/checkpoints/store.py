@@ -335,14 +335,14 @@ def _advice(path: Path) -> str:
     """How to get what is missing at `path`, as the end of a sentence."""
     words = "/".join(path.parts[-3:]).lower()
     if "longlive" in words or path.name == "lora.pt":
-        folder = path.parent.parent if path.suffix else path
+        folder = path.parent.parent if path.suffix in WEIGHTS else path
         return f"; download it with: hf download Efficient-Large-Model/LongLive-1.3B --local-dir {folder}"
     if "self_forcing" in words or path.name == "ode_init.pt":
         return f"; download it with: hf download gdhe17/Self-Forcing {path.name} --local-dir {path.parent}"
     for name in ("google", "transformer", "vae", "text_encoder", "tokenizer"):
         if name in path.parts:
             path = Path(*path.parts[: path.parts.index(name)])
-    folder = path.parent if path.suffix else path
+    folder = path.parent if path.suffix in WEIGHTS else path
     return f"; download it with: hf download Wan-AI/Wan2.1-T2V-1.3B{'-Diffusers' if 'diffusers' in words else ''} --local-dir {folder}"
 
 
