@@ -280,6 +280,7 @@ def write_safetensors(
         if config is not None:
             (Path(part) / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
         for file in Path(part).iterdir():
+            file.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files only their owner can read
             file.replace(folder / file.name)
 
 

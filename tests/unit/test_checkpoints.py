@@ -139,6 +139,7 @@ def test_shards_and_their_index_come_back(weights, tmp_path):
     store.write_safetensors(weights, tmp_path / "out", config={"dim": 96}, max_shard_size="300KB")
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
     assert_equal(store.read(tmp_path / "out"), weights)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {(tmp_path / "out").stat().st_mode & 0o666}
     (tmp_path / "out" / "diffusion_pytorch_model-00002-of-00006.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="00002-of-00006"):
         store.read(tmp_path / "out")
