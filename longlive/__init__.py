@@ -1,0 +1,30 @@
+"""LongLive: real-time interactive long video generation.
+
+The names below are loaded when they are first used, so that `import longlive` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longlive.generation.cues import Cue, PromptQueue, PromptSchedule
+    from longlive.generation.pipeline import LongLivePipeline
+    from longlive.generation.session import Session
+    from longlive.models.wan import WanTransformer
+
+__version__ = "0.1.0"
+__all__ = ["Cue", "LongLivePipeline", "PromptQueue", "PromptSchedule", "Session", "WanTransformer"]
+_HOMES = {
+    "Cue": "generation.cues",
+    "LongLivePipeline": "generation.pipeline",
+    "PromptQueue": "generation.cues",
+    "PromptSchedule": "generation.cues",
+    "Session": "generation.session",
+    "WanTransformer": "models.wan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'longlive' has no attribute {name!r}")
+    return getattr(import_module(f"longlive.{_HOMES[name]}"), name)

@@ -109,6 +109,13 @@ class PromptQueue:
         self._next: tuple[str, bool | None] | None = None
         self.put(prompt)
 
+    @classmethod
+    def empty(cls) -> PromptQueue:
+        """A queue into which nothing has been typed yet."""
+        queue = cls("-")
+        queue._next = None
+        return queue
+
     def put(self, prompt: str, keep_sink: bool | None = None) -> None:
         """Raises ValueError when the prompt is empty."""
         if not prompt.strip():

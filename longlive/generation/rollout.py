@@ -17,6 +17,9 @@ from longlive.types import Latents, Text, TextKV
 Draw = Callable[[Latents], Latents]
 """Gaussian noise shaped like the given latents."""
 
+OnStep = Callable[[int, float, Latents], "Latents | None"]
+"""Called after each denoising pass with its number, timestep and clean latents; what it returns, if anything, replaces them."""
+
 
 class Rollout:
     """Makes blocks of clean latents from noise, each seeing what the cache shows of the video so far.
@@ -26,12 +29,23 @@ class Rollout:
         draw: fresh noise for going from one step to the next (the few-step models are trained so). None uses the noise
             the network itself predicts: one Euler step of the flow, for a network that was not distilled.
         context_t: timestep at which finished frames are remembered.
+        on_step: a caller that wants to watch every denoising pass, or to change what it made.
     """
 
-    def __init__(self, denoiser: Denoiser, cache: KVCache, *, steps: Sequence[float], draw: Draw | None, context_t: float = 0.0) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        cache: KVCache,
+        *,
+        steps: Sequence[float],
+        draw: Draw | None,
+        context_t: float = 0.0,
+        on_step: OnStep | None = None,
+    ) -> None:
         if not steps:
             raise ValueError("a rollout needs at least one denoising step")
-        self.denoiser, self.cache, self.steps, self.draw, self.context_t = denoiser, cache, list(steps), draw, context_t
+        self.denoiser, self.cache = denoiser, cache
+        self.steps, self.draw, self.context_t, self.on_step = list(steps), draw, context_t, on_step
         self._clean: Latents | None = None  # the frames a prompt switch may have to read again
 
     @property
@@ -62,6 +76,8 @@ class Rollout:
             if not torch.isfinite(clean).all():
                 block = span.start // len(span)
                 raise FloatingPointError(f"latents are not finite in block {block} (frames {span.start}-{span.stop - 1}), step {number + 1}")
+            if self.on_step is not None and (changed := self.on_step(number, t, clean)) is not None:
+                clean = changed
             if last:
                 return clean
             implied = prediction.noise if self.draw is None else self.draw(clean)

@@ -166,12 +166,21 @@ class WanTransformer(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(Block(dim, ffn_dim, num_heads, eps) for _ in range(num_layers))
         self.head = Head(dim, patch_area * out_dim, eps)
         self._backend = "auto"
-        self._attend: attention.Attend | None = None
+        self._chosen: tuple[torch.device, torch.dtype, attention.Attend] | None = None
 
     def use_attention(self, backend: str) -> None:
-        """Choose the attention backend by name: auto, fa3, fa2, cudnn, sdpa. Raises ValueError when it cannot run here."""
-        self._attend = attention.choose(backend, self.device, self.dtype)
-        self._backend = backend
+        """Choose the attention backend by name: auto, fa3, fa2, cudnn, sdpa. Raises ValueError when there is none of that name.
+
+        Whether it can run is known, and said, when the device and dtype are: at the first forward pass.
+        """
+        if backend != "auto" and backend not in attention.BACKENDS:
+            raise ValueError(f"attention backend {backend!r} is unknown; choose auto, {', '.join(attention.BACKENDS)}")
+        self._backend, self._chosen = backend, None
+
+    def _attend(self, device: torch.device) -> attention.Attend:
+        if self._chosen is None or self._chosen[:2] != (device, self.dtype):
+            self._chosen = (device, self.dtype, attention.choose(self._backend, device, self.dtype))
+        return self._chosen[2]
 
     def read(self, text: Text) -> TextKV:
         """Keys and values of a prompt for every layer: computed once a prompt, valid until the weights change."""
@@ -196,15 +205,13 @@ class WanTransformer(ModelMixin, ConfigMixin):
         frames = range(num_frames) if view is None else view.frames
         turn = rotation(frames, height // rows, width // columns, self._head_dim, theta=self.config.rope_theta, device=x.device)
         prompt = text if isinstance(text, TextKV) else self.read(text)
-        if self._attend is None:
-            self.use_attention(self._backend)
-        assert self._attend is not None
+        attend = self._attend(x.device)
 
         tokens = rearrange(self.patch_embedding(x.to(self.dtype).transpose(1, 2)), "B M F h w -> B (F h w) M")
         time = self.time_embedding(sinusoid(t, self.config.freq_dim).to(self.dtype))
         modulation = self.time_projection(time).float().unflatten(-1, (6, -1))
         for layer, block in enumerate(self.blocks):
-            tokens = block(tokens, modulation, prompt.keys[layer], prompt.values[layer], turn, self._attend, layer, view)
+            tokens = block(tokens, modulation, prompt.keys[layer], prompt.values[layer], turn, attend, layer, view)
         out = self.head(tokens, time.float())
         return rearrange(out, "B (F h w) (p q C) -> B F C (h p) (w q)", F=num_frames, h=height // rows, p=rows, q=columns).to(x.dtype)
 

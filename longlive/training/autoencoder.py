@@ -12,24 +12,14 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from PIL import Image
 from torch import Tensor
 
 from longlive.miniature import oracle
 from longlive.miniature.world import ATTRIBUTES, LATTICE, MOTIONS, SIZE, SPEED, Captioned, Identity, all_captioned, draw_identity, held_out, render
 from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video
+from longlive.training.latent_videos import save_strips, to_float, to_uint8
 from longlive.training.optimizer import MatrixOptimizer
 from longlive.training.trainer import one_cycle
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 `[B, T, 3, Y, X]` -> `[B, 3, T, Y, X]` in [-1, 1]."""
-    return images.transpose(1, 2).float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """`[B, 3, T, Y, X]` in [-1, 1] -> uint8 `[B, T, 3, Y, X]`."""
-    return ((images.transpose(1, 2).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 class EndlessVideos:
@@ -117,8 +107,7 @@ class AutoencoderStage:
         captions = held_out(16)
         original = render(captions, [draw_identity(generator) for _ in captions], 97)
         decoded = to_uint8(decode_video(self.vae, encode_video(self.vae, to_float(original))))
-        rows = [torch.cat(list(v[i, ::16].unbind(0)), dim=-1) for i in range(8) for v in (original, decoded)]
-        Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(folder / f"autoencoder_{number:06d}.png")
+        save_strips(torch.stack([original[:8], decoded[:8]], dim=1).flatten(0, 1), folder / f"autoencoder_{number:06d}.png")
         correct = oracle.read(decoded).correct(captions)
         psnr = -10 * torch.log10((original.float() - decoded.float()).square().mean() / 255**2)
         return {f"oracle/{k}": v.float().mean().item() for k, v in correct.items()} | {"psnr": psnr.item()}

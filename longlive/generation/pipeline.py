@@ -1,0 +1,477 @@
+"""`LongLivePipeline`: a folder of weights, prompts in, video out; in diffusers' conventions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.video_processor import VideoProcessor
+from PIL.Image import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+
+from longlive.cache.ring import RingCache
+from longlive.cache.window import Window
+from longlive.checkpoints import convert, store
+from longlive.generation.conditioning import Conditioner
+from longlive.generation.cues import TEMPORAL_STRIDE, Cues, PromptQueue, PromptSchedule, num_frames_for, num_images_of
+from longlive.generation.denoiser import Denoiser
+from longlive.generation.rollout import OnStep, Rollout
+from longlive.generation.session import Session
+from longlive.generation.stream import Made, stream
+from longlive.models.lora import merge_lora
+from longlive.models.text import TextEncoder
+from longlive.models.vae import StreamDecoder, decode_video
+from longlive.models.wan import WanTransformer
+from longlive.ops.flow import warp_steps
+from longlive.types import Latents
+
+BUNDLED = {"miniature": Path(__file__).parents[1] / "miniature" / "weights"}
+EVERYTHING = -1  # the released configurations' word for "no window"
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+Callback = Callable[["LongLivePipeline", int, float, dict[str, Any]], dict[str, Any]]
+
+
+class PipelineInfo(NamedTuple):
+    """What a user of a pipeline must know: default size in pixels, strides, and the settings in force."""
+
+    height: int
+    width: int
+    fps: float
+    block: int
+    temporal_stride: int
+    spatial_stride: int
+    window: int
+    sink: int
+    denoising_steps: tuple[int, ...]
+    timestep_shift: float
+    relative_rope: bool
+    keep_sink: bool
+
+
+@dataclass
+class LongLiveOutput(BaseOutput):
+    """`frames`: videos, as `output_type` asked for."""
+
+    frames: Any
+
+
+class LongLivePipeline(DiffusionPipeline):
+    """Videos of any length from prompts that may change on the way.
+
+    Args:
+        window: latent frames a block sees, the sink and itself included (-1: all of a video of known length).
+        sink: how many of them are the video's first.
+        block: latent frames a block.
+        denoising_steps: before the shift, falling, out of 1000.
+        fresh_noise: between steps add new noise (few-step models) instead of the noise the network predicts (others).
+        relative_rope: the infinite mode; see `RingCache`.
+        keep_sink: what a prompt switch does with the sink, unless its cue says so itself (`global_sink` in released files).
+        height, width: default size in pixels.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+
+    def __init__(
+        self,
+        transformer: WanTransformer,
+        vae: AutoencoderKLWan,
+        text_encoder: UMT5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        window: int = 12,
+        sink: int = 3,
+        block: int = 3,
+        denoising_steps: Sequence[int] = (1000, 750, 500, 250),
+        timestep_shift: float = 5.0,
+        context_timestep: float = 0,
+        fresh_noise: bool = True,
+        relative_rope: bool = False,
+        keep_sink: bool = True,
+        height: int = 480,
+        width: int = 832,
+        fps: float = 16,
+    ) -> None:
+        super().__init__()
+        warp_steps(denoising_steps, timestep_shift)  # raises for steps that make no sense
+        if window != EVERYTHING and Window.of(window, sink).recent < block:
+            raise ValueError(f"a window of {window} frames with a sink of {sink} has no room for a block of {block}; choose a larger window")
+        self.register_modules(transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_to_config(
+            window=window,
+            sink=sink,
+            block=block,
+            denoising_steps=tuple(denoising_steps),
+            timestep_shift=timestep_shift,
+            context_timestep=context_timestep,
+            fresh_noise=fresh_noise,
+            relative_rope=relative_rope,
+            keep_sink=keep_sink,
+            height=height,
+            width=width,
+            fps=fps,
+        )
+        self._text_mode: Literal["resident", "on_demand"] = "resident"
+        self._conditioner: Conditioner | None = None
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, attention: str = "auto", **kwargs: Any) -> LongLivePipeline:  # type: ignore[override]
+        """A pipeline from a folder in diffusers layout, or the bundled "miniature"; settings override the folder's.
+
+        Raises:
+            ValueError: when the folder is not there or is no pipeline of this class.
+        """
+        folder = BUNDLED.get(str(name), Path(name))
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{folder} holds no pipeline (no model_index.json); for released files use LongLivePipeline.from_original")
+        pipe = super().from_pretrained(folder, local_files_only=True, **kwargs)
+        if not isinstance(pipe, LongLivePipeline):
+            raise ValueError(f"{folder} holds a {type(pipe).__name__}; for a Wan pipeline use LongLivePipeline.from_original")
+        pipe.transformer.use_attention(attention)
+        return pipe
+
+    @classmethod
+    def from_original(
+        cls,
+        wan_dir: str | Path,
+        checkpoint: str | Path | None = None,
+        lora: str | Path | None = None,
+        *,
+        which: str | None = None,
+        lora_alpha: float | None = None,
+        torch_dtype: torch.dtype = torch.bfloat16,
+        attention: str = "auto",
+        **settings: Any,
+    ) -> LongLivePipeline:
+        """A pipeline from released files: a folder of Wan2.1-T2V-1.3B (original or diffusers layout) for text encoder, tokenizer
+        and VAE, `longlive_base.pt` (or any other layout of the transformer; the folder's own if None), and `lora.pt`, merged here.
+
+        Weights are mapped, not copied, and the LoRA is merged in float32 before the cast to `torch_dtype`.
+
+        Raises:
+            ValueError, FileNotFoundError: what does not fit, is missing, and what to download to where.
+        """
+        source = wan_dir if checkpoint is None else checkpoint
+        loaded = store.load_transformer(source, which=which)
+        config = loaded.config or convert.transformer_config(loaded.state)
+        with torch.device("meta"):
+            transformer = WanTransformer(**config)
+        store.fill(transformer, loaded.state, what=f"the transformer of {source}", dtype=None if lora else torch_dtype)
+        if lora is not None:
+            transformer = merge_lora(transformer, store.load_lora(lora), alpha=lora_alpha)
+        transformer = transformer.to(torch_dtype).eval().requires_grad_(False)
+        transformer.use_attention(attention)
+        text_encoder, tokenizer = store.load_text_encoder(wan_dir, dtype=torch_dtype)
+        return cls(transformer, store.load_vae(wan_dir, dtype=torch_dtype), text_encoder, tokenizer, **settings)
+
+    @property
+    def info(self) -> PipelineInfo:
+        config = self.config
+        return PipelineInfo(
+            height=config.height,
+            width=config.width,
+            fps=config.fps,
+            block=config.block,
+            temporal_stride=TEMPORAL_STRIDE,
+            spatial_stride=self._vae_stride * self.transformer.config.patch_size[1],
+            window=config.window,
+            sink=config.sink,
+            denoising_steps=tuple(config.denoising_steps),
+            timestep_shift=config.timestep_shift,
+            relative_rope=config.relative_rope,
+            keep_sink=config.keep_sink,
+        )
+
+    def num_frames_for(self, seconds: float) -> int:
+        """Latent frames, in whole blocks, of a video of at least `seconds`."""
+        return num_frames_for(seconds, block=self.config.block, fps=self.config.fps)
+
+    def num_images(self, num_frames: int) -> int:
+        """Pixel frames of a video of `num_frames` latent frames."""
+        return num_images_of(num_frames)
+
+    def memory_needed(self, num_frames: int, height: int | None = None, width: int | None = None, batch: int = 1) -> int:
+        """Estimated bytes at work: weights, key-value cache, activations of the transformer and of the decoder for one block."""
+        height, width = self._size(height, width)
+        element = self.transformer.dtype.itemsize
+        parts: list[torch.nn.Module] = [self.transformer, self.vae]
+        if self._text_mode == "resident":
+            parts.append(self.text_encoder)
+        weights = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+        config = self.transformer.config
+        tokens = self._tokens_per_frame(height, width)
+        visible = num_frames if self.config.window == EVERYTHING else self.config.window
+        cache = 2 * config.num_layers * batch * visible * tokens * config.dim * element
+        block_tokens = batch * self.config.block * tokens
+        activations = block_tokens * (12 * config.dim * 4 + 2 * config.ffn_dim * element)  # modulation and residuals in float32
+        images = batch * TEMPORAL_STRIDE * self.config.block * height * width
+        decoder = images * 6 * self.vae.config.base_dim * self.vae.dtype.itemsize // (self.vae.config.patch_size or 1) ** 2
+        return weights + cache + max(activations, decoder)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | PromptSchedule,
+        *,
+        seconds: float | None = None,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: Latents | None = None,
+        output_type: Literal["np", "pt", "pil", "latent"] = "np",
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+    ) -> LongLiveOutput | tuple[Any]:
+        """Make videos; one prompt after the other when there are several.
+
+        Args:
+            prompt: one prompt, several (a video each), or a schedule of prompts for one video.
+            seconds, num_frames: the length (5 seconds if neither is given); `num_frames` are latent frames, a multiple of the block.
+            generator: on the CPU for the same video on every device; a list has one for each video of a prompt.
+            latents: the Gaussian noise to start from, `[num_videos_per_prompt, F, C, h, w]`, instead of drawing it.
+            output_type: "np" float `[B, T, Y, X, 3]` in [0, 1], "pt" `[B, T, 3, Y, X]`, "pil" lists of images, "latent" `[B, F, C, h, w]`.
+            callback_on_step_end: called as (pipe, step, t, {"latents": clean latents of the block}) after every denoising pass; may
+                return a dict with other "latents".
+
+        Raises:
+            ValueError: what cannot be made (length, size, prompt), before anything is computed.
+            FloatingPointError: when latents are not finite; says in which block and step.
+        """
+        if output_type not in ("np", "pt", "pil", "latent"):
+            raise ValueError(f"output_type {output_type!r} is unknown; choose np, pt, pil or latent")
+        if num_frames is None:
+            num_frames = self.num_frames_for(5.0 if seconds is None else seconds)
+        elif seconds is not None:
+            raise ValueError("give seconds or num_frames, not both")
+        on_step = None if callback_on_step_end is None else self._on_step(callback_on_step_end)
+        prompts = [prompt] if isinstance(prompt, (str, PromptSchedule)) else list(prompt)
+        if not prompts:
+            raise ValueError("no prompt; give at least one")
+        videos = []
+        for one in prompts:
+            cues = PromptSchedule.single(one) if isinstance(one, str) else one
+            made = self.stream(
+                cues, num_frames=num_frames, height=height, width=width, batch=num_videos_per_prompt, generator=generator, latents=latents, on_step=on_step
+            )
+            videos.append(torch.cat([part.latents for part in made], dim=1))
+        frames: Any = torch.cat(videos)
+        if output_type != "latent":
+            frames = self._postprocess(decode_video(self.vae, frames, frames_per_call=self.config.block), output_type)
+        return LongLiveOutput(frames=frames) if return_dict else (frames,)
+
+    def session(
+        self,
+        prompt: str | PromptSchedule | PromptQueue,
+        *,
+        seconds: float | None = None,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        batch: int = 1,
+        generator: Generators = None,
+    ) -> Session:
+        """A running video; endless when neither `seconds` nor `num_frames` is given. Same seed, same video as `__call__`."""
+        if seconds is not None:
+            if num_frames is not None:
+                raise ValueError("give seconds or num_frames, not both")
+            num_frames = self.num_frames_for(seconds)
+        cues = PromptSchedule.single(prompt) if isinstance(prompt, str) else prompt
+
+        def make(cues: Cues) -> Iterable[Made]:
+            return self.stream(cues, num_frames=num_frames, height=height, width=width, batch=batch, generator=generator)
+
+        if isinstance(cues, PromptSchedule) and num_frames is not None:
+            cues.validate(num_frames)
+        return Session(make, cues, StreamDecoder(self.vae), now=self._clock())
+
+    def stream(
+        self,
+        cues: Cues,
+        *,
+        num_frames: int | None,
+        height: int | None = None,
+        width: int | None = None,
+        batch: int = 1,
+        generator: Generators = None,
+        latents: Latents | None = None,
+        on_step: OnStep | None = None,
+    ) -> Iterable[Made]:
+        """Latents block by block: what `__call__` and `session` are made of."""
+        height, width = self._size(height, width)
+        if num_frames is not None and (num_frames <= 0 or num_frames % self.config.block):
+            raise ValueError(f"{num_frames} frames cannot be cut into blocks of {self.config.block}; choose a multiple")
+        if num_frames is not None and isinstance(cues, PromptSchedule):
+            cues.validate(num_frames)
+        shape = (batch, num_frames or 0, self.vae.config.z_dim, height // self._vae_stride, width // self._vae_stride)
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}, this video needs {shape}")
+        draw = _Draw(generator, batch, device=self._device, dtype=self.transformer.dtype)
+        rollout = Rollout(
+            Denoiser(self.transformer),
+            self._cache(num_frames, height, width, batch),
+            steps=warp_steps(self.config.denoising_steps, self.config.timestep_shift),
+            draw=draw.like if self.config.fresh_noise else None,
+            context_t=float(self.config.context_timestep),
+            on_step=on_step,
+        )
+
+        def noise(frames: range) -> Tensor:
+            if latents is None:
+                return draw((batch, len(frames), *shape[2:]))
+            return latents[:, frames.start : frames.stop].to(self._device, self.transformer.dtype)
+
+        return _no_grad(
+            stream(
+                rollout,
+                cues,
+                read=lambda prompt: self._text.read(prompt, batch),
+                noise=noise,
+                block=self.config.block,
+                num_frames=num_frames,
+                keep_sink=self.config.keep_sink,
+                now=self._clock(),
+            )
+        )
+
+    def load_lora_weights(self, path: str | Path, *, alpha: float | None = None) -> None:
+        """Merge a LoRA (`lora.pt`, a peft folder or safetensors file) into the transformer, for good. `alpha` defaults to its rank.
+
+        Raises:
+            ValueError: when it does not fit.
+        """
+        self.transformer = merge_lora(self.transformer, store.load_lora(path), alpha=alpha)
+        self._conditioner = None
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str = "cuda") -> None:  # type: ignore[override]
+        """Keep the text encoder, by far the largest part, on the CPU and move it to the device only while a prompt is read.
+
+        Transformer and VAE take turns at every block, so they stay on the device; moving them would cost more than it saves.
+        """
+        device = torch.device(device if gpu_id is None else f"cuda:{gpu_id}")
+        self._text_mode = "on_demand"
+        self.to(device)
+
+    def to(self, *args: Any, **kwargs: Any) -> LongLivePipeline:
+        """As in diffusers; with `enable_model_cpu_offload` the text encoder stays on the CPU."""
+        kept = self.text_encoder
+        if self._text_mode == "on_demand":
+            self.text_encoder = None
+        try:
+            super().to(*args, **kwargs)
+        finally:
+            self.text_encoder = kept
+        self._conditioner = None
+        return self
+
+    @property
+    def _device(self) -> torch.device:
+        return self.transformer.device
+
+    @property
+    def _vae_stride(self) -> int:
+        return self.vae.config.scale_factor_spatial
+
+    @property
+    def _text(self) -> Conditioner:
+        if self._conditioner is None:
+            encoder = TextEncoder(
+                self.text_encoder,
+                self.tokenizer,
+                text_len=self.transformer.config.text_len,
+                device=self._device,
+                dtype=self.transformer.dtype,
+                mode=self._text_mode,
+            )
+            self._conditioner = Conditioner(encoder, self.transformer)
+        return self._conditioner
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        stride = self._vae_stride * self.transformer.config.patch_size[1]
+        size = (self.config.height if height is None else height, self.config.width if width is None else width)
+        for name, pixels in zip(("height", "width"), size, strict=True):
+            if pixels <= 0 or pixels % stride:
+                raise ValueError(f"{name} {pixels} is not divisible by {stride}; choose {max(1, round(pixels / stride)) * stride} for example")
+        return size
+
+    def _tokens_per_frame(self, height: int, width: int) -> int:
+        _, rows, columns = self.transformer.config.patch_size
+        return height // self._vae_stride // rows * (width // self._vae_stride // columns)
+
+    def _cache(self, num_frames: int | None, height: int, width: int, batch: int) -> RingCache:
+        if self.config.window == EVERYTHING:
+            if num_frames is None:
+                raise ValueError("an endless video needs a window; with window -1 give seconds or num_frames")
+            window = Window.full(num_frames)
+        else:
+            window = Window.of(self.config.window, self.config.sink)
+        config = self.transformer.config
+        return RingCache(
+            num_layers=config.num_layers,
+            batch=batch,
+            tokens_per_frame=self._tokens_per_frame(height, width),
+            num_heads=config.num_heads,
+            head_dim=config.dim // config.num_heads,
+            window=window,
+            relative=self.config.relative_rope,
+            theta=config.rope_theta,
+            dtype=self.transformer.dtype,
+            device=self._device,
+        )
+
+    def _clock(self) -> Callable[[], float]:
+        device = self._device
+
+        def now() -> float:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return time.perf_counter()
+
+        return now
+
+    def _on_step(self, callback: Callback) -> OnStep:
+        return lambda number, t, clean: (callback(self, number, t, {"latents": clean}) or {}).get("latents")
+
+    def _postprocess(self, images: Tensor, output_type: str) -> Tensor | list[list[Image]]:
+        return VideoProcessor(vae_scale_factor=self._vae_stride).postprocess_video(images.float(), output_type=output_type)
+
+
+class _Draw:
+    """Gaussian noise from one generator, or from one for each video; drawn on the CPU so that every device gets the same."""
+
+    def __init__(self, generator: Generators, batch: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        self._generators = [generator] * batch if generator is None or isinstance(generator, torch.Generator) else list(generator)
+        self._shared = generator is None or isinstance(generator, torch.Generator)
+        if len(self._generators) != batch:
+            raise ValueError(f"{len(self._generators)} generators for {batch} videos; give one, or one for each")
+        self._device, self._dtype = device, dtype
+
+    def __call__(self, shape: Sequence[int]) -> Tensor:
+        if self._shared:
+            return self._one(shape, self._generators[0])
+        return torch.cat([self._one((1, *shape[1:]), generator) for generator in self._generators])
+
+    def like(self, latents: Tensor) -> Tensor:
+        return self(latents.shape)
+
+    def _one(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        device = "cpu" if generator is None else generator.device
+        return torch.randn(tuple(shape), generator=generator, device=device).to(self._device, self._dtype)
+
+
+def _no_grad(made: Iterable[Made]) -> Iterable[Made]:
+    """`torch.no_grad` around a generator would leak into its consumer; this holds it only while a block is made."""
+    iterator = iter(made)
+    while True:
+        with torch.no_grad():
+            part = next(iterator, None)
+        if part is None:
+            return
+        yield part

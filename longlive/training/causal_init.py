@@ -1,0 +1,194 @@
+"""Train the miniature's causal transformer directly, by teacher forcing on videos of the world.
+
+Every step sees two batches: first blocks alone, where all that a prompt says must be invented (three frames, cheap, many
+videos), and clips in which blocks follow blocks. A clip's later blocks are taken from anywhere in a long video: the world
+repeats itself every `PERIOD` frames, so the same latents are true at later positions, and no position is out of range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from longlive.cache.ring import RingCache
+from longlive.cache.window import Window
+from longlive.generation.cues import PromptSchedule
+from longlive.generation.denoiser import Denoiser
+from longlive.generation.rollout import Rollout
+from longlive.generation.stream import stream
+from longlive.miniature import oracle
+from longlive.miniature.captions import canonical, caption
+from longlive.miniature.world import Captioned, held_out, training_set
+from longlive.models.text import TextEncoder, clean, embed
+from longlive.models.vae import decode_video
+from longlive.models.wan import WanTransformer
+from longlive.ops.flow import NUM_LEVELS, shifted, warp_steps
+from longlive.training.ema import EMA
+from longlive.training.latent_videos import LatentVideos, save_strips, to_uint8
+from longlive.training.optimizer import MatrixOptimizer
+from longlive.training.teacher_forcing import TeacherForcing
+from longlive.training.trainer import one_cycle
+
+PERIOD = 24  # latent frames after which a moving video repeats, a multiple of the block
+CLIP_BLOCKS = 5
+
+
+class CausalInitStage:
+    """Teacher forcing with a window and a sink; what is exported is the moving average of the weights.
+
+    Args:
+        history_sigma: later blocks see a history with noise of up to this level in it, as they will see their own mistakes.
+        max_position: clips are placed anywhere up to this frame of a long video.
+    """
+
+    def __init__(
+        self,
+        network: WanTransformer,
+        vae: AutoencoderKLWan,
+        text_encoder: TextEncoder,
+        data: Path,
+        *,
+        steps: int,
+        lr: float,
+        seed: int,
+        clip_batch: int,
+        first_batch: int,
+        num_videos: int,
+        num_first_videos: int,
+        phrasings: int,
+        block: int,
+        window: Window,
+        shift: float,
+        history_sigma: float,
+        max_position: int,
+        denoising_steps: Sequence[int],
+        ema_decay: float,
+    ) -> None:
+        self.network, self.vae, self.text_encoder = network, vae, text_encoder
+        self.steps, self.clip_batch, self.first_batch = steps, clip_batch, first_batch
+        self.block, self.window, self.shift, self.history_sigma, self.max_position = block, window, shift, history_sigma, max_position
+        self.sampling = warp_steps(denoising_steps, shift)
+        self.objective = TeacherForcing(network, block=block, window=window)
+        self.optimizer = MatrixOptimizer(network, lr=lr, hidden=lambda name: name.startswith("blocks.") and "modulation" not in name)
+        self.ema = EMA(network, decay=ema_decay)
+        self.generator = torch.Generator().manual_seed(seed)
+        captions = training_set()
+        frames = CLIP_BLOCKS * block + 2 * block
+        self.texts = self._embed_phrasings(captions, phrasings, torch.Generator().manual_seed(seed + 3))
+        self.clips = LatentVideos(data / "clips.pt", vae, captions, num_videos=num_videos, num_frames=frames, seed=seed + 1)
+        self.firsts = LatentVideos(data / "firsts.pt", vae, captions, num_videos=num_first_videos, num_frames=block, seed=seed + 2)
+
+    def _embed_phrasings(self, captions: list[Captioned], phrasings: int, generator: torch.Generator) -> Tensor:
+        """`[captions, phrasings, L, E]`: the encoder is frozen, so every text is read once."""
+        parts = []
+        for c in captions:
+            texts = [clean(caption(c, generator)) for _ in range(phrasings)]
+            tokens = self.text_encoder.tokenizer(texts, padding="max_length", max_length=self.text_encoder.text_len, truncation=True, return_tensors="pt")
+            parts.append(embed(self.text_encoder.encoder, tokens.input_ids, tokens.attention_mask))
+        return torch.stack(parts)
+
+    def step(self, number: int) -> dict[str, float]:
+        self.optimizer.zero_grad()
+        first = self._first_blocks()
+        first.backward()
+        clip = self._clips()
+        clip.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step(one_cycle(number, self.steps))
+        self.ema.update(self.network, number)
+        return {"causal_init/first_block_loss": first.item(), "causal_init/clip_loss": clip.item(), "causal_init/grad_norm": norm.item()}
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator)
+
+    def _below(self, n: int) -> int:
+        return int(torch.randint(n, (), generator=self.generator))
+
+    def _read(self, captions: Tensor) -> Tensor:
+        """Embeddings of a random phrasing of each caption."""
+        phrasing = torch.randint(self.texts.shape[1], (len(captions),), generator=self.generator)
+        return self.texts[captions, phrasing]
+
+    def _levels(self, batch: int, blocks: int) -> Tensor:
+        return NUM_LEVELS * shifted(self._uniform(batch, blocks), self.shift)
+
+    def _first_blocks(self) -> Tensor:
+        clip, captions = self.firsts.draw(self.first_batch, slice(None), self.generator)
+        noise = torch.randn(clip.shape, generator=self.generator)
+        return self.objective(clip, range(self.block), self._read(captions), t=self._levels(len(clip), 1), noise=noise)
+
+    def _clips(self) -> Tensor:
+        """The start of a video in two of five steps, else its first block (the sink), one more block, and three from further on."""
+        videos, captions = self.clips.draw(self.clip_batch, slice(None), self.generator)
+        from_start = self._below(5) < 2
+        skip = 1 if from_start else 2 + self._below(2)  # the block that follows the sink
+        length = (CLIP_BLOCKS - 1) * self.block
+        late = range(skip * self.block, skip * self.block + length)
+        clip = torch.cat([videos[:, : self.block], videos[:, late.start : late.stop]], dim=1)
+        repeats = 0 if from_start or self._below(2) else self._below(max(1, (self.max_position - late.stop) // PERIOD))
+        frames = (*range(self.block), *(frame + PERIOD * repeats for frame in late))
+        context_blocks = 0 if from_start else 2
+        noise = torch.randn(clip[:, context_blocks * self.block :].shape, generator=self.generator)
+        damage = self.history_sigma * self._uniform(len(clip), 1, 1, 1, 1)
+        history = (1 - damage) * clip + damage * torch.randn(clip.shape, generator=self.generator)
+        t = self._levels(len(clip), CLIP_BLOCKS - context_blocks)
+        return self.objective(clip, frames, self._read(captions), t=t, noise=noise, context_blocks=context_blocks, history=history)
+
+    @torch.no_grad()
+    def validate(self, folder: Path, number: int, *, num_prompts: int = 32, num_frames: int = 15) -> dict[str, float]:
+        """Videos of held-out prompts by the block loop of inference, read by the oracle; a sheet of them."""
+        captions = held_out(num_prompts)
+        latents = self.generate([canonical(c) for c in captions], num_frames, seed=number)
+        images = to_uint8(decode_video(self.vae, latents))
+        reading = oracle.read(images)
+        save_strips(images[:12], folder / f"causal_init_{number:06d}.png")
+        correct = {f"oracle/{k}": v.float().mean().item() for k, v in reading.correct(captions).items()}
+        return correct | {"oracle/iou": reading.iou.mean().item()}
+
+    @torch.no_grad()
+    def generate(self, prompts: list[str], num_frames: int, *, seed: int) -> Tensor:
+        """Latents of one video a prompt, all in one batch, from the averaged weights."""
+        network = self.ema.average
+        config = network.config
+        generator = torch.Generator().manual_seed(seed)
+        _, _, channels, height, width = self.clips.latents.shape
+        ring = RingCache(
+            num_layers=config.num_layers,
+            batch=len(prompts),
+            tokens_per_frame=height // config.patch_size[1] * (width // config.patch_size[2]),
+            num_heads=config.num_heads,
+            head_dim=config.dim // config.num_heads,
+            window=self.window,
+        )
+        text = network.read(self.text_encoder.encode(prompts))
+        made = stream(
+            Rollout(Denoiser(network), ring, steps=self.sampling, draw=None),
+            PromptSchedule.single("all"),
+            read=lambda _: text,
+            noise=lambda frames: torch.randn(len(prompts), len(frames), channels, height, width, generator=generator),
+            block=self.block,
+            num_frames=num_frames,
+        )
+        return torch.cat([part.latents for part in made], dim=1)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.generator.set_state(state["generator"])
+
+    def export(self, folder: Path) -> None:
+        self.ema.average.save_pretrained(folder)

@@ -1,0 +1,28 @@
+"""Exponential moving average of weights, kept in float32."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """`average <- decay average + (1 - decay) weights` after every step; the decay is warmed up so that early weights fade."""
+
+    def __init__(self, module: nn.Module, *, decay: float) -> None:
+        self.decay = decay
+        self.average = copy.deepcopy(module).float().requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for mean, now in zip(self.average.parameters(), module.parameters(), strict=True):
+            mean.lerp_(now.float(), 1 - decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.average.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.average.load_state_dict(state)

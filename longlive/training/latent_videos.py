@@ -1,0 +1,82 @@
+"""Videos of the miniature world as latents, encoded once and kept on disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from longlive.generation.cues import num_images_of
+from longlive.miniature.world import Captioned, draw_identity, render
+from longlive.models.vae import encode_video
+
+log = logging.getLogger(__name__)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 `[B, T, 3, Y, X]` -> `[B, 3, T, Y, X]` in [-1, 1]."""
+    return images.transpose(1, 2).float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """`[B, 3, T, Y, X]` in [-1, 1] -> uint8 `[B, T, 3, Y, X]`."""
+    return ((images.transpose(1, 2).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def save_strips(videos: Tensor, path: Path, *, num_images: int = 8) -> None:
+    """A PNG with a row for each video, uint8 `[N, T, 3, Y, X]`: evenly spaced images, enlarged twice."""
+    picks = torch.linspace(0, videos.shape[1] - 1, min(num_images, videos.shape[1])).round().long()
+    sheet = rearrange(videos[:, picks], "N T C Y X -> (N Y) (T X) C").numpy()
+    Image.fromarray(sheet).resize((2 * sheet.shape[1], 2 * sheet.shape[0]), Image.Resampling.NEAREST).save(path)
+
+
+class LatentVideos:
+    """`num_videos` videos of `num_frames` latent frames with random captions of a set and random identities.
+
+    Built on first use into `path` (float16) and read from there afterwards; a file made with other settings is refused.
+    """
+
+    def __init__(
+        self, path: Path, vae: AutoencoderKLWan, captions: Sequence[Captioned], *, num_videos: int, num_frames: int, seed: int, batch: int = 16
+    ) -> None:
+        settings = {"num_videos": num_videos, "num_frames": num_frames, "seed": seed, "num_captions": len(captions)}
+        if path.exists():
+            saved = torch.load(path, weights_only=True, mmap=True)
+            if saved["settings"] != settings:
+                raise ValueError(f"{path} was made with {saved['settings']}, not {settings}; delete it or choose another run folder")
+        else:
+            saved = {"settings": settings, **_encode(vae, captions, settings, batch)}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(saved, path.with_suffix(".partial"))
+            os.replace(path.with_suffix(".partial"), path)
+        self.latents: Tensor = saved["latents"]  # float16 [num_videos, F, C, H, W]
+        self._caption_index: Tensor = saved["captions"]
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def draw(self, batch: int, frames: slice, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Frames of `batch` random videos, float32 `[B, F, C, H, W]`, and the index of what each shows `[B]`."""
+        picks = torch.randint(len(self), (batch,), generator=generator)
+        return self.latents[picks][:, frames].float(), self._caption_index[picks]
+
+
+@torch.no_grad()
+def _encode(vae: AutoencoderKLWan, captions: Sequence[Captioned], settings: dict[str, int], batch: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(settings["seed"])
+    picks = torch.randint(len(captions), (settings["num_videos"],), generator=generator)
+    parts = []
+    log.info("encoding %d videos of %d latent frames", settings["num_videos"], settings["num_frames"])
+    for part in tqdm(picks.split(batch), desc="encoding", mininterval=5):
+        chosen = [captions[int(i)] for i in part]
+        images = render(chosen, [draw_identity(generator) for _ in chosen], num_images_of(settings["num_frames"]))
+        parts.append(encode_video(vae, to_float(images)).half())
+    return {"latents": torch.cat(parts), "captions": picks}
