@@ -210,6 +210,7 @@ def load_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> Autoencod
         config = convert.vae_config(convert.vae_to_wan(state) if kind is Kind.VAE_DIFFUSERS else state)
     with torch.device("meta"):
         vae = AutoencoderKLWan.from_config(config)
+    assert isinstance(vae, AutoencoderKLWan)
     fill(vae, convert.vae_to_diffusers(state) if kind is Kind.VAE else state, what=f"the VAE in {path}", dtype=dtype)
     return vae.eval()
 

@@ -103,9 +103,8 @@ def write(folder: Path) -> dict:
 
 def make(folder: Path) -> dict:
     """Load as a user does, one block of video, and what it took."""
-    from longlive.generation.pipeline import LongLivePipeline
-
     from longlive.checkpoints import store
+    from longlive.generation.pipeline import LongLivePipeline
 
     start = time.perf_counter()
     weights = folder / "LongLive-1.3B" / "models"
@@ -114,7 +113,7 @@ def make(folder: Path) -> dict:
     )
     loaded = time.perf_counter()
     images = pipeline(
-        "a red fox in snow", num_frames=3, height=64, width=64, generator=torch.Generator().manual_seed(0), output_type="pt"
+        "a red fox in snow", num_frames=3, height=64, width=64, generator=torch.Generator().manual_seed(0), output_type="np"
     ).frames
     made = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
