@@ -23,6 +23,9 @@ from longlive.models.text import embed
 from longlive.training.trainer import one_cycle
 from longlive.types import Text
 
+Mask = Bool[Tensor, "B L"]
+Said = Int[Tensor, "B 4"]
+
 NOT_SAID = -100  # what cross_entropy ignores
 SYLLABLES = (*PIECES, *PUNCTUATION, *string.digits, *string.ascii_lowercase)  # of invented words: no token stays untrained
 
@@ -35,13 +38,13 @@ class Reader(nn.Module):
         self.queries = nn.Parameter(torch.zeros(len(ATTRIBUTES), width))
         self.heads = nn.ModuleList(nn.Linear(width, len(values)) for values in ATTRIBUTES.values())
 
-    def forward(self, text: Text, mask: Bool[Tensor, "B L"]) -> list[Tensor]:
+    def forward(self, text: Text, mask: Mask) -> list[Tensor]:
         scores = torch.einsum("ae,ble->bal", self.queries, text).masked_fill(~mask[:, None], -torch.inf)
         pooled = scores.softmax(-1) @ text  # [B, attributes, E]
         return [head(pooled[:, a]) for a, head in enumerate(self.heads)]
 
 
-def labels(texts: Sequence[str]) -> Int[Tensor, "B 4"]:
+def labels(texts: Sequence[str]) -> Said:
     """Index of every attribute's value as the words say it; `NOT_SAID` where they do not."""
     rows = []
     for text in texts:
