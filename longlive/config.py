@@ -28,6 +28,7 @@ class InferenceConfig:
     lora: str | None = None  # lora.pt, merged into the checkpoint before anything else
     device: str = "auto"  # cuda when there is one; else cpu
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # bfloat16 on cuda, float32 on cpu
+    text_encoder: Literal["resident", "on_demand"] = "resident"  # on_demand: on the CPU but for the moment it reads a prompt
     attention: str = "auto"  # fa3, fa2, cudnn, sdpa, or the fastest of them that works here
 
     # what is made
@@ -40,14 +41,14 @@ class InferenceConfig:
     seed: int = 0
     num_samples: int = 1  # videos a prompt, each with a seed of its own
     switch_frame_indices: tuple[int, ...] | None = None  # where prompts of a file that says nothing about it follow each other
-    keep_sink: bool = True  # at a prompt switch (global_sink of the released configurations)
 
     # how it is sampled
     window: int | None = None  # latent frames a block may see, sink and itself included; -1 = all
     sink: int | None = None  # of these, the first frames of the video
     denoising_steps: tuple[int, ...] | None = None  # before the shift, falling
     timestep_shift: float | None = None
-    context_timestep: int | None = None  # noise level at which finished frames are remembered
+    context_timestep: float | None = None  # noise level at which finished frames are remembered
+    keep_sink: bool | None = None  # at a prompt switch; false refreshes it (global_sink of the released configurations)
     relative_rope: bool | None = None  # number the visible frames 0, 1, 2 …: any length stays inside the trained range
 
     # what is written
@@ -83,6 +84,71 @@ class InferenceConfig:
             or not 0 < self.denoising_steps[-1] <= self.denoising_steps[0] <= 1000
         ):
             raise ValueError(f"denoising_steps {list(self.denoising_steps)}: choose falling numbers from 1000 to 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """Stage `language`: the miniature's tokenizer and text encoder."""
+
+    lr: float = 3e-3
+    batch: int = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """Stage `autoencoder`: the miniature's `AutoencoderKLWan`, the residual kind on patches of 2 x 2 pixels."""
+
+    base_dim: int = 32
+    dim_mult: tuple[int, ...] = (1, 1, 1)
+    num_res_blocks: int = 0
+    z_dim: int = 16
+    lr: float = 2e-3
+    batch: int = 16
+    images_per_chunk: int = 4
+    stream_from: int = 1500  # until this step videos get longer; before it they are mostly a first chunk
+    reset: float = 0.1  # chance, at every chunk, that new videos begin
+    kl_weight: float = 1e-4
+    subject_weight: float = 4.0  # of pixels that are not background
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CausalInitConfig:
+    """Stage `causal_init`: the miniature's transformer by teacher forcing."""
+
+    language: str = "runs/miniature/language/export"  # what the earlier stages exported
+    autoencoder: str = "runs/miniature/autoencoder/export"
+    size: str = "miniature"  # of models/zoo.py
+    lr: float = 4e-3  # of Muon on the blocks' matrices; AdamW on the rest has half
+    clip_batch: int = 12  # videos of several blocks a step
+    first_batch: int = 96  # first blocks a step
+    num_videos: int = 3000
+    num_first_videos: int = 16000
+    phrasings: int = 16  # of every caption
+    window: int = 9  # latent frames a block sees, the sink and itself included
+    sink: int = 3
+    block: int = 3
+    timestep_shift: float = 3.0
+    denoising_steps: tuple[int, ...] = tuple(range(1000, 0, -50))
+    history_sigma: float = 0.1  # noise in the history that later blocks see, up to this level
+    max_position: int = 1200  # latent frames
+    ema_decay: float = 0.999
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of `train.py`: what every stage has, and a section for each."""
+
+    stage: Literal["language", "autoencoder", "causal_init"] = "causal_init"
+    run: str = "runs/train"  # folder of checkpoints, metrics, pictures and, at the end, `export`
+    steps: int = 1000
+    seed: int = 0
+    threads: int | None = None  # CPU threads; None: as many as torch takes
+    save_every: int = 250
+    validate_every: int = 500
+    log_every: int = 25
+    language: LanguageConfig = dataclasses.field(default_factory=LanguageConfig)
+    autoencoder: AutoencoderConfig = dataclasses.field(default_factory=AutoencoderConfig)
+    causal_init: CausalInitConfig = dataclasses.field(default_factory=CausalInitConfig)
 
 
 def load(

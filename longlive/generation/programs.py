@@ -12,11 +12,14 @@ import logging
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers.utils.logging
 import torch
+import transformers.utils.logging
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from longlive import video
@@ -43,7 +46,7 @@ INSTEAD_OF = {  # what is said on the command line takes the place of what a fil
 RELEASED = """get the released weights, then use --config configs/inference.yaml:
   hf download Wan-AI/Wan2.1-T2V-1.3B --local-dir wan_models/Wan2.1-T2V-1.3B
   hf download Efficient-Large-Model/LongLive-1.3B --local-dir longlive_models"""
-SAMPLING = ("window", "sink", "denoising_steps", "timestep_shift", "context_timestep", "relative_rope")
+SAMPLING = ("window", "sink", "denoising_steps", "timestep_shift", "context_timestep", "keep_sink", "relative_rope")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +83,13 @@ def parse(argv: Sequence[str] | None, *, description: str, default_config: Path)
 
 def load_pipeline(config: InferenceConfig, dtype: torch.dtype) -> LongLivePipeline:
     """The model that the settings name, on the CPU. Raises ValueError with what to download when it is not there."""
+    if config.lora is not None and not Path(config.lora).exists():
+        raise ValueError(f"{config.lora} is not there; {RELEASED}")
     sampling = {name: getattr(config, name) for name in SAMPLING if getattr(config, name) is not None}
     if config.wan_dir is not None:
         if config.checkpoint is None:
             raise ValueError("wan_dir is given without checkpoint; give longlive_base.pt or another checkpoint of the same layout")
-        for path in filter(None, (config.wan_dir, config.checkpoint, config.lora)):
+        for path in (config.wan_dir, config.checkpoint):
             if not Path(path).exists():
                 raise ValueError(f"{path} is not there; {RELEASED}")
         return LongLivePipeline.from_original(
@@ -115,7 +120,7 @@ def plan(config: InferenceConfig, scripts: Sequence[Script], pipe: LongLivePipel
     info = pipe.info
     jobs = []
     for index, script in enumerate(scripts):
-        schedule = script.schedule(block=info.block, fps=info.fps, keep_sink=config.keep_sink)
+        schedule = script.schedule(block=info.block, fps=info.fps)
         num_frames = length(config, pipe) or pipe.num_frames_for(script.seconds or DEFAULT_SECONDS)
         try:
             schedule.validate(num_frames)
@@ -190,6 +195,8 @@ def check_resources(config: InferenceConfig, jobs: Sequence[Job], pipe: LongLive
         log.info("%d video%s: %s, %dx%d at %g fps", count, "s"[: count > 1], length, height, width, info.fps)
     longest = max(job.num_frames or max(info.window, info.block) for job in jobs)
     needed = pipe.memory_needed(longest, height, width)
+    if config.text_encoder == "on_demand":
+        needed -= sum(weight.numel() * weight.element_size() for weight in pipe.components["text_encoder"].parameters())
     weights = sum(weight.numel() * weight.element_size() for weight in weights_of(pipe))
     there = free_memory(device) + (weights if device.type == "cpu" else 0)  # on the CPU they are loaded already
     log.info("memory on %s: about %.2f GiB needed, %.2f GiB there", device, needed / 2**30, there / 2**30)
@@ -199,6 +206,14 @@ def check_resources(config: InferenceConfig, jobs: Sequence[Job], pipe: LongLive
             "choose a smaller height and width, another dtype or another device"
         )
     video.check_disk(config.output, disk)
+
+
+def place(config: InferenceConfig, pipe: LongLivePipeline, device: torch.device) -> None:
+    """Moves the pipeline to where it works."""
+    if config.text_encoder == "on_demand":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
 
 
 def weights_of(pipe: LongLivePipeline) -> Iterable[torch.Tensor]:
@@ -265,7 +280,7 @@ def make_planned(config: InferenceConfig, jobs: Sequence[Job], pipe: LongLivePip
     if not todo:
         return
     check_resources(config, todo, pipe, device)
-    pipe.to(device)
+    place(config, pipe, device)
     for number, job in enumerate(todo, 1):
         log.info("video %d of %d: %s", number, len(todo), job.path)
         log.info(make(config, job, pipe, device, quiet=quiet).summary())
@@ -276,9 +291,9 @@ def make_typed(config: InferenceConfig, pipe: LongLivePipeline, device: torch.de
     wanted = length(config, pipe)
     job = Job(config.seed, PromptSchedule.single("-"), wanted, Path(config.output) / f"typed-{time.strftime('%Y%m%d-%H%M%S')}.mp4")
     check_resources(config, [job], pipe, device)
-    pipe.to(device)
+    place(config, pipe, device)
     log.info("type a prompt and Enter; each further line is the prompt from the next block on. Ctrl-D: no more prompts. Ctrl-C: stop")
-    with Typed(terminal, first=config.prompt, keep_sink=config.keep_sink) as typed:
+    with Typed(terminal, first=config.prompt) as typed:
         job = dataclasses.replace(job, prompts=typed.wait())
         log.info(make(config, job, pipe, device, stop=lambda chunk: wanted is None and typed.ended_with(chunk.prompt)).summary())
 
@@ -286,12 +301,13 @@ def make_typed(config: InferenceConfig, pipe: LongLivePipeline, device: torch.de
 def main(argv: Sequence[str] | None = None, *, description: str, default_config: Path, interactive: bool = False) -> int:
     """Runs a program to its exit status. `interactive`: without a file of prompts they are read from the terminal."""
     configure_logging(world())
+    _hush()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job keeps its video as after Ctrl-C
     try:
         config = parse(argv, description=description, default_config=default_config)
         with logging_redirect_tqdm():
             run(config, interactive=interactive)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         return _fail(error, 2)
     except (FloatingPointError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         return _fail(error, 1)
@@ -299,6 +315,14 @@ def main(argv: Sequence[str] | None = None, *, description: str, default_config:
         log.warning("interrupted; what was made so far is in its folder")
         return 130
     return 0
+
+
+def _hush() -> None:
+    """Keeps the libraries' own progress bars, and their advice to whoever calls them, off the terminal."""
+    diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
 
 
 def _fail(error: Exception, status: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,11 @@ class Script:
         """How long the video is, when the script says so."""
         return sum(self.durations) if self.durations else None
 
-    def schedule(self, *, block: int, fps: float, keep_sink: bool = True) -> PromptSchedule:
+    def schedule(self, *, block: int, fps: float) -> PromptSchedule:
         """The plan that a model with this block and rate follows. Raises ValueError when a prompt has no place in it."""
         if self.durations is None:
-            return PromptSchedule.at_frames(self.prompts, self.switch_frames or (), keep_sink=keep_sink)
-        cues = PromptSchedule.from_seconds(zip(self.prompts, self.durations), block=block, fps=fps).cues
-        return PromptSchedule(tuple(replace(cue, keep_sink=keep_sink) for cue in cues))
+            return PromptSchedule.at_frames(self.prompts, self.switch_frames or ())
+        return PromptSchedule.from_seconds(zip(self.prompts, self.durations), block=block, fps=fps)
 
 
 def read_scripts(path: str | Path, *, switch_frames: Sequence[int] | None = None, one_video: bool = False) -> list[Script]:

@@ -20,9 +20,8 @@ class Typed:
     Reads without buffering and looks every 0.1 s whether the block is left, so that it never holds up the end of the program.
     """
 
-    def __init__(self, descriptor: int, *, first: str | None = None, keep_sink: bool = True) -> None:
+    def __init__(self, descriptor: int, *, first: str | None = None) -> None:
         self._descriptor = descriptor
-        self._keep_sink = keep_sink
         self._prompts = PromptQueue(first) if first is not None else None
         self._last = first
         self._some, self._ended, self._stop = threading.Event(), threading.Event(), threading.Event()
@@ -55,7 +54,7 @@ class Typed:
         if self._prompts is None:
             self._prompts = PromptQueue(text)
         else:
-            self._prompts.put(text, keep_sink=self._keep_sink)
+            self._prompts.put(text)
             log.info('from the next block on: "%s"', text)
         self._some.set()
 

@@ -148,7 +148,7 @@ def test_prompts_that_follow_each_other(program):
     one, two = the_json("000*"), the_json("001*")
     assert [entry["image"] for entry in one["prompts"]] == [0, 21]  # frame 4 lies in the second block: from frame 6 on
     assert [entry["image"] for entry in two["prompts"]] == [0, 21] and one["images"] == 81 and two["images"] == 33
-    assert one["request"]["cues"][1] == {"frame": 4, "prompt": "two", "keep_sink": True}
+    assert one["request"]["cues"][1] == {"frame": 4, "prompt": "two", "keep_sink": None}
 
 
 def test_lines_of_a_text_are_one_interactive_video(program):

@@ -1,0 +1,137 @@
+"""The programs around a real pipeline, though one of random weights: from files on disk to a video, in processes of their own too."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from longlive import video
+from longlive.generation import programs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def program(tiny, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        caplog.clear()
+        status = programs.main(["--model", str(tiny), *argv], description="a test", default_config=ROOT / "none.yaml")
+        return status, caplog.text
+
+    return run
+
+
+def images(folder):
+    (path,) = Path(folder).glob("*.mp4")
+    return video.read_video(path)
+
+
+def test_a_longer_video_begins_as_a_shorter_one_and_the_seed_matters(program):
+    for name, argv in {"short": ["--seconds", "1"], "long": ["num_frames=9"], "other": ["--seconds", "1", "--seed", "1"]}.items():
+        status, said = program("--prompt", "a red circle", "--output", name, "crf=0", "scale=1", *argv)
+        assert status == 0, said
+    short, long, other = images("short"), images("long"), images("other")
+    assert len(short) == 21 and len(long) == 33
+    assert np.abs(short.astype(int) - long[:21]).mean() < 1 < np.abs(short.astype(int) - other).mean()
+
+
+def test_settings_reach_the_model(program):
+    Path("a.jsonl").write_text('{"prompts": ["one", "two"], "switch_frame_indices": [9]}')
+    common = ("--prompts", "a.jsonl", "num_frames=12", "crf=0", "scale=1")
+    made = {}
+    for name, argv in {
+        "as it is": [],
+        "on demand": ["text_encoder=on_demand"],
+        "window": ["window=6"],
+        "sink": ["sink=0"],
+        "steps": ["denoising_steps=[1000]"],
+        "shift": ["timestep_shift=1"],
+        "context": ["context_timestep=500"],
+        "sink refreshed": ["keep_sink=false", "window=6"],
+        "relative": ["relative_rope=true"],
+    }.items():
+        status, said = program("--output", name, *argv, *common)
+        assert status == 0, said
+        made[name] = images(name).astype(int)
+    assert np.abs(made["as it is"] - made["on demand"]).max() == 0
+    for name in made.keys() - {"as it is", "on demand"}:
+        assert np.abs(made[name] - made["window" if name == "sink refreshed" else "as it is"]).max() > 0, name
+
+
+def test_broken_weights_stop_with_block_and_step(program, monkeypatch):
+    real = programs.load_pipeline
+
+    def broken(*arguments):
+        pipe = real(*arguments)
+        for weight in pipe.transformer.head.parameters():
+            weight.data.fill_(float("nan"))
+        return pipe
+
+    monkeypatch.setattr(programs, "load_pipeline", broken)
+    status, said = program("--prompt", "a")
+    assert status == 1 and re.search(r"block 0 .*step 1", said) and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["num_frames=10"], "10 cannot be cut into blocks of 3"),
+        (["height=40"], "height 40 is not divisible by 16"),
+        (["window=2"], "choose a larger window"),
+        (["window=4"], "no room for a block"),
+        (["attention=fa9"], "attention backend 'fa9' is unknown"),
+        (["denoising_steps=[1000,1000]"], "falling"),
+        (["lora=nowhere.pt"], "nowhere.pt is not there"),
+        (["device=cuda:99"], "cuda:99"),
+    ],
+)
+def test_mistakes(program, argv, message):
+    status, said = program("--prompt", "a", *argv)
+    assert status == 2 and message in said and "Traceback" not in said
+    assert not list(Path("outputs").glob("*"))
+
+
+def test_attention_that_cannot_run_here(program):
+    if torch.cuda.is_available():
+        pytest.skip("it may run here")
+    status, said = program("--prompt", "a", "attention=fa3")
+    assert status == 2 and "'fa3' cannot be used" in said and not list(Path("outputs").glob("*"))
+
+
+def test_a_prompt_that_is_too_long_is_cut_where_it_is_said(program):
+    status, said = program("--prompt", "a red circle " * 20, "num_frames=3")
+    assert status == 0 and "reads 32: cut after" in said
+
+
+def start(*argv, **options):
+    return subprocess.Popen([sys.executable, *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def test_interrupted_from_outside(tiny, tmp_path):
+    """A process of its own: Ctrl-C in the middle of a video that is typed and has no end."""
+    process = start(
+        ROOT / "interactive_inference.py", "--model", tiny, "--output", tmp_path, "scale=1", stdin=subprocess.PIPE, cwd=tmp_path
+    )
+    process.stdin.write("a red circle\n")
+    process.stdin.flush()
+    for _ in range(600):
+        if list(tmp_path.glob("*.mp4")) and next(tmp_path.glob("*.mp4")).stat().st_size > 10_000:
+            break
+        time.sleep(0.1)
+    growing = video.read_video(next(tmp_path.glob("*.mp4")))
+    os.kill(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said, said
+    written = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert written["complete"] is False and written["images"] >= len(growing) > 0
+    assert len(video.read_video(next(tmp_path.glob("*.mp4")))) == written["images"]
