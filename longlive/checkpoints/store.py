@@ -105,7 +105,8 @@ def check_fit(expected: Mapping[str, torch.Size | tuple[int, ...]], state: Mappi
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], *, what: str, dtype: torch.dtype | None = None) -> None:
-    """Make `state` the weights of `model`, which may have been built on the meta device: nothing is copied, save to cast to `dtype`.
+    """Make `state` the weights of `model`, which may have been built on the meta device: nothing is copied, save to cast to `dtype`,
+    so that what changes the model in place (a merge) changes `state`.
 
     Raises ValueError as `check_fit` does.
     """
