@@ -88,15 +88,15 @@ class LongLivePipeline(DiffusionPipeline):
         window: int = 12,
         sink: int = 3,
         block: int = 3,
-        denoising_steps: Sequence[int] = (1000, 750, 500, 250),
+        denoising_steps: tuple[int, ...] = (1000, 750, 500, 250),
         timestep_shift: float = 5.0,
-        context_timestep: float = 0,
+        context_timestep: float = 0.0,
         fresh_noise: bool = True,
         relative_rope: bool = False,
         keep_sink: bool = True,
         height: int = 480,
         width: int = 832,
-        fps: float = 16,
+        fps: float = 16.0,
     ) -> None:
         super().__init__()
         warp_steps(denoising_steps, timestep_shift)  # raises for steps that make no sense

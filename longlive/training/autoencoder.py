@@ -143,4 +143,4 @@ class AutoencoderStage:
         # The square root of the deviation: faint channels stay fainter than strong ones instead of being blown up to noise of unit size.
         scale = (deviation * deviation.mean()).sqrt()
         self.vae.register_to_config(latents_mean=raw.mean((0, 1, 3, 4)).tolist(), latents_std=scale.tolist())
-        self.vae.save_pretrained(folder)
+        self.vae.save_pretrained(folder / "vae")

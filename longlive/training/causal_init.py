@@ -191,4 +191,4 @@ class CausalInitStage:
         self.generator.set_state(state["generator"])
 
     def export(self, folder: Path) -> None:
-        self.ema.average.save_pretrained(folder)
+        self.ema.average.save_pretrained(folder / "transformer")
