@@ -83,15 +83,13 @@ def parse(argv: Sequence[str] | None, *, description: str, default_config: Path)
 
 def load_pipeline(config: InferenceConfig, dtype: torch.dtype) -> LongLivePipeline:
     """The model that the settings name, on the CPU. Raises ValueError with what to download when it is not there."""
-    if config.lora is not None and not Path(config.lora).exists():
-        raise ValueError(f"{config.lora} is not there; {RELEASED}")
+    for path in filter(None, (config.wan_dir, config.checkpoint, config.lora)):
+        if not Path(path).exists():
+            raise ValueError(f"{path} is not there; {RELEASED}")
     sampling = {name: getattr(config, name) for name in SAMPLING if getattr(config, name) is not None}
     if config.wan_dir is not None:
         if config.checkpoint is None:
             raise ValueError("wan_dir is given without checkpoint; give longlive_base.pt or another checkpoint of the same layout")
-        for path in (config.wan_dir, config.checkpoint):
-            if not Path(path).exists():
-                raise ValueError(f"{path} is not there; {RELEASED}")
         return LongLivePipeline.from_original(
             config.wan_dir, config.checkpoint, config.lora, torch_dtype=dtype, attention=config.attention, **sampling
         )
@@ -163,13 +161,14 @@ def request(config: InferenceConfig, job: Job, pipe: LongLivePipeline, device: t
         "lora": config.lora,
         "cues": [dataclasses.asdict(cue) for cue in prompts.cues] if isinstance(prompts, PromptSchedule) else "typed",
         "num_frames": job.num_frames,
+        **pipe.info._asdict(),
+        "context_timestep": config.context_timestep,
         "height": height,
         "width": width,
         "seed": job.seed,
         "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
         "scale": scale(config, height, width),
         "crf": config.crf,
-        **{name: getattr(config, name) for name in SAMPLING},
     }
 
 

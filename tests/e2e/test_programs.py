@@ -15,6 +15,7 @@ import torch
 from longlive import video
 from longlive.config import InferenceConfig, load
 from longlive.generation import programs
+from longlive.generation.pipeline import PipelineInfo
 from longlive.generation.stream import Seconds
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 class StandIn:
     """What the programs see of a pipeline. Images are a colour that the generator draws, one chunk a block of 3 frames."""
 
-    info = SimpleNamespace(height=32, width=32, fps=16, block=3, spatial_stride=16, window=12)
+    info = PipelineInfo(32, 32, 16, 3, 4, 16, 12, 3, (1000,), 5.0, False, True)
     components: ClassVar[dict] = {}
     pause = 0.0  # seconds a block takes
     breaks_at: ClassVar[dict[int, BaseException]] = {}  # number of the block -> what happens instead
