@@ -88,7 +88,7 @@ class LongLivePipeline(DiffusionPipeline):
         window: int = 12,
         sink: int = 3,
         block: int = 3,
-        denoising_steps: tuple[int, ...] = (1000, 750, 500, 250),
+        denoising_steps: list[int] | tuple[int, ...] = (1000, 750, 500, 250),
         timestep_shift: float = 5.0,
         context_timestep: float = 0.0,
         fresh_noise: bool = True,

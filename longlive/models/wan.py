@@ -131,7 +131,6 @@ class WanTransformer(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = False
     _no_split_modules = ["Block"]
-    _keep_in_fp32_modules: list[str] = []
 
     @register_to_config
     def __init__(

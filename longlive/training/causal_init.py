@@ -29,6 +29,7 @@ from longlive.models.vae import decode_video
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow import NUM_LEVELS, shifted, warp_steps
 from longlive.training.ema import EMA
+from longlive.training.language import spoil
 from longlive.training.latent_videos import LatentVideos, save_strips, to_uint8
 from longlive.training.optimizer import MatrixOptimizer
 from longlive.training.teacher_forcing import TeacherForcing
@@ -84,10 +85,12 @@ class CausalInitStage:
         self.firsts = LatentVideos(data / "firsts.pt", vae, captions, num_videos=num_first_videos, num_frames=block, seed=seed + 2)
 
     def _embed_phrasings(self, captions: list[Captioned], phrasings: int, generator: torch.Generator) -> Tensor:
-        """`[captions, phrasings, L, E]`: the encoder is frozen, so every text is read once."""
+        """`[captions, phrasings, L, E]`: the encoder is frozen, so every text is read once. One phrasing in eight has lost words."""
         parts = []
         for c in captions:
             texts = [clean(caption(c, generator)) for _ in range(phrasings)]
+            spoiled = range(0, phrasings, 8)
+            texts = [spoil(text, generator, drop=0.25, insert=0.1) if i in spoiled else text for i, text in enumerate(texts)]
             tokens = self.text_encoder.tokenizer(texts, padding="max_length", max_length=self.text_encoder.text_len, truncation=True, return_tensors="pt")
             parts.append(embed(self.text_encoder.encoder, tokens.input_ids, tokens.attention_mask))
         return torch.stack(parts)

@@ -1,0 +1,98 @@
+"""Measure the miniature with its oracle: `python scripts/evaluate_miniature.py [--model FOLDER] [--output DIR]`.
+
+Videos of held-out prompts (combinations of attributes that training never showed) by the ordinary pipeline, and
+reconstructions by the autoencoder at three lengths. Writes results.json and two pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from longlive.generation.cues import num_images_of
+from longlive.generation.pipeline import LongLivePipeline
+from longlive.miniature import oracle
+from longlive.miniature.captions import canonical, caption
+from longlive.miniature.world import ATTRIBUTES, Captioned, draw_identity, held_out, render
+from longlive.models.vae import decode_video, encode_video
+from longlive.training.latent_videos import save_strips, to_float, to_uint8
+from longlive.video import contact_sheet
+
+
+def scores(videos: Tensor, captions: list[Captioned], frames: slice = slice(None)) -> dict[str, float]:
+    """Share of videos that show each attribute, by majority over `frames`; and the mean overlap with the best template."""
+    reading = oracle.read(videos)
+    right = {name: value.float().mean().item() for name, value in reading.correct(captions, frames).items()}
+    return {**{name: round(right[name], 4) for name in ATTRIBUTES}, "iou": round(reading.iou[:, frames].mean().item(), 4)}
+
+
+def generate(pipe: LongLivePipeline, prompts: list[str], num_frames: int, seed: int) -> Tensor:
+    """One video a prompt, uint8 `[B, T, 3, Y, X]`, with seeds seed, seed + 1, …"""
+    videos = []
+    for number, prompt in enumerate(tqdm(prompts, desc="videos", mininterval=5)):
+        session = pipe.session(prompt, num_frames=num_frames, generator=torch.Generator().manual_seed(seed + number))
+        videos.append(torch.cat([chunk.images for chunk in session], dim=1)[0].movedim(-1, 1))
+    return torch.stack(videos)
+
+
+@torch.no_grad()
+def reconstructions(pipe: LongLivePipeline, captions: list[Captioned], num_images: int) -> tuple[Tensor, Tensor]:
+    """Originals and what the autoencoder makes of them, uint8 `[B, T, 3, Y, X]`."""
+    generator = torch.Generator().manual_seed(5)
+    originals = render(captions, [draw_identity(generator) for _ in captions], num_images)
+    parts = [to_uint8(decode_video(pipe.vae, encode_video(pipe.vae, to_float(part)))) for part in originals.split(10)]
+    return originals, torch.cat(parts)
+
+
+def evaluate(pipe: LongLivePipeline, output: Path, *, num_prompts: int, num_frames: int) -> dict[str, Any]:
+    captions = held_out(num_prompts)
+    results: dict[str, Any] = {"prompts": num_prompts, "num_frames": num_frames, "images": num_images_of(num_frames)}
+    for num_images, count in ((33, num_prompts), (97, num_prompts), (385, min(20, num_prompts))):
+        originals, decoded = reconstructions(pipe, captions[:count], num_images)
+        error = (originals.float() - decoded.float()).square().mean() / 255**2
+        results[f"autoencoder_{num_images}"] = {"videos": count, **scores(decoded, captions[:count]), "psnr": round(-10 * error.log10().item(), 2)}
+        if num_images == 97:
+            save_strips(torch.stack([originals[:6], decoded[:6]], 1).flatten(0, 1), output / "reconstructions.png")
+    phrasing = torch.Generator().manual_seed(7)
+    for name, prompts in {"canonical": [canonical(c) for c in captions], "phrased": [caption(c, phrasing) for c in captions]}.items():
+        began = time.perf_counter()
+        videos = generate(pipe, prompts, num_frames, seed=1000)
+        results[name] = scores(videos, captions) | {"seconds_a_video": round((time.perf_counter() - began) / num_prompts, 2)}
+        results[f"{name}_last_second"] = scores(videos, captions, slice(videos.shape[1] - 16, videos.shape[1]))
+        if name == "canonical":
+            picks = torch.linspace(0, videos.shape[1] - 1, 6).round().long()
+            tiles = [videos[i, t].movedim(0, -1).numpy() for i in range(min(12, num_prompts)) for t in picks]
+            words = [f"{t / pipe.info.fps:.1f} s\n{prompts[i]}" for i in range(min(12, num_prompts)) for t in picks.tolist()]
+            contact_sheet(tiles, output / "contact_sheet.png", columns=6, captions=words, title="held-out prompts")
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="miniature")
+    parser.add_argument("--output", type=Path, default=Path("docs/miniature"))
+    parser.add_argument("--num-prompts", type=int, default=100)
+    parser.add_argument("--num-frames", type=int, default=21, help="latent frames a video")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    try:
+        pipe = LongLivePipeline.from_pretrained(arguments.model)
+        results = evaluate(pipe, arguments.output, num_prompts=arguments.num_prompts, num_frames=arguments.num_frames)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(results, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

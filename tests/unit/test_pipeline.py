@@ -1,0 +1,173 @@
+"""The pipeline: the same video however it is asked for, and clear words for what cannot be made."""
+
+import copy
+import threading
+
+import pytest
+import torch
+
+from longlive import Cue, LongLivePipeline, PromptQueue, PromptSchedule
+from longlive.checkpoints import store
+from longlive.models.lora import add_lora, lora_state, merge_lora
+
+PROMPT = "a red circle moving right on a black background"
+OTHER = "a blue square moving up on a white background"
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny):
+    return LongLivePipeline.from_pretrained(tiny)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def latents(pipe, prompt=PROMPT, seed=0, **settings):
+    return pipe(prompt, generator=generator(seed), output_type="latent", **settings).frames
+
+
+def test_same_seed_same_beginning_at_any_length_and_either_way(pipe):
+    long = latents(pipe, num_frames=36)
+    assert torch.equal(latents(pipe, num_frames=9), long[:, :9])
+    session = pipe.session(PROMPT, generator=generator())  # endless
+    images = torch.cat([next(session).images for _ in range(12)], dim=1)
+    whole = pipe(PROMPT, num_frames=36, generator=generator(), output_type="pt").frames
+    assert (whole.movedim(2, -1) * 255 - images).abs().max() <= 0.51  # rounding to uint8
+    assert not torch.equal(latents(pipe, num_frames=9, seed=1), long[:, :9])
+
+
+def test_a_video_does_not_depend_on_the_videos_beside_it(pipe):
+    both = pipe([PROMPT, PROMPT], num_frames=6, num_videos_per_prompt=2, generator=[generator(0), generator(1)], output_type="latent").frames
+    assert both.shape[0] == 4
+    torch.testing.assert_close(both[:1], latents(pipe, num_frames=6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(both[1:2], latents(pipe, num_frames=6, seed=1), atol=1e-5, rtol=0)
+
+
+def test_given_noise_is_used(pipe):
+    noise = torch.randn(1, 6, 8, 4, 4, generator=generator(5))
+    one, two = (latents(pipe, num_frames=6, latents=noise, seed=seed) for seed in (0, 0))
+    assert torch.equal(one, two)
+    with pytest.raises(ValueError, match=r"this video needs \(1, 6, 8, 4, 4\)"):
+        pipe(PROMPT, num_frames=6, latents=noise[:, :3])
+
+
+def test_schedule_queue_and_typing_agree(pipe):
+    planned = latents(pipe, PromptSchedule((Cue(0, PROMPT), Cue(6, OTHER))), num_frames=12)
+    assert torch.equal(planned[:, :6], latents(pipe, num_frames=6))
+    decoded = pipe(PromptSchedule((Cue(0, PROMPT), Cue(6, OTHER))), num_frames=12, generator=generator(), output_type="pt").frames
+    for cues in (PROMPT, PromptQueue(PROMPT)):
+        session = pipe.session(cues, num_frames=12, generator=generator())
+        chunks = [next(session), next(session)]
+        typist = threading.Thread(target=session.prompt, args=(OTHER,))
+        typist.start()
+        typist.join()
+        chunks += list(session)
+        assert [chunk.prompt for chunk in chunks] == [PROMPT, PROMPT, OTHER, OTHER]
+        assert [(cue.frame, cue.prompt) for cue in session.timeline] == [(0, PROMPT), (6, OTHER)]
+        images = torch.cat([chunk.images for chunk in chunks], dim=1)
+        assert (decoded.movedim(2, -1) * 255 - images).abs().max() <= 0.51
+
+
+def test_output_types_and_shapes(pipe):
+    for kind, check in {
+        "np": lambda frames: frames.shape == (1, 9, 32, 32, 3),
+        "pt": lambda frames: tuple(frames.shape) == (1, 9, 3, 32, 32),
+        "pil": lambda frames: len(frames[0]) == 9 and frames[0][0].size == (32, 32),
+        "latent": lambda frames: tuple(frames.shape) == (1, 3, 8, 4, 4),
+    }.items():
+        assert check(pipe(PROMPT, num_frames=3, generator=generator(), output_type=kind).frames), kind
+    assert pipe(PROMPT, num_frames=3, height=48, width=16, output_type="np").frames.shape == (1, 9, 48, 16, 3)
+    assert isinstance(pipe(PROMPT, num_frames=3, return_dict=False), tuple)
+
+
+def test_callback_sees_every_step_and_may_change_it(pipe):
+    seen = []
+    pipe(PROMPT, num_frames=6, callback_on_step_end=lambda p, step, t, given: seen.append((step, t, given["latents"].shape)), output_type="latent")
+    assert [step for step, _, _ in seen] == [0, 1, 0, 1]
+    zeros = pipe(PROMPT, num_frames=3, callback_on_step_end=lambda p, step, t, given: {"latents": 0 * given["latents"]}, output_type="latent").frames
+    assert not zeros.any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_frames": 7}, "7 frames cannot be cut into blocks of 3"),
+        ({"num_frames": 6, "height": 40}, "height 40 is not divisible by 16"),
+        ({"num_frames": 6, "seconds": 1}, "not both"),
+        ({"num_frames": 6, "output_type": "gif"}, "output_type 'gif' is unknown"),
+        ({"seconds": 0}, "above 0"),
+        ({"prompt": "  ", "num_frames": 6}, "empty"),
+        ({"prompt": [], "num_frames": 6}, "no prompt"),
+        ({"prompt": PromptSchedule((Cue(0, PROMPT), Cue(9, OTHER))), "num_frames": 9}, "beyond the video's end"),
+        ({"num_frames": 6, "generator": [torch.Generator()] * 3}, "3 generators for 1 videos"),
+    ],
+)
+def test_what_cannot_be_made_is_said(pipe, settings, words):
+    with pytest.raises(ValueError, match=words):
+        pipe(**{"prompt": PROMPT} | settings)
+
+
+def test_settings_override_the_folder_and_full_attention_needs_a_length(tiny):
+    pipe = LongLivePipeline.from_pretrained(tiny, window=-1, denoising_steps=(1000,))
+    assert pipe.info.window == -1 and pipe.info.denoising_steps == (1000,)
+    assert latents(pipe, num_frames=15).shape[1] == 15
+    with pytest.raises(ValueError, match="endless video needs a window"):
+        next(pipe.session(PROMPT))
+    with pytest.raises(ValueError, match="no room for a block of 3"):
+        LongLivePipeline.from_pretrained(tiny, window=4, sink=3)
+    with pytest.raises(ValueError, match="steps must fall"):
+        LongLivePipeline.from_pretrained(tiny, denoising_steps=(500, 1000))
+    with pytest.raises(ValueError, match="no model_index.json"):
+        LongLivePipeline.from_pretrained("nowhere")
+
+
+def test_saved_and_loaded_is_the_same(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    assert torch.equal(latents(LongLivePipeline.from_pretrained(tmp_path), num_frames=6), latents(pipe, num_frames=6))
+
+
+def test_lora_merged_equals_lora_beside_and_misfits_are_refused(tiny, tmp_path):
+    pipe = LongLivePipeline.from_pretrained(tiny)
+    wrapped = add_lora(copy.deepcopy(pipe.transformer), rank=4, alpha=8)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator(3))
+    state = {name: tensor.clone() for name, tensor in lora_state(wrapped).items()}
+    x, t, text = torch.randn(1, 3, 8, 4, 4), torch.full((1, 3), 500.0), torch.randn(1, 32, 64)
+    with torch.no_grad():
+        plain, beside = pipe.transformer(x, t, text), wrapped(x, t, text)
+    store.write_pt({"generator_lora": state}, tmp_path / "lora.pt")
+    pipe.load_lora_weights(tmp_path / "lora.pt", alpha=8)
+    with torch.no_grad():
+        merged = pipe.transformer(x, t, text)
+    assert (merged - plain).abs().max() > 1e-2
+    torch.testing.assert_close(merged, beside, atol=1e-4, rtol=0)
+    assert not [name for name, _ in pipe.transformer.named_parameters() if "lora" in name]
+
+    before = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
+    for broken, words in (
+        ({name: tensor for name, tensor in state.items() if "blocks.1.ffn.2" not in name}, "missing"),
+        (state | {"base_model.model.head.head.lora_A.weight": torch.zeros(4, 24)}, "unexpected"),
+        ({name: tensor[..., :5] if name.endswith("lora_A.weight") else tensor for name, tensor in state.items()}, "shape"),
+        ({}, "no LoRA"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            merge_lora(pipe.transformer, broken)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pipe.transformer.state_dict().items())
+
+
+def test_text_encoder_stays_behind_with_offload(tiny):
+    pipe = LongLivePipeline.from_pretrained(tiny)
+    expected = latents(pipe, num_frames=3)
+    resident = pipe.memory_needed(3)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(latents(pipe, num_frames=3), expected)
+    assert pipe.memory_needed(3) < resident
+
+
+def test_memory_needed_counts_the_cache_it_will_allocate(pipe):
+    ring = pipe._cache(21, 32, 32, 1)
+    twice = pipe._cache(21, 32, 32, 2)
+    assert pipe.memory_needed(21, 32, 32, batch=2) - pipe.memory_needed(21, 32, 32) >= twice.num_bytes - ring.num_bytes > 0
+    assert pipe.memory_needed(2100) == pipe.memory_needed(21)  # a window: the cost of a block is constant

@@ -1,0 +1,116 @@
+"""The block loop: written out by hand it gives the same; ended early it gives inference's values; gradients stay in their block."""
+
+import pytest
+import torch
+
+from longlive.cache.history import HistoryCache
+from longlive.cache.ring import RingCache
+from longlive.cache.window import Window
+from longlive.generation.cues import PromptSchedule
+from longlive.generation.denoiser import Denoiser
+from longlive.generation.rollout import Rollout
+from longlive.generation.stream import stream
+from longlive.models.wan import WanTransformer
+
+STEPS = [1000.0, 937.5, 625.0]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    network = WanTransformer(in_dim=4, out_dim=4, dim=24, ffn_dim=32, freq_dim=16, text_dim=8, text_len=5, num_heads=2, num_layers=2)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return network.eval()
+
+
+def ring(window=Window(3, 6), batch=1):
+    return RingCache(num_layers=2, batch=batch, tokens_per_frame=4, num_heads=2, head_dim=12, window=window)
+
+
+def gaussian(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(shape, generator=generator)
+
+
+def test_block_equals_the_loop_written_by_hand(model):
+    randn = gaussian(0)
+    noise, text, fresh = randn(1, 3, 4, 4, 4), randn(1, 5, 8), [randn(1, 3, 4, 4, 4) for _ in STEPS]
+    queue = iter(fresh)
+    made = Rollout(Denoiser(model), ring(), steps=STEPS, draw=lambda like: next(queue)).block(noise, text)
+    x = noise
+    for number, t in enumerate(STEPS):
+        with torch.no_grad():
+            clean = x - t / 1000 * model(x, torch.full((1, 3), t), text)
+        if number < len(STEPS) - 1:
+            sigma = STEPS[number + 1] / 1000
+            x = (1 - sigma) * clean + sigma * fresh[number]
+    torch.testing.assert_close(made, clean, atol=1e-5, rtol=0)
+
+
+def test_without_fresh_noise_a_block_is_euler_steps_of_the_flow(model):
+    randn = gaussian(1)
+    noise, text = randn(1, 3, 4, 4, 4), randn(1, 5, 8)
+    made = Rollout(Denoiser(model), ring(), steps=STEPS, draw=None).block(noise, text)
+    x, levels = noise, [t / 1000 for t in STEPS] + [0.0]
+    for now, after in zip(levels, levels[1:]):
+        with torch.no_grad():
+            x = x + (after - now) * model(x, torch.full((1, 3), 1000 * now), text)
+    torch.testing.assert_close(made, x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_ended_early_gives_the_values_of_inference(model, stop_at):
+    seen = []
+    noise, text = gaussian(2)(1, 3, 4, 4, 4), gaussian(3)(1, 5, 8)
+    whole = Rollout(Denoiser(model), ring(), steps=STEPS, draw=torch.ones_like, on_step=lambda number, t, clean: seen.append(clean))
+    whole.block(noise, text)
+    early = Rollout(Denoiser(model), HistoryCache(window=Window(3, 6)), steps=STEPS, draw=torch.ones_like)
+    torch.testing.assert_close(early.block(noise, text, stop_at=stop_at, grad=True).detach(), seen[stop_at - 1], atol=1e-6, rtol=0)
+
+
+def test_gradient_flows_through_the_last_pass_only_and_never_to_earlier_blocks(model):
+    noise, text = gaussian(4)(2, 1, 3, 4, 4, 4).requires_grad_(), gaussian(5)(1, 5, 8)
+    rollout = Rollout(Denoiser(model), HistoryCache(window=Window(3, 6)), steps=STEPS, draw=torch.zeros_like)
+    first = rollout.block(noise[0], text, grad=True)
+    rollout.remember(first, text)
+    second = rollout.block(noise[1], text, grad=True)
+    model.zero_grad()
+    second.square().sum().backward()
+    assert noise.grad is None or not noise.grad.any()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert not without
+
+
+def test_one_stream_of_12_blocks_equals_12_calls(model):
+    model = model.requires_grad_(False)
+    noise, texts = gaussian(6)(1, 36, 4, 4, 4), [gaussian(7)(1, 5, 8), gaussian(8)(1, 5, 8)]
+    read = {"a": model.read(texts[0]), "b": model.read(texts[1])}
+    rollout = Rollout(Denoiser(model), ring(), steps=STEPS, draw=torch.zeros_like)
+    cues = PromptSchedule.at_frames(["a", "b"], [14])  # takes effect at frame 15
+    made = list(stream(rollout, cues, read=read.get, noise=lambda frames: noise[:, frames.start : frames.stop], block=3, num_frames=36))
+    assert [part.switched for part in made] == [start in (0, 15) for start in range(0, 36, 3)]
+
+    by_hand, parts = Rollout(Denoiser(model), ring(), steps=STEPS, draw=torch.zeros_like), []
+    for start in range(0, 36, 3):
+        if start == 15:
+            by_hand.switch(texts[1], keep_sink=True)
+        text = texts[start >= 15]
+        parts.append(by_hand.block(noise[:, start : start + 3], text))
+        by_hand.remember(parts[-1], text)
+    torch.testing.assert_close(torch.cat([part.latents for part in made], 1), torch.cat(parts, 1), atol=1e-6, rtol=0)
+
+
+def test_latents_that_are_not_finite_stop_and_say_where(model):
+    rollout = Rollout(
+        Denoiser(model), ring(), steps=STEPS, draw=torch.zeros_like, on_step=lambda number, t, clean: clean * torch.nan if number == 0 else None
+    )
+    rollout.remember(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+    with pytest.raises(FloatingPointError, match=r"block 1 \(frames 3-5\), step 2"):
+        rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+
+
+def test_frames_that_are_no_whole_blocks_are_refused(model):
+    rollout = Rollout(Denoiser(model), ring(), steps=STEPS, draw=None)
+    with pytest.raises(ValueError, match="7 frames cannot be cut into blocks of 3"):
+        next(stream(rollout, PromptSchedule.single("a"), read=lambda _: None, noise=lambda _: None, block=3, num_frames=7))
