@@ -119,8 +119,8 @@ class CausalInitConfig:
     autoencoder: str = "runs/miniature/autoencoder/export"
     size: str = "miniature"  # of models/zoo.py
     lr: float = 4e-3  # of Muon on the blocks' matrices; AdamW on the rest has half
-    clip_batch: int = 6  # videos of several blocks a step
-    first_batch: int = 64  # first blocks a step
+    clip_batch: int = 4  # videos of several blocks a step
+    first_batch: int = 88  # first blocks a step
     num_videos: int = 3000
     num_first_videos: int = 16000
     phrasings: int = 16  # of every caption

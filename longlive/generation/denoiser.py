@@ -31,16 +31,25 @@ class Prediction:
 
 
 class Denoiser:
-    """A `WanTransformer` asked for clean latents instead of velocities."""
+    """A `WanTransformer` asked for clean latents instead of velocities.
 
-    def __init__(self, network: WanTransformer) -> None:
-        self.network = network
+    With `guidance` w > 0 the velocity is v + w (v - v_n), v_n that under the text `negative` (classifier-free guidance; w = scale - 1):
+    two passes over the same view. Distilled models need none.
+    """
+
+    def __init__(self, network: WanTransformer, *, guidance: float = 0.0, negative: Text | TextKV | None = None) -> None:
+        if guidance < 0 or (guidance > 0) != (negative is not None):
+            raise ValueError(f"guidance {guidance} {'needs' if guidance > 0 else 'takes no'} negative text; w is 0 (none) or more")
+        self.network, self.guidance, self.negative = network, guidance, negative
 
     def __call__(self, noisy: Latents, t: float | Levels, text: Text | TextKV, view: KVView | None = None) -> Prediction:
         """Predict at timestep `t` (0 to 1000): one number for all frames, or `[B, F]`."""
         if not isinstance(t, torch.Tensor):
             t = torch.full(noisy.shape[:2], t, dtype=torch.float32, device=noisy.device)
-        return Prediction(noisy, self.network(noisy, t, text, view), t)
+        flow = self.network(noisy, t, text, view)
+        if self.negative is not None:
+            flow = flow + self.guidance * (flow - self.network(noisy, t, self.negative, view))
+        return Prediction(noisy, flow, t)
 
     def read_only(self, clean: Latents, t: float, text: Text | TextKV, view: KVView) -> None:
         """Pass clean latents through the network for the keys and values they leave in `view`; the output is of no use."""

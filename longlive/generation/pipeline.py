@@ -72,6 +72,7 @@ class LongLivePipeline(DiffusionPipeline):
         block: latent frames a block.
         denoising_steps: before the shift, falling, out of 1000.
         fresh_noise: between steps add new noise (few-step models) instead of the noise the network predicts (others).
+        guidance: w of classifier-free guidance against no text, v + w (v - v_none); 0 for distilled models.
         relative_rope: the infinite mode; see `RingCache`.
         keep_sink: what a prompt switch does with the sink, unless its cue says so itself (`global_sink` in released files).
         height, width: default size in pixels.
@@ -92,6 +93,7 @@ class LongLivePipeline(DiffusionPipeline):
         timestep_shift: float = 5.0,
         context_timestep: float = 0.0,
         fresh_noise: bool = True,
+        guidance: float = 0.0,
         relative_rope: bool = False,
         keep_sink: bool = True,
         height: int = 480,
@@ -111,6 +113,7 @@ class LongLivePipeline(DiffusionPipeline):
             timestep_shift=timestep_shift,
             context_timestep=context_timestep,
             fresh_noise=fresh_noise,
+            guidance=guidance,
             relative_rope=relative_rope,
             keep_sink=keep_sink,
             height=height,
@@ -315,7 +318,7 @@ class LongLivePipeline(DiffusionPipeline):
             raise ValueError(f"latents have shape {tuple(latents.shape)}, this video needs {shape}")
         draw = _Draw(generator, batch, device=self._device, dtype=self.transformer.dtype)
         rollout = Rollout(
-            Denoiser(self.transformer),
+            self._denoiser(batch),
             self._cache(num_frames, height, width, batch),
             steps=warp_steps(self.config.denoising_steps, self.config.timestep_shift),
             draw=draw.like if self.config.fresh_noise else None,
@@ -425,6 +428,13 @@ class LongLivePipeline(DiffusionPipeline):
             dtype=self.transformer.dtype,
             device=self._device,
         )
+
+    def _denoiser(self, batch: int) -> Denoiser:
+        if not self.config.guidance:
+            return Denoiser(self.transformer)
+        no_text = torch.zeros(batch, 1, self.transformer.config.text_dim, device=self._device)
+        with torch.no_grad():
+            return Denoiser(self.transformer, guidance=self.config.guidance, negative=self.transformer.read(no_text))
 
     def _clock(self) -> Callable[[], float]:
         device = self._device

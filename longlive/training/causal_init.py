@@ -85,15 +85,19 @@ class CausalInitStage:
         self.firsts = LatentVideos(data / "firsts.pt", vae, captions, num_videos=num_first_videos, num_frames=block, seed=seed + 2)
 
     def _embed_phrasings(self, captions: list[Captioned], phrasings: int, generator: torch.Generator) -> Tensor:
-        """`[captions, phrasings, L, E]`: the encoder is frozen, so every text is read once. One phrasing in eight has lost words."""
+        """`[captions, phrasings, L, E]`: the encoder is frozen, so every text is read once.
+
+        One phrasing in sixteen has lost words, one is no text at all (zeros): people leave things out, and guidance needs both.
+        """
         parts = []
         for c in captions:
             texts = [clean(caption(c, generator)) for _ in range(phrasings)]
-            spoiled = range(0, phrasings, 8)
-            texts = [spoil(text, generator, drop=0.25, insert=0.1) if i in spoiled else text for i, text in enumerate(texts)]
+            texts = [spoil(text, generator, drop=0.25, insert=0.1) if i % 16 == 8 else text for i, text in enumerate(texts)]
             tokens = self.text_encoder.tokenizer(texts, padding="max_length", max_length=self.text_encoder.text_len, truncation=True, return_tensors="pt")
             parts.append(embed(self.text_encoder.encoder, tokens.input_ids, tokens.attention_mask))
-        return torch.stack(parts)
+        texts = torch.stack(parts)
+        texts[:, ::16] = 0
+        return texts
 
     def step(self, number: int) -> dict[str, float]:
         self.optimizer.zero_grad()

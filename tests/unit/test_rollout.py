@@ -59,6 +59,23 @@ def test_without_fresh_noise_a_block_is_euler_steps_of_the_flow(model):
     torch.testing.assert_close(made, x, atol=1e-5, rtol=0)
 
 
+def test_guidance_leaves_the_text_and_nothing_else_behind(model):
+    """Guided velocities are v + w (v - v_n); what later blocks see was written under the text alone."""
+    text, negative, noise = gaussian(9)(1, 5, 8), gaussian(10)(1, 5, 8), gaussian(11)(2, 1, 3, 4, 4, 4)
+    rollout = Rollout(Denoiser(model, guidance=2.0, negative=negative), ring(), steps=[1000.0], draw=None)
+    with torch.no_grad():
+        v, v_n = (model(noise[0], torch.full((1, 3), 1000.0), words) for words in (text, negative))
+    first = rollout.block(noise[0], text)
+    torch.testing.assert_close(first, noise[0] - (v + 2 * (v - v_n)), atol=1e-4, rtol=0)
+    rollout.remember(first, text)
+    plain = Rollout(Denoiser(model), ring(), steps=[1000.0], draw=None)
+    plain.remember(first, text)
+    flows = [model(noise[1], torch.full((1, 3), 500.0), text, r.cache.view(range(3, 6))) for r in (rollout, plain)]
+    torch.testing.assert_close(*flows, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="needs negative text"):
+        Denoiser(model, guidance=1.0)
+
+
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
 def test_ended_early_gives_the_values_of_inference(model, stop_at):
     seen = []

@@ -1,0 +1,65 @@
+"""Rotary embedding, flow schedule and attention backends against formulas written another way."""
+
+import math
+
+import pytest
+import torch
+
+from longlive.ops import attention, flow
+from longlive.ops.rope import rotate, rotation, turn_in_time
+
+
+def test_rotation_equals_complex_numbers():
+    d, (frames, height, width) = 20, (4, 3, 2)
+    turn = rotation(range(5, 5 + frames), height, width, d)
+    x = torch.randn(2, frames * height * width, 3, d)
+    side = 2 * (d // 6)
+    for token in range(frames * height * width):
+        place = (5 + token // (height * width), token // width % height, token % width)
+        angles = [p / 10000 ** (2 * i / w) for p, w in zip(place, (d - 2 * side, side, side)) for i in range(w // 2)]
+        z = torch.view_as_complex(x[:, token].double().unflatten(-1, (-1, 2))) * torch.polar(torch.ones(d // 2).double(), torch.tensor(angles).double())
+        torch.testing.assert_close(rotate(x, turn)[:, token].double(), torch.view_as_real(z).flatten(-2), atol=1e-5, rtol=0)
+
+
+def test_turning_in_time_moves_keys_and_only_differences_matter():
+    q, k = torch.randn(1, 6, 2, 24), torch.randn(1, 6, 2, 24)
+    at = lambda frame: rotation((frame,), 2, 3, 24)  # noqa: E731
+    torch.testing.assert_close(rotate(rotate(k, at(7)), turn_in_time(100_000, 24)), rotate(k, at(100_007)), atol=1e-4, rtol=0)
+    near, far = ((rotate(q, at(f + 3)) * rotate(k, at(f))).sum() for f in (0, 1_000_000))
+    torch.testing.assert_close(near, far, atol=1e-3, rtol=0)
+
+
+def test_schedule():
+    assert flow.warp_steps([1000, 750, 500, 250, 0], 5.0) == pytest.approx([1000, 937.5, 833.3333, 625, 0], abs=1e-3)
+    assert flow.sigmas(5.0)[[0, 1, -1]].tolist() == pytest.approx([1, 0.99979979, 0.00498008], abs=1e-7)
+    assert flow.training_weights(5.0).mean() == pytest.approx(1, abs=1e-5)
+    for steps, words in (([], "must lie"), ([1001], "must lie"), ([500, 500], "must fall")):
+        with pytest.raises(ValueError, match=words):
+            flow.warp_steps(steps, 5.0)
+
+
+def test_flow_noise_and_clean_are_one_thing():
+    clean, noise, t = torch.randn(2, 3, 4, 2, 2), torch.randn(2, 3, 4, 2, 2), torch.tensor([[1000.0, 500.0, 1.0], [20.0, 0.0, 980.0]])
+    noisy, velocity = flow.add_noise(clean, noise, t), noise - clean
+    torch.testing.assert_close(flow.clean_from_flow(velocity, noisy, t), clean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(flow.noise_from_flow(velocity, noisy, t), noise, atol=1e-5, rtol=0)
+    inside = t > 0
+    torch.testing.assert_close(flow.flow_from_clean(clean, noisy, t)[inside], velocity[inside], atol=1e-3, rtol=0)
+    assert flow.clean_from_flow(velocity.bfloat16(), noisy, t).dtype == torch.bfloat16
+    assert flow.nearest_level(torch.tensor([[120.0]]), 5.0).item() == pytest.approx(121.7, abs=0.3)
+
+
+def test_attention_by_name():
+    cpu = torch.device("cpu")
+    assert attention.choose("auto", cpu, torch.float32) is attention.BACKENDS["sdpa"]
+    for name in ("fa3", "fa2", "cudnn"):
+        with pytest.raises(ValueError, match=f"'{name}' cannot be used: it needs a CUDA device"):
+            attention.choose(name, cpu, torch.float32)
+    with pytest.raises(ValueError, match="'flash' is unknown; choose auto, sdpa"):
+        attention.choose("flash", cpu, torch.float32)
+    q, k, v = torch.randn(1, 4, 2, 8), torch.randn(1, 6, 2, 8), torch.randn(1, 6, 2, 8)
+    mask = torch.tril(torch.ones(4, 6, dtype=torch.bool), 2)
+    scores = torch.einsum("bnad,bkad->bank", q, k) / math.sqrt(8)
+    for seen in (None, mask):
+        weights = (scores if seen is None else scores.masked_fill(~seen, -math.inf)).softmax(-1)
+        torch.testing.assert_close(attention.BACKENDS["sdpa"](q, k, v, seen), torch.einsum("bank,bkad->bnad", weights, v), atol=1e-5, rtol=0)

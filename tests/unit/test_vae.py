@@ -1,0 +1,78 @@
+"""Block by block equals the whole, for the released autoencoder's kind and the miniature's, batches included."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video
+
+WAN21 = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
+RESIDUAL = {
+    "base_dim": 16, "z_dim": 4, "dim_mult": [1, 1, 1], "num_res_blocks": 0, "temperal_downsample": [True, True],
+    "is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[WAN21, RESIDUAL], ids=["wan2.1", "residual"])
+def vae(request):
+    torch.manual_seed(0)
+    mean, std = torch.randn(4).tolist(), (torch.rand(4) + 0.5).tolist()
+    return AutoencoderKLWan(**request.param, latents_mean=mean, latents_std=std).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def latents():
+    return torch.randn(2, 7, 4, 4, 6, generator=torch.Generator().manual_seed(1))
+
+
+def reference(vae, latents):
+    mean, std = (torch.tensor(v)[:, None, None, None] for v in (vae.config.latents_mean, vae.config.latents_std))
+    return vae.decode(latents.transpose(1, 2) * std + mean).sample
+
+
+@pytest.mark.parametrize("sizes", [[7], [1] * 7, [3, 3, 1], [1, 6], [2, 4, 1]], ids=str)
+def test_streamed_equals_whole(vae, latents, sizes):
+    decoder = StreamDecoder(vae)
+    images = torch.cat([decoder.decode(part) for part in latents.split(sizes, dim=1)], dim=2)
+    assert images.shape == (2, 3, 25, 32, 48)
+    torch.testing.assert_close(images, reference(vae, latents), atol=1e-5, rtol=0)
+
+
+def test_a_batch_equals_its_videos_one_by_one(vae, latents):
+    alone = torch.cat([decode_video(vae, one[None]) for one in latents])
+    torch.testing.assert_close(decode_video(vae, latents), alone, atol=1e-5, rtol=0)
+
+
+def test_two_streams_do_not_disturb_each_other(vae, latents):
+    one, two, alone = StreamDecoder(vae), StreamDecoder(vae), StreamDecoder(vae)
+    for part in latents.split(1, dim=1):
+        mixed = one.decode(part)
+        two.decode(torch.zeros_like(part))
+        assert torch.equal(mixed, alone.decode(part))
+
+
+def test_encoding_in_pieces_equals_diffusers(vae):
+    images = torch.rand(2, 3, 17, 32, 48, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    mean, std = (torch.tensor(v)[:, None, None, None] for v in (vae.config.latents_mean, vae.config.latents_std))
+    expected = ((vae.encode(images).latent_dist.mode() - mean) / std).transpose(1, 2)
+    for images_per_call in (4, 8, 16):
+        torch.testing.assert_close(encode_video(vae, images, images_per_call=images_per_call), expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"6 images cannot be encoded here; give 1 \+ 4 n"):
+        StreamEncoder(vae).encode(images[:, :, :6])
+
+
+def test_gradient_reaches_latents_where_images_saturate(vae):
+    z = (10 * torch.randn(1, 2, 4, 4, 4)).requires_grad_()
+    images = StreamDecoder(vae).decode(z, clamp=False)
+    assert images.abs().max() > 0
+    images.sum().backward()
+    assert z.grad.abs().min() > 0
+
+
+def test_reset_starts_a_new_video_and_detach_keeps_the_stream(vae, latents):
+    decoder = StreamDecoder(vae)
+    first = decoder.decode(latents[:, :3])
+    decoder.detach()
+    assert decoder.num_frames == 3
+    decoder.reset()
+    assert torch.equal(decoder.decode(latents[:, :3]), first)
