@@ -1,0 +1,37 @@
+"""How much a block of video costs the transformer, and what a GPU can do at best. Knows nothing of clocks."""
+
+from __future__ import annotations
+
+from longlive.models.wan import WanTransformer
+
+# Dense bfloat16 and float16 tensor cores with float32 sums, TFLOP/s, from the makers' data sheets; by torch's name of the GPU.
+PEAK_TFLOPS = {
+    "NVIDIA H200": 989.5,
+    "NVIDIA H200 NVL": 835.5,
+    "NVIDIA H100 80GB HBM3": 989.5,
+    "NVIDIA H100 NVL": 835.5,
+    "NVIDIA H100 PCIe": 756.0,
+    "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA A100-SXM4-40GB": 312.0,
+    "NVIDIA A100 80GB PCIe": 312.0,
+}
+
+
+def flops_of_pass(model: WanTransformer, *, frames: int, visible: int, tokens_per_frame: int) -> int:
+    """Floating-point operations (two a multiply-add) of one pass over `frames` frames that see `visible`, for one video.
+
+    Matrix products and attention only, as `torch.utils.flop_counter` counts; the prompt's keys and values are there already.
+    """
+    sizes = model.config
+    queries, keys = frames * tokens_per_frame, visible * tokens_per_frame
+    linears = 2 * queries * sizes.dim * (6 * sizes.dim + 2 * sizes.ffn_dim)  # self q k v o, cross q o, feed-forward
+    attended = 4 * queries * (keys + sizes.text_len) * sizes.dim
+    patches = 2 * queries * sizes.dim * sizes.patch_size[1] * sizes.patch_size[2] * (sizes.in_dim + sizes.out_dim)
+    times = 2 * frames * sizes.dim * (sizes.freq_dim + sizes.dim + 6 * sizes.dim)
+    return sizes.num_layers * (linears + attended) + patches + times
+
+
+def flops_of_block(model: WanTransformer, *, height: int, width: int, block: int, window: int, steps: int) -> int:
+    """Operations of a steady block of latents of `height` x `width`: `steps` denoising passes and the clean one, the window full."""
+    _, rows, columns = model.config.patch_size
+    return (steps + 1) * flops_of_pass(model, frames=block, visible=window, tokens_per_frame=height // rows * (width // columns))

@@ -1,0 +1,109 @@
+"""Where and with what a speed was measured: a figure without that is none."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+
+from longlive.generation.pipeline import LongLivePipeline
+from longlive.ops import attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Where and with what was measured."""
+
+    size: str
+    height: int
+    width: int
+    window: int
+    sink: int
+    block: int
+    steps: list[int]
+    dtype: str
+    attention: str
+    device: str
+    machine: str
+    python: str
+    torch: str
+    cuda: str | None
+    cudnn: int | None
+    diffusers: str
+    commit: str | None
+
+
+def _output_of(*command: str) -> str | None:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def commit() -> str | None:
+    """The commit that is measured, with a + when files differ from it; None outside a git repository."""
+    known = _output_of("git", "rev-parse", "--short=12", "HEAD")
+    return known and known + ("+" if _output_of("git", "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def processor() -> str:
+    """Model of the processor, and the cores and threads this process has of it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def describe(pipe: LongLivePipeline, *, size: str, height: int, width: int, attention_backend: str) -> Setup:
+    device, dtype = pipe.transformer.device, pipe.transformer.dtype
+    chosen = attention.choose(attention_backend, device, dtype)
+    cuda = device.type == "cuda"
+    return Setup(
+        size=size,
+        height=height,
+        width=width,
+        window=pipe.info.window,
+        sink=pipe.info.sink,
+        block=pipe.info.block,
+        steps=list(pipe.info.denoising_steps),
+        dtype=str(dtype).removeprefix("torch."),
+        attention=next(name for name, backend in attention.BACKENDS.items() if backend is chosen),
+        device=torch.cuda.get_device_name(device) if cuda else "cpu",
+        machine=processor(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        cuda=torch.version.cuda if cuda else None,
+        cudnn=torch.backends.cudnn.version() if cuda else None,
+        diffusers=diffusers.__version__,
+        commit=commit(),
+    )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the highest: of tensors on a GPU, building and warming up included; of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def clocks_under_load(device: torch.device, work: Callable[[], object]) -> dict[str, str] | None:
+    """What nvidia-smi says of the GPU while `work` is done over and over; None without a GPU or without nvidia-smi."""
+    if device.type != "cuda":
+        return None
+    fields = ["clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu"]
+    which = "--id=GPU-" + str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
+    try:
+        query = ["nvidia-smi", which, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+        asked = subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except FileNotFoundError:
+        return None
+    while asked.poll() is None:
+        work()
+    values = [value.strip() for value in asked.communicate()[0].split(",")]
+    return dict(zip(fields, values, strict=True)) if len(values) == len(fields) else None

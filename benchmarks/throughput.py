@@ -1,0 +1,301 @@
+"""How fast is a video made? `python benchmarks/throughput.py --size 1.3b --output result.json`; prints a table, then one JSON line.
+
+A pipeline of random weights makes an ordinary session: once to warm up, once to be measured, and only blocks that see a
+full window count. The parts of a block are the session's own seconds, whose clock waits for the device. The prompts are
+read by a stand-in of one layer, as wide as the model's text: the speed of a text encoder is not measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import AutoencoderKLWan
+from flops import PEAK_TFLOPS, flops_of_block
+from machine import Setup, clocks_under_load, describe, peak_memory
+from torch import nn
+from transformers import UMT5Config, UMT5EncoderModel
+
+from longlive.generation.pipeline import LongLivePipeline
+from longlive.generation.session import Session
+from longlive.generation.stream import Seconds
+from longlive.miniature.language import build_tokenizer
+from longlive.models.wan import WanTransformer
+from longlive.models.zoo import ZOO, arguments
+from longlive.ops import attention
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+PROMPTS = ("a red circle moving right on a black background", "a blue square moving up on a white background")
+
+MINIATURE_VAE: dict[str, Any] = {  # the sizes that configs/miniature/autoencoder.yaml trains
+    "base_dim": 32,
+    "dim_mult": [1, 1, 1],
+    "num_res_blocks": 0,
+    "temperal_downsample": [True, True],
+    "is_residual": True,
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+}
+
+
+@contextmanager
+def building(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """New weights are made on `device` in `dtype`, so that nothing is made twice."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@torch.no_grad()
+def randomise(module: nn.Module) -> nn.Module:
+    """Weights of 0.02 standard deviation: numbers like real ones, since a GPU fed with zeros draws less power and runs faster."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d, nn.Conv3d)):
+            nn.init.normal_(part.weight, std=0.02)
+    return module.eval().requires_grad_(False)
+
+
+def build(
+    size: str, *, device: torch.device, dtype: torch.dtype, attention_backend: str = "auto", seed: int = 0, **settings: Any
+) -> LongLivePipeline:
+    """A pipeline of random weights of a named size of the zoo, with Wan's own autoencoder (the miniature: its own)."""
+    torch.manual_seed(seed)
+    with building(device, dtype):
+        transformer = WanTransformer(**arguments(size))
+        vae = AutoencoderKLWan(**(MINIATURE_VAE if size == "miniature" else {}))
+    randomise(transformer)
+    randomise(vae)
+    transformer.use_attention(attention_backend)
+    tokenizer = build_tokenizer()
+    width = transformer.config.text_dim
+    reader = UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, num_heads=1, d_ff=8, num_layers=1))
+    return LongLivePipeline(transformer, vae, reader.to(dtype), tokenizer, **settings)
+
+
+class Spread(NamedTuple):
+    """Median and the values that a tenth lies below and above."""
+
+    median: float
+    p10: float
+    p90: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        if len(values) == 1:
+            return cls(*values * 3)
+        tenths = statistics.quantiles(values, n=10, method="inclusive")
+        return cls(statistics.median(values), tenths[0], tenths[-1])
+
+
+class Lap(NamedTuple):
+    """One block: wall seconds until its images were in host memory and it was remembered, its parts, and how many images."""
+
+    wall: float
+    parts: Seconds
+    num_images: int
+    switched: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Milliseconds are of blocks that see a full window; FPS are pixel frames a second at the median block."""
+
+    blocks: int
+    block_ms: Spread
+    denoise_ms: Spread
+    remember_ms: Spread
+    decode_ms: Spread
+    network_fps: float
+    end_to_end_fps: float
+    first_images_ms: float
+    first_images_cold_ms: float
+    switch_recache_ms: float
+    switch_block_ms: float
+    block_tflop: float
+    network_tflops: float
+    clocks: dict[str, str] | None
+
+
+def laps(session: Session) -> Iterator[Lap]:
+    began = time.perf_counter()
+    for chunk in session:
+        yield Lap(time.perf_counter() - began, chunk.seconds, chunk.images.shape[0] * chunk.images.shape[1], chunk.switched)
+        began = time.perf_counter()
+
+
+def measure(pipe: LongLivePipeline, *, height: int, width: int, blocks: int, switches: int, seed: int = 0) -> Speed:
+    """Warm up with a video that fills the window and switches its prompt; then time another one."""
+    info = pipe.info
+    filling = -(-info.window // info.block) + 1  # from this block on every one overwrites a frame of a full window
+
+    def start() -> tuple[Session, Iterator[Lap], float]:
+        began = time.perf_counter()
+        session = pipe.session(PROMPTS[0], height=height, width=width, generator=torch.Generator().manual_seed(seed))
+        running = laps(session)
+        next(running)
+        return session, running, time.perf_counter() - began
+
+    def switch(session: Session, running: Iterator[Lap], number: int) -> Lap:
+        session.prompt(PROMPTS[(number + 1) % len(PROMPTS)])
+        lap = next(running)
+        assert lap.switched
+        return lap
+
+    session, running, cold = start()
+    for _ in range(filling + 1):
+        next(running)
+    switch(session, running, 0)
+    next(running)
+    del session, running
+
+    session, running, first = start()
+    for _ in range(filling):
+        next(running)
+    steady = list(islice(running, blocks))
+    clocks = clocks_under_load(pipe.transformer.device, lambda: next(running))
+    switched = []
+    for number in range(switches):
+        switched.append(switch(session, running, number))
+        next(running)
+
+    def milliseconds(part: str) -> Spread:
+        return Spread.of([1000 * getattr(lap.parts, part) for lap in steady])
+
+    network = statistics.median(lap.parts.network for lap in steady)
+    wall = statistics.median(lap.wall for lap in steady)
+    stride = info.spatial_stride // pipe.transformer.config.patch_size[1]
+    rows, columns, steps = height // stride, width // stride, len(info.denoising_steps)
+    flops = flops_of_block(pipe.transformer, height=rows, width=columns, block=info.block, window=info.window, steps=steps)
+    return Speed(
+        blocks=len(steady),
+        block_ms=Spread.of([1000 * lap.wall for lap in steady]),
+        denoise_ms=milliseconds("denoise"),
+        remember_ms=milliseconds("remember"),
+        decode_ms=milliseconds("decode"),
+        network_fps=steady[0].num_images / network,
+        end_to_end_fps=steady[0].num_images / wall,
+        first_images_ms=1000 * first,
+        first_images_cold_ms=1000 * cold,
+        switch_recache_ms=1000 * statistics.median(lap.parts.switch for lap in switched),
+        switch_block_ms=1000 * statistics.median(lap.wall for lap in switched),
+        block_tflop=flops / 1e12,
+        network_tflops=flops / network / 1e12,
+        clocks=clocks,
+    )
+
+
+def utilisation(speed: Speed, setup: Setup) -> float | None:
+    """Share of what the GPU's tensor cores could do at best; None when that is not known."""
+    peak = PEAK_TFLOPS.get(setup.device) if setup.dtype != "float32" else None
+    return None if peak is None else speed.network_tflops / peak
+
+
+def table(setup: Setup, speed: Speed, memory: int, used: float | None) -> str:
+    def spread(values: Spread) -> str:
+        return f"{values.median:10.1f} {values.p10:10.1f} {values.p90:10.1f}"
+
+    clocks = "" if speed.clocks is None else ", ".join(f"{name} {value}" for name, value in speed.clocks.items())
+    share = "" if used is None else f"   ({used:.1%} of {PEAK_TFLOPS[setup.device]})"
+    lines = [
+        f"{setup.size} at {setup.height}x{setup.width}, {setup.dtype}, attention {setup.attention}",
+        f"window {setup.window} (sink {setup.sink}), block {setup.block}, {len(setup.steps)}+1 passes",
+        f"{setup.device} | {setup.machine}",
+        f"torch {setup.torch}, CUDA {setup.cuda}, cuDNN {setup.cudnn} | commit {setup.commit}",
+        *([clocks] if clocks else []),
+        "",
+        f"{f'ms a block, of {speed.blocks}':24} {'median':>10} {'p10':>10} {'p90':>10}",
+        f"{'whole':24} {spread(speed.block_ms)}",
+        f"{'  denoise':24} {spread(speed.denoise_ms)}",
+        f"{'  remember':24} {spread(speed.remember_ms)}",
+        f"{'  decode':24} {spread(speed.decode_ms)}",
+        "",
+        f"{'FPS, transformer only':32} {speed.network_fps:10.2f}",
+        f"{'FPS, pixels in host memory':32} {speed.end_to_end_fps:10.2f}",
+        f"{'first images, ms':32} {speed.first_images_ms:10.1f}   (the first video of the process: {speed.first_images_cold_ms:.1f})",
+        f"{'prompt switch, recache, ms':32} {speed.switch_recache_ms:10.1f}",
+        f"{'prompt switch, whole block, ms':32} {speed.switch_block_ms:10.1f}",
+        f"{'peak memory, GiB':32} {memory / 2**30:10.2f}",
+        f"{'transformer, TFLOP a block':32} {speed.block_tflop:10.4g}",
+        f"{'transformer, TFLOP/s':32} {speed.network_tflops:10.4g}{share}",
+    ]
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--size", choices=list(ZOO), default="1.3b")
+    parser.add_argument("--height", type=int, default=480, help="pixels")
+    parser.add_argument("--width", type=int, default=832, help="pixels")
+    parser.add_argument("--blocks", type=int, default=60, help="steady blocks to measure")
+    parser.add_argument("--switches", type=int, default=3, help="prompt switches to measure, after the steady blocks")
+    parser.add_argument("--window", type=int, default=12, help="latent frames a block sees, sink and itself included")
+    parser.add_argument("--sink", type=int, default=3, help="latent frames")
+    parser.add_argument("--block", type=int, default=3, help="latent frames")
+    parser.add_argument("--steps", default="1000,750,500,250", help="denoising steps")
+    parser.add_argument("--attention", default="auto", help=f"auto, {', '.join(attention.BACKENDS)}")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="also write the JSON line to this file")
+    return parser
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure as the command line says; prints the table and returns what the JSON line holds."""
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("this machine has no CUDA device; choose --device cpu")
+    if options.blocks < 1 or options.switches < 1:
+        raise ValueError(f"{options.blocks} blocks and {options.switches} switches cannot be measured; choose at least 1 of each")
+    pipe = build(
+        options.size,
+        device=device,
+        dtype=DTYPES[options.dtype],
+        attention_backend=options.attention,
+        seed=options.seed,
+        window=options.window,
+        sink=options.sink,
+        block=options.block,
+        denoising_steps=[int(step) for step in options.steps.split(",")],
+        height=options.height,
+        width=options.width,
+    )
+    setup = describe(pipe, size=options.size, height=options.height, width=options.width, attention_backend=options.attention)
+    speed = measure(pipe, height=options.height, width=options.width, blocks=options.blocks, switches=options.switches, seed=options.seed)
+    memory, used = peak_memory(device), utilisation(speed, setup)
+    print(table(setup, speed, memory, used), end="\n\n")
+    spreads = {name: value._asdict() for name, value in vars(speed).items() if isinstance(value, Spread)}
+    return {**asdict(setup), **asdict(speed), **spreads, "peak_memory_bytes": memory, "utilisation": used}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        line = json.dumps(run(options))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(line)
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(line + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
