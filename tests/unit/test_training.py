@@ -1,0 +1,172 @@
+"""Teacher forcing is the block loop in one pass; the trainer resumes bit for bit; every stage of the miniature trains and exports."""
+
+import json
+import logging
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from longlive.cache.history import HistoryCache
+from longlive.cache.window import Window
+from longlive.config import TrainConfig, load
+from longlive.generation.denoiser import Denoiser
+from longlive.generation.pipeline import LongLivePipeline
+from longlive.generation.rollout import Rollout
+from longlive.models.wan import WanTransformer
+from longlive.ops.flow import add_noise
+from longlive.training.autoencoder import EndlessVideos
+from longlive.training.dmd import DMD
+from longlive.training.optimizer import MatrixOptimizer
+from longlive.training.stages import build
+from longlive.training.teacher_forcing import TeacherForcing
+from longlive.training.trainer import train
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    network = WanTransformer(in_dim=4, out_dim=4, dim=24, ffn_dim=32, freq_dim=16, text_dim=8, text_len=5, num_heads=2, num_layers=2)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return network.eval()
+
+
+@pytest.mark.parametrize("context_blocks", [0, 2])
+@pytest.mark.parametrize("window", [Window(3, 6), Window(0, 6), Window(3, 12)], ids=str)
+def test_teacher_forcing_equals_the_block_loop(model, window, context_blocks):
+    """Loss and gradient of one masked pass = those of denoising every block on a cache of the clean blocks before it."""
+    generator = torch.Generator().manual_seed(0)
+    clip, noise = (torch.randn(2, 15, 4, 4, 4, generator=generator) for _ in range(2))
+    noise = noise[:, 3 * context_blocks :]
+    text, t = torch.randn(2, 5, 8, generator=generator), 1000 * torch.rand(2, 5 - context_blocks, generator=generator)
+    history = clip + 0.1
+    objective = TeacherForcing(model, block=3, window=window)
+    loss = objective(clip, range(15), text, t=t, noise=noise, context_blocks=context_blocks, history=history)
+
+    rollout = Rollout(Denoiser(model), HistoryCache(window=window), steps=[1000.0], draw=None)
+    squares = []
+    for block in range(5):
+        part = slice(3 * block, 3 * block + 3)
+        if block >= context_blocks:
+            index = block - context_blocks
+            own_noise, levels = noise[:, 3 * index : 3 * index + 3], t[:, index : index + 1].expand(-1, 3)
+            view = rollout.cache.view(range(part.start, part.stop))
+            flow = rollout.denoiser(add_noise(clip[:, part], own_noise, levels), levels, text, view).flow
+            squares.append((flow - (own_noise - clip[:, part])).square())
+        rollout.remember(history[:, part], text)
+    torch.testing.assert_close(loss, torch.stack(squares).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_loss_of_a_perfect_network_is_zero_and_context_carries_none(model):
+    clip, noise, text = torch.randn(1, 9, 4, 4, 4), torch.randn(1, 6, 4, 4, 4), torch.randn(1, 5, 8)
+
+    class Perfect:
+        config = model.config
+
+        def __call__(self, x, t, text, view):
+            return torch.cat([torch.full((1, x.shape[1] - 6, 4, 4, 4), torch.nan), noise - clip[:, 3:]], 1)
+
+    objective = TeacherForcing(Perfect(), block=3, window=Window(3, 6))
+    assert objective(clip, range(9), text, t=torch.rand(1, 2), noise=noise, context_blocks=1) == 0
+
+
+def test_dmd_gradient_is_exact_on_fresh_frames_and_zero_elsewhere(model):
+    critic = Denoiser(WanTransformer.from_config(model.config).eval())
+    dmd = DMD(Denoiser(model), critic, guidance=3.0)
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.randn(2, 6, 4, 4, 4, generator=generator).requires_grad_()
+    text, negative, noise = (torch.randn(shape, generator=generator) for shape in ((2, 5, 8), (2, 5, 8), (2, 6, 4, 4, 4)))
+    fresh = torch.tensor([[False] * 3 + [True] * 3, [True] * 6])
+    t = dmd.draw_levels(clip, generator)
+    assert ((t >= 20) & (t <= 980) & (t == t[:, :1])).all()
+    found = dmd.generator_loss(clip, text, negative, t=t, noise=noise, fresh=fresh)
+    found.loss.backward()
+    count = fresh.sum() * clip[0, 0].numel()
+    expected = torch.where(fresh[..., None, None, None], found.gradient / count, 0)
+    torch.testing.assert_close(clip.grad, expected, atol=1e-8, rtol=1e-4)
+    assert not clip.grad[0, :3].any()
+    torch.testing.assert_close(found.loss, 0.5 * found.gradient[fresh].double().square().mean())
+    same = DMD(Denoiser(model), Denoiser(model), guidance=0.0).generator_loss(clip.detach(), text, negative, t=t, noise=noise)
+    assert not same.gradient.any()
+    assert all(parameter.grad is None for parameter in critic.network.parameters())
+
+
+def test_endless_videos_run_on():
+    from longlive.miniature.world import render
+
+    videos = EndlessVideos(3, torch.Generator().manual_seed(0), change=0.0)
+    captions, identities = zip(*videos.scenes, strict=True)
+    parts = torch.cat([videos.next(n) for n in (5, 4, 8)], dim=1)
+    assert torch.equal(parts, render(captions, identities, 17))
+
+
+def test_matrix_optimizer_moves_every_weight_and_learns():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 1, 3))
+    x = torch.randn(8, 2, 8, 8)
+    target = x.mean(1, keepdim=True)[..., 2:-2, 2:-2]
+    optimizer, before, losses = MatrixOptimizer(net, lr=1e-2), [p.clone() for p in net.parameters()], []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = (net(x) - target).square().mean()
+        loss.backward()
+        optimizer.step(1.0)
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert all((p != q).any() for p, q in zip(net.parameters(), before))
+
+
+SMALL = {
+    "language": ["steps=4", "language.batch=4"],
+    "autoencoder": ["steps=4", "autoencoder.base_dim=16", "autoencoder.batch=2", "autoencoder.z_dim=16"],
+    "causal_init": ["steps=4", "causal_init.clip_batch=1", "causal_init.first_batch=2", "causal_init.num_videos=2",
+                    "causal_init.num_first_videos=4", "causal_init.phrasings=2", "causal_init.denoising_steps=[1000]"],
+}  # fmt: skip
+
+
+def run_stage(config, runs, upto, monkeypatch):
+    """Train, validating on next to nothing."""
+    stage = build(config)
+    monkeypatch.setattr(stage, "validate", lambda folder, number: {})
+    train(stage, run=runs, name=config.stage, steps=upto, save_every=1, validate_every=100, log_every=1, settings={})
+    return stage
+
+
+def test_every_stage_resumes_bit_for_bit_and_the_exports_make_a_pipeline(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.ERROR)
+    exports = {}
+    for name, words in SMALL.items():
+        words = words + [f"causal_init.{earlier}={folder}" for earlier, folder in exports.items()]
+        losses = {}
+        for kind, stops in (("whole", [4]), ("resumed", [2, 4])):
+            runs = tmp_path / name / kind
+            for stop in stops:
+                config = load(TrainConfig, None, [f"stage={name}", f"run={runs}", *words])
+                run_stage(config, runs, stop, monkeypatch)
+            lines = [json.loads(line) for line in (runs / "metrics.jsonl").read_text().splitlines()]
+            losses[kind] = [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in lines]
+            exports[name] = runs / "export"
+        assert losses["whole"] == losses["resumed"], name
+        states = [torch.load(tmp_path / name / kind / "checkpoint.pt", weights_only=False)["state"] for kind in ("whole", "resumed")]
+        weights = [{k: v for part in state.values() if isinstance(part, dict) for k, v in part.items() if isinstance(v, torch.Tensor)} for state in states]
+        assert weights[0] and all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0]), name
+
+    from longlive.checkpoints import store
+
+    encoder, tokenizer = store.load_text_encoder(exports["language"])
+    transformer = WanTransformer.from_pretrained(exports["causal_init"] / "transformer")
+    pipe = LongLivePipeline(transformer.eval(), store.load_vae(exports["autoencoder"]), encoder, tokenizer, window=9, height=64, width=64, denoising_steps=[1000])
+    assert pipe("a red circle", num_frames=3, output_type="pt").frames.shape == (1, 9, 3, 64, 64)
+
+
+def test_a_run_folder_of_another_stage_is_refused_and_a_bad_loss_stops(tmp_path, monkeypatch):
+    config = load(TrainConfig, None, ["stage=language", "steps=1", "language.batch=2"])
+    stage = run_stage(config, tmp_path, 1, monkeypatch)
+    with pytest.raises(ValueError, match="is a checkpoint of stage 'language', not 'autoencoder'"):
+        train(stage, run=tmp_path, name="autoencoder", steps=2, save_every=1, validate_every=9, log_every=1, settings={})
+    monkeypatch.setattr(stage, "step", lambda number: {"loss": float("nan")})
+    with pytest.raises(FloatingPointError, match="loss is nan at step 1"):
+        train(stage, run=tmp_path, name="language", steps=3, save_every=1, validate_every=9, log_every=1, settings={})
+    with pytest.raises(ValueError, match=r"run configs/miniature/language.yaml first"):
+        build(load(TrainConfig, None, ["stage=causal_init", f"causal_init.language={tmp_path / 'none'}"]))
