@@ -119,8 +119,10 @@ class CausalInitConfig:
     autoencoder: str = "runs/miniature/autoencoder/export"
     size: str = "miniature"  # of models/zoo.py
     lr: float = 4e-3  # of Muon on the blocks' matrices; AdamW on the rest has half
-    clip_batch: int = 4  # videos of several blocks a step
-    first_batch: int = 88  # first blocks a step
+    clip_batch: int = 8  # videos of several blocks, every `clip_every` steps
+    clip_every: int = 4
+    bfloat16: bool = True  # linear layers, while training
+    first_batch: int = 128  # first blocks a step
     num_videos: int = 3000
     num_first_videos: int = 16000
     phrasings: int = 16  # of every caption

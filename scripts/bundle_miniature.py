@@ -1,4 +1,4 @@
-"""Put what the miniature's stages exported together into one pipeline folder: `python scripts/bundle_miniature.py [--runs DIR] [--to DIR]`."""
+"""Put what the miniature's stages exported together into one pipeline folder: `python scripts/bundle_miniature.py`."""
 
 from __future__ import annotations
 

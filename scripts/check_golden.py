@@ -67,7 +67,9 @@ class Folder:
         promised = {key: tuple(shape) for key, (_, shape) in self.entries[name]["tensors"].items()}
         found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         if found != promised:
-            raise ValueError(f"{name}.safetensors holds other tensors than the manifest says: {sorted(found.items() ^ promised.items())[:4]}")
+            raise ValueError(
+                f"{name}.safetensors holds other tensors than the manifest says: {sorted(found.items() ^ promised.items())[:4]}"
+            )
         return tensors
 
     def transformer(self, name: str) -> WanTransformer:

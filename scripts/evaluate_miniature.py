@@ -58,7 +58,11 @@ def evaluate(pipe: LongLivePipeline, output: Path, *, num_prompts: int, num_fram
     for num_images, count in ((33, num_prompts), (97, num_prompts), (385, min(20, num_prompts))):
         originals, decoded = reconstructions(pipe, captions[:count], num_images)
         error = (originals.float() - decoded.float()).square().mean() / 255**2
-        results[f"autoencoder_{num_images}"] = {"videos": count, **scores(decoded, captions[:count]), "psnr": round(-10 * error.log10().item(), 2)}
+        results[f"autoencoder_{num_images}"] = {
+            "videos": count,
+            **scores(decoded, captions[:count]),
+            "psnr": round(-10 * error.log10().item(), 2),
+        }
         if num_images == 97:
             save_strips(torch.stack([originals[:6], decoded[:6]], 1).flatten(0, 1), output / "reconstructions.png")
     phrasing = torch.Generator().manual_seed(7)

@@ -86,7 +86,9 @@ def frames_to_reread(end: int, window: Window, *, keep_sink: bool) -> range:
     return range(end - min(window.visible, end), end)
 
 
-def block_mask(queries: Sequence[int], keys: Sequence[int], *, block: int, window: Window, tokens_per_frame: int = 1) -> Bool[Tensor, "N K"]:
+def block_mask(
+    queries: Sequence[int], keys: Sequence[int], *, block: int, window: Window, tokens_per_frame: int = 1
+) -> Bool[Tensor, "N K"]:
     """Which key frames the block of each query frame sees, without a cache: past and own block, inside sink or window."""
     q, k = torch.tensor(list(queries))[:, None], torch.tensor(list(keys))[None, :]
     block_end = (q // block + 1) * block

@@ -103,7 +103,9 @@ class LongLivePipeline(DiffusionPipeline):
         super().__init__()
         warp_steps(denoising_steps, timestep_shift)  # raises for steps that make no sense
         if window != EVERYTHING and Window.of(window, sink).recent < block:
-            raise ValueError(f"a window of {window} frames with a sink of {sink} has no room for a block of {block}; choose a larger window")
+            raise ValueError(
+                f"a window of {window} frames with a sink of {sink} has no room for a block of {block}; choose a larger window"
+            )
         self.register_modules(transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(
             window=window,
@@ -262,7 +264,14 @@ class LongLivePipeline(DiffusionPipeline):
         for one in prompts:
             cues = PromptSchedule.single(one) if isinstance(one, str) else one
             made = self.stream(
-                cues, num_frames=num_frames, height=height, width=width, batch=num_videos_per_prompt, generator=generator, latents=latents, on_step=on_step
+                cues,
+                num_frames=num_frames,
+                height=height,
+                width=width,
+                batch=num_videos_per_prompt,
+                generator=generator,
+                latents=latents,
+                on_step=on_step,
             )
             videos.append(torch.cat([part.latents for part in made], dim=1))
         frames: Any = torch.cat(videos)
@@ -401,7 +410,9 @@ class LongLivePipeline(DiffusionPipeline):
         size = (self.config.height if height is None else height, self.config.width if width is None else width)
         for name, pixels in zip(("height", "width"), size, strict=True):
             if pixels <= 0 or pixels % stride:
-                raise ValueError(f"{name} {pixels} is not divisible by {stride}; choose {max(1, round(pixels / stride)) * stride} for example")
+                raise ValueError(
+                    f"{name} {pixels} is not divisible by {stride}; choose {max(1, round(pixels / stride)) * stride} for example"
+                )
         return size
 
     def _tokens_per_frame(self, height: int, width: int) -> int:

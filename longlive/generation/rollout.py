@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from longlive.cache.window import KVCache
 from longlive.generation.denoiser import Denoiser
@@ -68,21 +69,27 @@ class Rollout:
         span = range(self.end, self.end + noise.shape[1])
         view = self.cache.view(span)
         noisy = noise
+        finite: list[Tensor] = []  # looked at once, at the end: asking a GPU at every step would make it wait
         for number, t in enumerate(steps):
             last = number == len(steps) - 1
             with torch.set_grad_enabled(grad and last):
                 prediction = self.denoiser(noisy, t, text, view)
                 clean = prediction.clean
-            if not torch.isfinite(clean).all():
-                block = span.start // len(span)
-                raise FloatingPointError(f"latents are not finite in block {block} (frames {span.start}-{span.stop - 1}), step {number + 1}")
+            finite.append(torch.isfinite(clean).all())
             if self.on_step is not None and (changed := self.on_step(number, t, clean)) is not None:
                 clean = changed
             if last:
+                self._check(torch.stack(finite).tolist(), span)
                 return clean
             implied = prediction.noise if self.draw is None else self.draw(clean)
             noisy = add_noise(clean, implied, torch.full(noise.shape[:2], steps[number + 1], device=noise.device))
         raise ValueError(f"stop_at must be 1 to {len(self.steps)}, got {stop_at}")
+
+    @staticmethod
+    def _check(finite: list[bool], span: range) -> None:
+        if not all(finite):
+            where = f"block {span.start // len(span)} (frames {span.start}-{span.stop - 1}), step {finite.index(False) + 1}"
+            raise FloatingPointError(f"latents are not finite in {where}")
 
     @torch.no_grad()
     def remember(self, clean: Latents, text: Text | TextKV, span: range | None = None) -> None:

@@ -53,7 +53,10 @@ class Reading:
         steps = self.displacement[:, frames].nanmean(dim=1)
         motions = _nearest_motion(steps)
         result["motion"] = torch.tensor(
-            [bool(step.isfinite().all()) and ATTRIBUTES["motion"][int(m)] == c.motion for step, m, c in zip(steps, motions, captions, strict=True)]
+            [
+                bool(step.isfinite().all()) and ATTRIBUTES["motion"][int(m)] == c.motion
+                for step, m, c in zip(steps, motions, captions, strict=True)
+            ]
         )
         return result
 
@@ -65,7 +68,9 @@ def _majority(values: Tensor) -> int:
 
 
 def _nearest_motion(step: Tensor) -> Tensor:
-    return torch.cdist(step.reshape(-1, 2).float(), SPEED * torch.tensor(list(MOTIONS.values())).float()).argmin(-1).reshape(step.shape[:-1])
+    return (
+        torch.cdist(step.reshape(-1, 2).float(), SPEED * torch.tensor(list(MOTIONS.values())).float()).argmin(-1).reshape(step.shape[:-1])
+    )
 
 
 def _wrap(distance: Tensor) -> Tensor:

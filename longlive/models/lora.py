@@ -44,11 +44,17 @@ def merge_lora(model: WanTransformer, state: Mapping[str, Tensor], *, alpha: flo
     expected = {name: tuple(tensor.shape) for name, tensor in lora_state(wrapped).items()}
     problems = [f"{name} is missing" for name in expected if name not in state]
     problems += [f"{name} is unexpected" for name in state if name not in expected]
-    problems += [f"{name} has shape {tuple(state[name].shape)}, not {shape}" for name, shape in expected.items() if name in state and tuple(state[name].shape) != shape]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, not {shape}"
+        for name, shape in expected.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
     if problems:
         wrapped.unload()
         raise ValueError(f"this LoRA does not fit the model, {len(problems)} differences: {'; '.join(problems[:4])}")
-    set_peft_model_state_dict(wrapped, {name: tensor.float().to(model.device) for name, tensor in state.items()}, adapter_name=NAME, low_cpu_mem_usage=True)
+    set_peft_model_state_dict(
+        wrapped, {name: tensor.float().to(model.device) for name, tensor in state.items()}, adapter_name=NAME, low_cpu_mem_usage=True
+    )
     merged = wrapped.merge_and_unload()
     assert isinstance(merged, WanTransformer)
     return merged

@@ -130,7 +130,7 @@ class WanTransformer(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = False
-    _no_split_modules = ["Block"]
+    _no_split_modules = ("Block",)
 
     @register_to_config
     def __init__(
@@ -185,7 +185,9 @@ class WanTransformer(ModelMixin, ConfigMixin):
         """Keys and values of a prompt for every layer: computed once a prompt, valid until the weights change."""
         _, length, width = text.shape
         if length > self.config.text_len or width != self.config.text_dim:
-            raise ValueError(f"text embeddings are {length} x {width}; this model reads at most {self.config.text_len} x {self.config.text_dim}")
+            raise ValueError(
+                f"text embeddings are {length} x {width}; this model reads at most {self.config.text_len} x {self.config.text_dim}"
+            )
         text = F.pad(text.to(self.dtype), (0, 0, 0, self.config.text_len - length))
         embedded = self.text_embedding(text)
         keys, values = zip(*(block.cross_attn.keys_values(embedded) for block in self.blocks), strict=True)
@@ -197,7 +199,7 @@ class WanTransformer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: when the latents' height or width is no multiple of the patch.
         """
-        batch, num_frames, _, height, width = x.shape
+        _, num_frames, _, height, width = x.shape
         _, rows, columns = self.config.patch_size
         if height % rows or width % columns:
             raise ValueError(f"latents of {height} x {width} cannot be cut into patches of {rows} x {columns}")

@@ -6,6 +6,7 @@ sigma is a function of t everywhere (t / 1000), never a table look-up.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ def shifted(u: Tensor, shift: float) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def sigmas(shift: float) -> Float[Tensor, "1000"]:
+def sigmas(shift: float) -> Float[Tensor, 1000]:
     """The 1000 levels sigma_i of u_i = 1 - i / 1000, float32, from 1 down to just above 0."""
     return shifted(torch.linspace(1, 0, NUM_LEVELS + 1)[:-1], shift)
 
@@ -34,13 +35,13 @@ def warp_steps(steps: Sequence[float], shift: float) -> list[float]:
     """
     if not steps or any(not 0 <= step <= NUM_LEVELS for step in steps):
         raise ValueError(f"denoising steps must lie in 0..{NUM_LEVELS}, got {list(steps)}")
-    if any(later >= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+    if any(later >= earlier for earlier, later in pairwise(steps)):
         raise ValueError(f"denoising steps must fall, got {list(steps)}")
     u = torch.tensor(steps, dtype=torch.float32) / NUM_LEVELS
     return (NUM_LEVELS * shifted(u, shift)).tolist()
 
 
-def training_weights(shift: float) -> Float[Tensor, "1000"]:
+def training_weights(shift: float) -> Float[Tensor, 1000]:
     """Weight of each of the 1000 levels in autoregressive diffusion training: a bell around t = 500 with minimum 0 and mean 1."""
     t = NUM_LEVELS * sigmas(shift)
     y = torch.exp(-2 * ((t - NUM_LEVELS / 2) / NUM_LEVELS) ** 2)

@@ -35,7 +35,9 @@ def _frequencies(width: int, theta: float) -> Tensor:
 
 
 @lru_cache(maxsize=16)  # five passes of a block ask for the same
-def rotation(frames: Sequence[int], height: int, width: int, head_dim: int, *, theta: float = 10000.0, device: torch.device | None = None) -> Rotation:
+def rotation(
+    frames: Sequence[int], height: int, width: int, head_dim: int, *, theta: float = 10000.0, device: torch.device | None = None
+) -> Rotation:
     """Angles of the tokens of `frames` (positions in the video), each `height` x `width` tokens, in (frame, row, column) order."""
     time_width, side_width, _ = _axis_widths(head_dim)
     with torch.inference_mode(False):  # what is cached here may later be used under autograd

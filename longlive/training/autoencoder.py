@@ -15,7 +15,19 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from longlive.miniature import oracle
-from longlive.miniature.world import ATTRIBUTES, LATTICE, MOTIONS, SIZE, SPEED, Captioned, Identity, all_captioned, draw_identity, held_out, render
+from longlive.miniature.world import (
+    ATTRIBUTES,
+    LATTICE,
+    MOTIONS,
+    SIZE,
+    SPEED,
+    Captioned,
+    Identity,
+    all_captioned,
+    draw_identity,
+    held_out,
+    render,
+)
 from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video
 from longlive.training.latent_videos import save_strips, to_float, to_uint8
 from longlive.training.optimizer import MatrixOptimizer
@@ -67,8 +79,18 @@ class AutoencoderStage:
     """Reconstruction with a light pull of the posterior to a unit Gaussian."""
 
     def __init__(
-        self, vae: AutoencoderKLWan, *, batch: int, steps: int, lr: float, seed: int, kl_weight: float, subject_weight: float, reset: float,
-        stream_from: int, images_per_chunk: int
+        self,
+        vae: AutoencoderKLWan,
+        *,
+        batch: int,
+        steps: int,
+        lr: float,
+        seed: int,
+        kl_weight: float,
+        subject_weight: float,
+        reset: float,
+        stream_from: int,
+        images_per_chunk: int,
     ) -> None:
         self.vae, self.steps, self.lr = vae, steps, lr
         self.kl_weight, self.subject_weight, self.reset = kl_weight, subject_weight, reset

@@ -1,8 +1,9 @@
 """Train the miniature's causal transformer directly, by teacher forcing on videos of the world.
 
-Every step sees two batches: first blocks alone, where all that a prompt says must be invented (three frames, cheap, many
-videos), and clips in which blocks follow blocks. A clip's later blocks are taken from anywhere in a long video: the world
-repeats itself every `PERIOD` frames, so the same latents are true at later positions, and no position is out of range.
+Every step sees first blocks alone, where all that a prompt says must be invented (three frames, cheap, many videos), and
+every few steps clips in which blocks follow blocks, which is soon learned. A clip's later blocks are taken from anywhere in
+a long video: the world repeats itself every `PERIOD` frames, so the same latents are true at later positions, and no
+position is out of range.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from longlive.ops.flow import NUM_LEVELS, shifted, warp_steps
 from longlive.training.ema import EMA
 from longlive.training.language import spoil
 from longlive.training.latent_videos import LatentVideos, save_strips, to_uint8
+from longlive.training.low_precision import use_bfloat16_linears
 from longlive.training.optimizer import MatrixOptimizer
 from longlive.training.teacher_forcing import TeacherForcing
 from longlive.training.trainer import one_cycle
@@ -44,6 +46,8 @@ class CausalInitStage:
 
     Args:
         history_sigma: later blocks see a history with noise of up to this level in it, as they will see their own mistakes.
+        clip_every: steps from one batch of clips to the next.
+        bfloat16: linear layers compute in bfloat16.
         max_position: clips are placed anywhere up to this frame of a long video.
     """
 
@@ -69,6 +73,8 @@ class CausalInitStage:
         max_position: int,
         denoising_steps: Sequence[int],
         ema_decay: float,
+        clip_every: int,
+        bfloat16: bool,
     ) -> None:
         self.network, self.vae, self.text_encoder = network, vae, text_encoder
         self.steps, self.clip_batch, self.first_batch = steps, clip_batch, first_batch
@@ -77,6 +83,9 @@ class CausalInitStage:
         self.objective = TeacherForcing(network, block=block, window=window)
         self.optimizer = MatrixOptimizer(network, lr=lr, hidden=lambda name: name.startswith("blocks.") and "modulation" not in name)
         self.ema = EMA(network, decay=ema_decay)
+        self.clip_every = clip_every
+        if bfloat16:
+            use_bfloat16_linears(network)
         self.generator = torch.Generator().manual_seed(seed)
         captions = training_set()
         frames = CLIP_BLOCKS * block + 2 * block
@@ -93,7 +102,9 @@ class CausalInitStage:
         for c in captions:
             texts = [clean(caption(c, generator)) for _ in range(phrasings)]
             texts = [spoil(text, generator, drop=0.25, insert=0.1) if i % 16 == 8 else text for i, text in enumerate(texts)]
-            tokens = self.text_encoder.tokenizer(texts, padding="max_length", max_length=self.text_encoder.text_len, truncation=True, return_tensors="pt")
+            tokens = self.text_encoder.tokenizer(
+                texts, padding="max_length", max_length=self.text_encoder.text_len, truncation=True, return_tensors="pt"
+            )
             parts.append(embed(self.text_encoder.encoder, tokens.input_ids, tokens.attention_mask))
         texts = torch.stack(parts)
         texts[:, ::16] = 0
@@ -103,12 +114,15 @@ class CausalInitStage:
         self.optimizer.zero_grad()
         first = self._first_blocks()
         first.backward()
-        clip = self._clips()
-        clip.backward()
+        metrics = {"causal_init/first_block_loss": first.item()}
+        if number % self.clip_every == 0:
+            clip = self._clips()
+            clip.backward()
+            metrics["causal_init/clip_loss"] = clip.item()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step(one_cycle(number, self.steps))
         self.ema.update(self.network, number)
-        return {"causal_init/first_block_loss": first.item(), "causal_init/clip_loss": clip.item(), "causal_init/grad_norm": norm.item()}
+        return metrics | {"causal_init/grad_norm": norm.item()}
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator)

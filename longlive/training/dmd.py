@@ -30,7 +30,9 @@ class DMD:
         shift: of the noise levels; t is clamped to `min_t` and `max_t`.
     """
 
-    def __init__(self, teacher: Denoiser, critic: Denoiser, *, guidance: float = 3.0, shift: float = 5.0, min_t: float = 20.0, max_t: float = 980.0) -> None:
+    def __init__(
+        self, teacher: Denoiser, critic: Denoiser, *, guidance: float = 3.0, shift: float = 5.0, min_t: float = 20.0, max_t: float = 980.0
+    ) -> None:
         self.teacher, self.critic, self.guidance = teacher, critic, guidance
         self.shift, self.min_t, self.max_t = shift, min_t, max_t
 

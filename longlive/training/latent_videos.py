@@ -45,7 +45,15 @@ class LatentVideos:
     """
 
     def __init__(
-        self, path: Path, vae: AutoencoderKLWan, captions: Sequence[Captioned], *, num_videos: int, num_frames: int, seed: int, batch: int = 16
+        self,
+        path: Path,
+        vae: AutoencoderKLWan,
+        captions: Sequence[Captioned],
+        *,
+        num_videos: int,
+        num_frames: int,
+        seed: int,
+        batch: int = 16,
     ) -> None:
         settings = {"num_videos": num_videos, "num_frames": num_frames, "seed": seed, "num_captions": len(captions)}
         if path.exists():

@@ -21,7 +21,13 @@ class MatrixOptimizer:
     """
 
     def __init__(
-        self, module: nn.Module, *, lr: float, adamw_ratio: float = 0.5, weight_decay: float = 0.0, hidden: Callable[[str], bool] = lambda name: True
+        self,
+        module: nn.Module,
+        *,
+        lr: float,
+        adamw_ratio: float = 0.5,
+        weight_decay: float = 0.0,
+        hidden: Callable[[str], bool] = lambda name: True,
     ) -> None:
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self._matrices = [p for name, p in named if p.squeeze().ndim >= 2 and hidden(name)]

@@ -61,7 +61,9 @@ def _autoencoder(config: TrainConfig, settings: AutoencoderConfig) -> Autoencode
 def _causal_init(config: TrainConfig, settings: CausalInitConfig) -> CausalInitStage:
     for stage, folder in (("language", settings.language), ("autoencoder", settings.autoencoder)):
         if not Path(folder).is_dir():
-            raise ValueError(f"{folder} does not exist; run configs/miniature/{stage}.yaml first, or say where its export is: causal_init.{stage}=…")
+            raise ValueError(
+                f"{folder} does not exist; run configs/miniature/{stage}.yaml first, or say where its export is: causal_init.{stage}=…"
+            )
     encoder, tokenizer = store.load_text_encoder(settings.language)
     network = WanTransformer(**arguments(settings.size))
     return CausalInitStage(
@@ -84,4 +86,6 @@ def _causal_init(config: TrainConfig, settings: CausalInitConfig) -> CausalInitS
         max_position=settings.max_position,
         denoising_steps=settings.denoising_steps,
         ema_decay=settings.ema_decay,
+        clip_every=settings.clip_every,
+        bfloat16=settings.bfloat16,
     )

@@ -60,7 +60,9 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
     os.replace(partial, path)
 
 
-def train(stage: Stage, *, run: Path, name: str, steps: int, save_every: int, validate_every: int, log_every: int, settings: dict[str, Any]) -> None:
+def train(
+    stage: Stage, *, run: Path, name: str, steps: int, save_every: int, validate_every: int, log_every: int, settings: dict[str, Any]
+) -> None:
     """Run `stage` up to step `steps`, from the newest checkpoint in folder `run` if there is one, then export it to `run/export`.
 
     Raises:

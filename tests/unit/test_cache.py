@@ -67,7 +67,9 @@ class NaiveCache:
         past = [self.memory[f, layer] for f in self.visible]
         if self.relative:  # number the visible frames in order, the span right after them
             start = self.frames.start - len(self.visible)
-            past = [(rotate(key, turn_in_time(start + i - f, HEAD_DIM)), value) for i, (f, (key, value)) in enumerate(zip(self.visible, past))]
+            past = [
+                (rotate(key, turn_in_time(start + i - f, HEAD_DIM)), value) for i, (f, (key, value)) in enumerate(zip(self.visible, past))
+            ]
         return torch.cat([*(key for key, _ in past), k], 1), torch.cat([*(value for _, value in past), v], 1)
 
     def forget(self, *, keep_sink):
@@ -95,7 +97,12 @@ def run(model, cache, *, num_blocks, switch=None, keep_sink=True, seed=0, texts=
     return torch.cat(made, 1)
 
 
-WINDOWS = [Window(sink, visible - sink) for sink in (0, 3) for visible in (6, 9, 12)] + [Window.full(24), Window(4, 7), Window(1, 3), Window(2, 5)]
+WINDOWS = [Window(sink, visible - sink) for sink in (0, 3) for visible in (6, 9, 12)] + [
+    Window.full(24),
+    Window(4, 7),
+    Window(1, 3),
+    Window(2, 5),
+]
 
 
 @pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
@@ -106,12 +113,16 @@ def test_ring_and_history_equal_the_naive_cache(model, window, relative):
             settings = {"num_blocks": 8, "switch": switch, "keep_sink": keep_sink}
             expected = run(model, NaiveCache(window, relative), **settings)
             for cache in (ring(window, relative=relative), HistoryCache(window=window, relative=relative)):
-                torch.testing.assert_close(run(model, cache, **settings), expected, atol=2e-5, rtol=0, msg=f"{type(cache).__name__} {settings}")
+                torch.testing.assert_close(
+                    run(model, cache, **settings), expected, atol=2e-5, rtol=0, msg=f"{type(cache).__name__} {settings}"
+                )
 
 
 def test_a_switch_changes_the_video_and_the_sink_mode_matters(model):
     window = Window(3, 3)
-    plain, kept, refreshed = (run(model, ring(window), num_blocks=6, switch=s, keep_sink=k) for s, k in ((None, True), (12, True), (12, False)))
+    plain, kept, refreshed = (
+        run(model, ring(window), num_blocks=6, switch=s, keep_sink=k) for s, k in ((None, True), (12, True), (12, False))
+    )
     assert torch.equal(plain[:, :12], kept[:, :12])
     assert (plain[:, 12:] - kept[:, 12:]).abs().max() > 1e-3
     assert (refreshed[:, 12:] - kept[:, 12:]).abs().max() > 1e-3
@@ -148,7 +159,12 @@ def test_kept_sink_stays_bit_identical_and_the_rest_is_rewritten(model):
 
 def test_forget_says_what_to_read_again():
     for cache in (ring(Window(3, 9)), HistoryCache(window=Window(3, 9))):
-        for end, keep_sink, expected in ((6, True, range(0, 6)), (12, True, range(0, 12)), (15, True, range(6, 15)), (15, False, range(3, 15))):
+        for end, keep_sink, expected in (
+            (6, True, range(0, 6)),
+            (12, True, range(0, 12)),
+            (15, True, range(6, 15)),
+            (15, False, range(3, 15)),
+        ):
             cache.reset()
             cache.end = end
             assert cache.forget(keep_sink=keep_sink) == expected

@@ -22,7 +22,14 @@ def test_every_vector_agrees(capsys):
 
 @pytest.mark.parametrize(
     ("case", "tensor"),
-    [("single_window6_sink3", "latents"), ("teacher_forward", "x0"), ("vae", "decoded"), ("text_encoder", "prompt_embeds"), ("dmd", "clip_grad"), ("schedule", "sigmas")],
+    [
+        ("single_window6_sink3", "latents"),
+        ("teacher_forward", "x0"),
+        ("vae", "decoded"),
+        ("text_encoder", "prompt_embeds"),
+        ("dmd", "clip_grad"),
+        ("schedule", "sigmas"),
+    ],
 )
 def test_a_changed_vector_is_found(case, tensor, tmp_path, capsys):
     entries = json.loads((GOLDEN / "manifest.json").read_text())

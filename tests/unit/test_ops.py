@@ -17,7 +17,9 @@ def test_rotation_equals_complex_numbers():
     for token in range(frames * height * width):
         place = (5 + token // (height * width), token // width % height, token % width)
         angles = [p / 10000 ** (2 * i / w) for p, w in zip(place, (d - 2 * side, side, side)) for i in range(w // 2)]
-        z = torch.view_as_complex(x[:, token].double().unflatten(-1, (-1, 2))) * torch.polar(torch.ones(d // 2).double(), torch.tensor(angles).double())
+        z = torch.view_as_complex(x[:, token].double().unflatten(-1, (-1, 2))) * torch.polar(
+            torch.ones(d // 2).double(), torch.tensor(angles).double()
+        )
         torch.testing.assert_close(rotate(x, turn)[:, token].double(), torch.view_as_real(z).flatten(-2), atol=1e-5, rtol=0)
 
 
@@ -62,4 +64,6 @@ def test_attention_by_name():
     scores = torch.einsum("bnad,bkad->bank", q, k) / math.sqrt(8)
     for seen in (None, mask):
         weights = (scores if seen is None else scores.masked_fill(~seen, -math.inf)).softmax(-1)
-        torch.testing.assert_close(attention.BACKENDS["sdpa"](q, k, v, seen), torch.einsum("bank,bkad->bnad", weights, v), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            attention.BACKENDS["sdpa"](q, k, v, seen), torch.einsum("bank,bkad->bnad", weights, v), atol=1e-5, rtol=0
+        )

@@ -1,5 +1,7 @@
 """The block loop: written out by hand it gives the same; ended early it gives inference's values; gradients stay in their block."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -24,8 +26,8 @@ def model():
     return network.eval()
 
 
-def ring(window=Window(3, 6), batch=1):
-    return RingCache(num_layers=2, batch=batch, tokens_per_frame=4, num_heads=2, head_dim=12, window=window)
+def ring():
+    return RingCache(num_layers=2, batch=1, tokens_per_frame=4, num_heads=2, head_dim=12, window=Window(3, 6))
 
 
 def gaussian(seed):
@@ -53,7 +55,7 @@ def test_without_fresh_noise_a_block_is_euler_steps_of_the_flow(model):
     noise, text = randn(1, 3, 4, 4, 4), randn(1, 5, 8)
     made = Rollout(Denoiser(model), ring(), steps=STEPS, draw=None).block(noise, text)
     x, levels = noise, [t / 1000 for t in STEPS] + [0.0]
-    for now, after in zip(levels, levels[1:]):
+    for now, after in pairwise(levels):
         with torch.no_grad():
             x = x + (after - now) * model(x, torch.full((1, 3), 1000 * now), text)
     torch.testing.assert_close(made, x, atol=1e-5, rtol=0)
@@ -121,7 +123,11 @@ def test_one_stream_of_12_blocks_equals_12_calls(model):
 
 def test_latents_that_are_not_finite_stop_and_say_where(model):
     rollout = Rollout(
-        Denoiser(model), ring(), steps=STEPS, draw=torch.zeros_like, on_step=lambda number, t, clean: clean * torch.nan if number == 0 else None
+        Denoiser(model),
+        ring(),
+        steps=STEPS,
+        draw=torch.zeros_like,
+        on_step=lambda number, t, clean: clean * torch.nan if number == 0 else None,
     )
     rollout.remember(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
     with pytest.raises(FloatingPointError, match=r"block 1 \(frames 3-5\), step 2"):

@@ -5,7 +5,6 @@ import logging
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
 
 from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
@@ -149,14 +148,26 @@ def test_every_stage_resumes_bit_for_bit_and_the_exports_make_a_pipeline(tmp_pat
             exports[name] = runs / "export"
         assert losses["whole"] == losses["resumed"], name
         states = [torch.load(tmp_path / name / kind / "checkpoint.pt", weights_only=False)["state"] for kind in ("whole", "resumed")]
-        weights = [{k: v for part in state.values() if isinstance(part, dict) for k, v in part.items() if isinstance(v, torch.Tensor)} for state in states]
+        weights = [
+            {k: v for part in state.values() if isinstance(part, dict) for k, v in part.items() if isinstance(v, torch.Tensor)}
+            for state in states
+        ]
         assert weights[0] and all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0]), name
 
     from longlive.checkpoints import store
 
     encoder, tokenizer = store.load_text_encoder(exports["language"])
     transformer = WanTransformer.from_pretrained(exports["causal_init"] / "transformer")
-    pipe = LongLivePipeline(transformer.eval(), store.load_vae(exports["autoencoder"]), encoder, tokenizer, window=9, height=64, width=64, denoising_steps=[1000])
+    pipe = LongLivePipeline(
+        transformer.eval(),
+        store.load_vae(exports["autoencoder"]),
+        encoder,
+        tokenizer,
+        window=9,
+        height=64,
+        width=64,
+        denoising_steps=[1000],
+    )
     assert pipe("a red circle", num_frames=3, output_type="pt").frames.shape == (1, 9, 3, 64, 64)
 
 

@@ -5,7 +5,21 @@ import torch
 
 from longlive.miniature import oracle
 from longlive.miniature.world import (
-    ATTRIBUTES, BACKGROUNDS, COLORS, FPS, RADII, SHADE, SIZE, SPEED, Captioned, Identity, all_captioned, draw_identity, held_out, render, training_set,
+    ATTRIBUTES,
+    BACKGROUNDS,
+    COLORS,
+    FPS,
+    RADII,
+    SHADE,
+    SIZE,
+    SPEED,
+    Captioned,
+    Identity,
+    all_captioned,
+    draw_identity,
+    held_out,
+    render,
+    training_set,
 )  # fmt: skip
 
 RED_CIRCLE = Captioned("circle", "red", "black", "right")

@@ -1,0 +1,43 @@
+"""Linear layers in bfloat16, everything else in float32: applied to a network from outside, like sharding.
+
+On a CPU with bfloat16 instructions a matrix product is four times as fast so. Unlike autocast this leaves attention, norms and
+modulation alone, whose bfloat16 kernels gain nothing there.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _Linear(torch.autograd.Function):
+    """x W^T + b with operands rounded to bfloat16, forward and backward; gradients of the weights are float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
+        x, weight = x.bfloat16(), weight.bfloat16()
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias.bfloat16()).float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        flat = gradients[0].flatten(0, -2)
+        rounded = flat.bfloat16()
+        into_x = (rounded @ weight).float().view(x.shape)
+        return into_x, (rounded.T @ x.flatten(0, -2)).float(), flat.sum(0)
+
+
+def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
+    return _Linear.apply(x, layer.weight, layer.bias)  # type: ignore[return-value]
+
+
+def use_bfloat16_linears(module: nn.Module) -> None:
+    """From now on the linear layers of `module` (with a bias, float32) compute in bfloat16; weights and names stay as they are."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
