@@ -123,7 +123,7 @@ class CausalInitConfig:
     clip_every: int = 4
     bfloat16: bool = True  # linear layers, while training
     first_batch: int = 128  # first blocks a step
-    num_videos: int = 3000
+    num_videos: int = 2000
     num_first_videos: int = 16000
     phrasings: int = 16  # of every caption
     window: int = 9  # latent frames a block sees, the sink and itself included

@@ -18,7 +18,7 @@ from torch import Tensor
 SIZE = 64  # pixels, height and width
 FPS = 16
 SPEED = 2  # pixels a frame: one latent cell (8 pixels) a latent frame (4 pixel frames)
-LATTICE = 2  # pixels between possible start positions
+LATTICE = 8  # pixels between possible start positions: one latent cell, which a moving subject crosses in one latent frame
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -96,16 +96,16 @@ def training_set(num_held_out: int = 100) -> list[Captioned]:
     return [item for item in all_captioned() if item not in kept_out]
 
 
-def draw_identity(generator: torch.Generator) -> Identity:
-    """A size, a start position and a light, uniformly."""
+def draw_identity(generator: torch.Generator, *, lattice: int = LATTICE) -> Identity:
+    """A size, a start position (multiples of `lattice` pixels) and a light, uniformly."""
 
     def below(n: int) -> int:
         return int(torch.randint(n, (), generator=generator))
 
     return Identity(
         radius=RADII[below(len(RADII))],
-        x=LATTICE * below(SIZE // LATTICE),
-        y=LATTICE * below(SIZE // LATTICE),
+        x=lattice * below(SIZE // lattice),
+        y=lattice * below(SIZE // lattice),
         light=below(LIGHTS),
     )
 

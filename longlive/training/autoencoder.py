@@ -17,7 +17,6 @@ from torch import Tensor
 from longlive.miniature import oracle
 from longlive.miniature.world import (
     ATTRIBUTES,
-    LATTICE,
     MOTIONS,
     SIZE,
     SPEED,
@@ -35,7 +34,10 @@ from longlive.training.trainer import one_cycle
 
 
 class EndlessVideos:
-    """A batch of scenes that run on; now and then one attribute of a scene changes, as a prompt switch would change it."""
+    """A batch of scenes that run on; now and then one attribute of a scene changes, as a prompt switch would change it.
+
+    Scenes start wherever a moving subject may come to be, so that the autoencoder knows every place.
+    """
 
     def __init__(self, batch: int, generator: torch.Generator, *, change: float = 0.2) -> None:
         self.batch, self.generator, self.change = batch, generator, change
@@ -46,7 +48,7 @@ class EndlessVideos:
     def restart(self) -> None:
         """New scenes."""
         picks = torch.randint(len(self._everything), (self.batch,), generator=self.generator).tolist()
-        self.scenes = [(self._everything[i], draw_identity(self.generator)) for i in picks]
+        self.scenes = [(self._everything[i], draw_identity(self.generator, lattice=SPEED)) for i in picks]
 
     def next(self, num_images: int) -> Tensor:
         """The next images of every scene, uint8 `[B, T, 3, Y, X]`."""
@@ -58,7 +60,7 @@ class EndlessVideos:
     def _after(self, caption: Captioned, identity: Identity, num_images: int) -> tuple[Captioned, Identity]:
         dx, dy = MOTIONS[caption.motion]
         x, y = (identity.x + SPEED * dx * num_images) % SIZE, (identity.y + SPEED * dy * num_images) % SIZE
-        moved = Identity(identity.radius, x // LATTICE * LATTICE, y // LATTICE * LATTICE, identity.light)
+        moved = Identity(identity.radius, x, y, identity.light)
         if float(torch.rand((), generator=self.generator)) >= self.change:
             return caption, moved
         names = list(ATTRIBUTES)
