@@ -13,7 +13,7 @@ from longlive.miniature.world import SIZE
 from longlive.models.wan import WanTransformer
 
 
-def bundle(runs: Path, to: Path) -> int:
+def bundle(runs: Path, to: Path, *, guidance: float) -> int:
     """Write the pipeline with the settings its transformer was trained with; returns its size in bytes."""
     run = runs / "causal_init"
     settings = json.loads((run / "settings.json").read_text())["settings"]["causal_init"]
@@ -29,7 +29,8 @@ def bundle(runs: Path, to: Path) -> int:
         block=settings["block"],
         denoising_steps=list(settings["denoising_steps"]),
         timestep_shift=settings["timestep_shift"],
-        fresh_noise=False,  # not distilled: Euler steps of the flow
+        fresh_noise=False,  # not distilled: Euler steps of the flow, guided
+        guidance=guidance,
         height=SIZE,
         width=SIZE,
     )
@@ -41,9 +42,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/miniature"))
     parser.add_argument("--to", type=Path, default=BUNDLED["miniature"])
+    parser.add_argument("--guidance", type=float, default=2.0, help="w of classifier-free guidance (default %(default)s)")
     arguments = parser.parse_args()
     try:
-        print(f"{arguments.to}: {bundle(arguments.runs, arguments.to) / 2**20:.1f} MiB")
+        print(f"{arguments.to}: {bundle(arguments.runs, arguments.to, guidance=arguments.guidance) / 2**20:.1f} MiB")
     except (ValueError, OSError) as error:
         print(f"error: {error}; train the stages first (configs/miniature/)", file=sys.stderr)
         return 2

@@ -16,6 +16,7 @@ from longlive.models.wan import WanTransformer
 from longlive.ops.flow import add_noise
 from longlive.training.autoencoder import EndlessVideos
 from longlive.training.dmd import DMD
+from longlive.training.low_precision import use_bfloat16_linears
 from longlive.training.optimizer import MatrixOptimizer
 from longlive.training.stages import build
 from longlive.training.teacher_forcing import TeacherForcing
@@ -114,6 +115,22 @@ def test_matrix_optimizer_moves_every_weight_and_learns():
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert all((p != q).any() for p, q in zip(net.parameters(), before))
+
+
+def test_bfloat16_linears_round_and_nothing_else(model):
+    plain, rounded = (WanTransformer.from_config(model.config) for _ in range(2))
+    plain.load_state_dict(model.state_dict())
+    rounded.load_state_dict(model.state_dict())
+    use_bfloat16_linears(rounded)
+    x, t, text = torch.randn(2, 3, 4, 4, 4), torch.full((2, 3), 400.0), torch.randn(2, 5, 8)
+    outputs = [network(x, t, text) for network in (plain, rounded)]
+    for output in outputs:
+        output.square().mean().backward()
+    scale = outputs[0].abs().max()
+    assert 0 < (outputs[0] - outputs[1]).abs().max() / scale < 0.05
+    for (name, a), (other, b) in zip(plain.named_parameters(), rounded.named_parameters(), strict=True):
+        assert name == other and b.dtype == b.grad.dtype == torch.float32
+        assert torch.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0) > 0.99, name
 
 
 SMALL = {
