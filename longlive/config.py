@@ -122,6 +122,8 @@ class CausalInitConfig:
     clip_batch: int = 8  # videos of several blocks, every `clip_every` steps
     clip_every: int = 4
     bfloat16: bool = True  # linear layers, while training
+    hard_shapes: tuple[str, ...] = ("cross", "ring")  # the two that are not convex are learned last,
+    hard_weight: float = 3.0  # so first blocks with them are drawn this much more often
     first_batch: int = 128  # first blocks a step
     num_videos: int = 2000
     num_first_videos: int = 16000

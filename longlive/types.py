@@ -32,11 +32,15 @@ class TextKV(NamedTuple):
 class KVView(Protocol):
     """What a span of frames may attend to. Its past never changes while the span is being denoised."""
 
-    frames: Sequence[int]
-    """Position in the video of every frame of the span; hashable."""
+    @property
+    def frames(self) -> Sequence[int]:
+        """Position in the video of every frame of the span; hashable."""
+        ...
 
-    mask: Mask | None
-    """Which keys a query may see; None: all that `extend` returns (always so at inference)."""
+    @property
+    def mask(self) -> Mask | None:
+        """Which keys a query may see; None: all that `extend` returns (always so at inference)."""
+        ...
 
     def extend(self, layer: int, k: Heads, v: Heads) -> tuple[Seen, Seen]:
         """Visible past and the span's own keys (rotated to `frames`) and values, in any order."""

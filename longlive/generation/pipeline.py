@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline
 from diffusers.utils import BaseOutput
@@ -27,7 +28,7 @@ from longlive.generation.session import Session
 from longlive.generation.stream import Made, stream
 from longlive.models.lora import merge_lora
 from longlive.models.text import TextEncoder
-from longlive.models.vae import StreamDecoder, decode_video
+from longlive.models.vae import StreamDecoder, decode_video, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow import warp_steps
 from longlive.types import Latents
@@ -78,6 +79,11 @@ class LongLivePipeline(DiffusionPipeline):
         height, width: default size in pixels.
     """
 
+    config: Any  # diffusers' frozen dictionary, read by attribute
+    transformer: WanTransformer
+    vae: AutoencoderKLWan
+    text_encoder: Any  # UMT5EncoderModel
+    tokenizer: PreTrainedTokenizerBase
     model_cpu_offload_seq = "text_encoder->transformer->vae"
 
     def __init__(
@@ -170,7 +176,7 @@ class LongLivePipeline(DiffusionPipeline):
         store.fill(transformer, loaded.state, what=f"the transformer of {source}", dtype=None if lora else torch_dtype)
         if lora is not None:
             transformer = merge_lora(transformer, store.load_lora(lora), alpha=lora_alpha)
-        transformer = transformer.to(torch_dtype).eval().requires_grad_(False)
+        transformer = transformer.to(dtype=torch_dtype).eval().requires_grad_(False)
         transformer.use_attention(attention)
         text_encoder, tokenizer = store.load_text_encoder(wan_dir, dtype=torch_dtype)
         return cls(transformer, store.load_vae(wan_dir, dtype=torch_dtype), text_encoder, tokenizer, **settings)
@@ -216,7 +222,7 @@ class LongLivePipeline(DiffusionPipeline):
         block_tokens = batch * self.config.block * tokens
         activations = block_tokens * (12 * config.dim * 4 + 2 * config.ffn_dim * element)  # modulation and residuals in float32
         images = batch * TEMPORAL_STRIDE * self.config.block * height * width
-        decoder = images * 6 * self.vae.config.base_dim * self.vae.dtype.itemsize // (self.vae.config.patch_size or 1) ** 2
+        decoder = images * 6 * settings_of(self.vae).base_dim * self.vae.dtype.itemsize // (settings_of(self.vae).patch_size or 1) ** 2
         return weights + cache + max(activations, decoder)
 
     @torch.no_grad()
@@ -322,7 +328,7 @@ class LongLivePipeline(DiffusionPipeline):
             raise ValueError(f"{num_frames} frames cannot be cut into blocks of {self.config.block}; choose a multiple")
         if num_frames is not None and isinstance(cues, PromptSchedule):
             cues.validate(num_frames)
-        shape = (batch, num_frames or 0, self.vae.config.z_dim, height // self._vae_stride, width // self._vae_stride)
+        shape = (batch, num_frames or 0, settings_of(self.vae).z_dim, height // self._vae_stride, width // self._vae_stride)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, this video needs {shape}")
         draw = _Draw(generator, batch, device=self._device, dtype=self.transformer.dtype)
@@ -389,7 +395,7 @@ class LongLivePipeline(DiffusionPipeline):
 
     @property
     def _vae_stride(self) -> int:
-        return self.vae.config.scale_factor_spatial
+        return settings_of(self.vae).scale_factor_spatial
 
     @property
     def _text(self) -> Conditioner:
@@ -460,7 +466,7 @@ class LongLivePipeline(DiffusionPipeline):
     def _on_step(self, callback: Callback) -> OnStep:
         return lambda number, t, clean: (callback(self, number, t, {"latents": clean}) or {}).get("latents")
 
-    def _postprocess(self, images: Tensor, output_type: str) -> Tensor | list[list[Image]]:
+    def _postprocess(self, images: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image]]:
         return VideoProcessor(vae_scale_factor=self._vae_stride).postprocess_video(images.float(), output_type=output_type)
 
 

@@ -20,7 +20,12 @@ def adapted_linears(model: WanTransformer) -> list[str]:
 
 def add_lora(model: WanTransformer, *, rank: int, alpha: float | None = None) -> PeftModel:
     """Wrap `model` with new adapters (B = 0: the output does not change yet); only they are trainable. `alpha` defaults to `rank`."""
-    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, lora_dropout=0.0, target_modules=adapted_linears(model))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]  # peft takes fractions too
+        lora_dropout=0.0,
+        target_modules=adapted_linears(model),
+    )
     return get_peft_model(model, config)
 
 

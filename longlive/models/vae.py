@@ -7,6 +7,8 @@ before the caller can take a gradient; the two classes here do neither. Knows no
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
@@ -18,9 +20,15 @@ from longlive.types import Images, Latents
 ConvCache = list[Tensor | str | None]
 
 
+def settings_of(vae: AutoencoderKLWan) -> Any:
+    """diffusers' frozen dictionary of settings, which is read by attribute."""
+    return vae.config
+
+
 def latent_statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
     """Per-channel mean and standard deviation of the latents, `[C, 1, 1, 1]`, on the device and in the dtype of `like`."""
-    mean, std = (torch.tensor(values, device=like.device, dtype=like.dtype) for values in (vae.config.latents_mean, vae.config.latents_std))
+    config = settings_of(vae)
+    mean, std = (torch.tensor(values, device=like.device, dtype=like.dtype) for values in (config.latents_mean, config.latents_std))
     return mean[:, None, None, None], std[:, None, None, None]
 
 
@@ -77,8 +85,8 @@ class StreamDecoder(_Stream):
             parts.append(self._run(z))
         self.num_frames += latents.shape[1]
         images = torch.cat(parts, dim=2)
-        if self.vae.config.patch_size is not None:
-            images = unpatchify(images, patch_size=self.vae.config.patch_size)
+        if settings_of(self.vae).patch_size is not None:
+            images = unpatchify(images, patch_size=settings_of(self.vae).patch_size)
         return images.clamp(-1, 1) if clamp else images
 
 
@@ -104,8 +112,8 @@ class StreamEncoder(_Stream):
         if images.shape[2] < first or (images.shape[2] - first) % 4:
             raise ValueError(f"{images.shape[2]} images cannot be encoded here; give {'1 + 4 n' if first else '4 n'} of them")
         x = images.to(self.vae.quant_conv.weight.dtype)
-        if self.vae.config.patch_size is not None:
-            x = patchify(x, patch_size=self.vae.config.patch_size)
+        if settings_of(self.vae).patch_size is not None:
+            x = patchify(x, patch_size=settings_of(self.vae).patch_size)
         parts = [self._run(x[:, :, :1])] if first else []
         if x.shape[2] > first:
             parts.append(self._run(x[:, :, first:]))

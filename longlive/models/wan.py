@@ -8,6 +8,7 @@ checkpoints. Knows nothing of windows, sinks, eviction or prompts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +130,7 @@ class WanTransformer(ModelMixin, ConfigMixin):
         rope_theta: base of the rotary frequencies; 10000 in every released model.
     """
 
+    config: Any  # diffusers' frozen dictionary, read by attribute
     _supports_gradient_checkpointing = False
     _no_split_modules = ("Block",)
 
@@ -157,13 +159,13 @@ class WanTransformer(ModelMixin, ConfigMixin):
             raise ValueError(f"patch_size {tuple(patch_size)} spans {patch_size[0]} frames; only 1 is possible with a timestep a frame")
         if dim % num_heads or dim // num_heads % 2:
             raise ValueError(f"dim {dim} cannot be cut into {num_heads} heads of even width; choose a multiple of {2 * num_heads}")
-        patch_area = patch_size[1] * patch_size[2]
-        self.patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=tuple(patch_size), stride=tuple(patch_size))
+        patch = (1, patch_size[1], patch_size[2])
+        self.patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=patch, stride=patch)
         self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(dim, ffn_dim, num_heads, eps) for _ in range(num_layers))
-        self.head = Head(dim, patch_area * out_dim, eps)
+        self.head = Head(dim, patch[1] * patch[2] * out_dim, eps)
         self._backend = "auto"
         self._chosen: tuple[torch.device, torch.dtype, attention.Attend] | None = None
 
@@ -190,7 +192,7 @@ class WanTransformer(ModelMixin, ConfigMixin):
             )
         text = F.pad(text.to(self.dtype), (0, 0, 0, self.config.text_len - length))
         embedded = self.text_embedding(text)
-        keys, values = zip(*(block.cross_attn.keys_values(embedded) for block in self.blocks), strict=True)
+        keys, values = zip(*(cast(Block, block).cross_attn.keys_values(embedded) for block in self.blocks), strict=True)
         return TextKV(keys, values)
 
     def forward(self, x: Latents, t: Levels, text: Text | TextKV, view: KVView | None = None) -> Latents:

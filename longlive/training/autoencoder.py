@@ -27,7 +27,7 @@ from longlive.miniature.world import (
     held_out,
     render,
 )
-from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video
+from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video, settings_of
 from longlive.training.latent_videos import save_strips, to_float, to_uint8
 from longlive.training.optimizer import MatrixOptimizer
 from longlive.training.trainer import one_cycle
@@ -161,7 +161,7 @@ class AutoencoderStage:
         picks = torch.randperm(len(all_captioned()), generator=generator)[:64].tolist()
         captions = [all_captioned()[i] for i in picks]
         latents = encode_video(self.vae, to_float(render(captions, [draw_identity(generator) for _ in captions], 49)))
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.vae.config.latents_mean, self.vae.config.latents_std))
+        mean, std = (torch.tensor(v)[:, None, None] for v in (settings_of(self.vae).latents_mean, settings_of(self.vae).latents_std))
         raw = latents * std + mean
         deviation = raw.std((0, 1, 3, 4))
         # The square root of the deviation: faint channels stay fainter than strong ones instead of being blown up to noise of unit size.

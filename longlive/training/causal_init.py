@@ -48,6 +48,7 @@ class CausalInitStage:
         history_sigma: later blocks see a history with noise of up to this level in it, as they will see their own mistakes.
         clip_every: steps from one batch of clips to the next.
         bfloat16: linear layers compute in bfloat16.
+        hard_shapes, hard_weight: shapes of which first blocks are drawn that much more often.
         max_position: clips are placed anywhere up to this frame of a long video.
     """
 
@@ -75,6 +76,8 @@ class CausalInitStage:
         ema_decay: float,
         clip_every: int,
         bfloat16: bool,
+        hard_shapes: Sequence[str],
+        hard_weight: float,
     ) -> None:
         self.network, self.vae, self.text_encoder = network, vae, text_encoder
         self.steps, self.clip_batch, self.first_batch = steps, clip_batch, first_batch
@@ -88,6 +91,7 @@ class CausalInitStage:
             use_bfloat16_linears(network)
         self.generator = torch.Generator().manual_seed(seed)
         captions = training_set()
+        self.weights = torch.tensor([hard_weight if c.shape in hard_shapes else 1.0 for c in captions])
         frames = CLIP_BLOCKS * block + 2 * block
         self.texts = self._embed_phrasings(captions, phrasings, torch.Generator().manual_seed(seed + 3))
         self.clips = LatentVideos(data / "clips.pt", vae, captions, num_videos=num_videos, num_frames=frames, seed=seed + 1)
@@ -139,7 +143,7 @@ class CausalInitStage:
         return NUM_LEVELS * shifted(self._uniform(batch, blocks), self.shift)
 
     def _first_blocks(self) -> Tensor:
-        clip, captions = self.firsts.draw(self.first_batch, slice(None), self.generator)
+        clip, captions = self.firsts.draw(self.first_batch, slice(None), self.generator, weights=self.weights)
         noise = torch.randn(clip.shape, generator=self.generator)
         return self.objective(clip, range(self.block), self._read(captions), t=self._levels(len(clip), 1), noise=noise)
 

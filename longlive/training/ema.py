@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class EMA:
+
+class EMA(Generic[Network]):
     """`average <- decay average + (1 - decay) weights` after every step; the decay is warmed up so that early weights fade."""
 
-    def __init__(self, module: nn.Module, *, decay: float) -> None:
+    def __init__(self, module: Network, *, decay: float) -> None:
         self.decay = decay
-        self.average = copy.deepcopy(module).float().requires_grad_(False).eval()
+        self.average: Network = copy.deepcopy(module).float().requires_grad_(False).eval()
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:

@@ -71,9 +71,15 @@ class LatentVideos:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def draw(self, batch: int, frames: slice, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Frames of `batch` random videos, float32 `[B, F, C, H, W]`, and the index of what each shows `[B]`."""
-        picks = torch.randint(len(self), (batch,), generator=generator)
+    def draw(self, batch: int, frames: slice, generator: torch.Generator, *, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Frames of `batch` random videos, float32 `[B, F, C, H, W]`, and the index of what each shows `[B]`.
+
+        `weights`: how often each caption is wanted, relative to the others.
+        """
+        if weights is None:
+            picks = torch.randint(len(self), (batch,), generator=generator)
+        else:
+            picks = torch.multinomial(weights[self._caption_index], batch, replacement=True, generator=generator)
         return self.latents[picks][:, frames].float(), self._caption_index[picks]
 
 

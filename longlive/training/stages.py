@@ -88,4 +88,6 @@ def _causal_init(config: TrainConfig, settings: CausalInitConfig) -> CausalInitS
         ema_decay=settings.ema_decay,
         clip_every=settings.clip_every,
         bfloat16=settings.bfloat16,
+        hard_shapes=settings.hard_shapes,
+        hard_weight=settings.hard_weight,
     )
