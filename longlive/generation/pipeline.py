@@ -176,7 +176,8 @@ class LongLivePipeline(DiffusionPipeline):
         store.fill(transformer, loaded.state, what=f"the transformer of {source}", dtype=None if lora else torch_dtype)
         if lora is not None:
             transformer = merge_lora(transformer, store.load_lora(lora), alpha=lora_alpha)
-        transformer = transformer.to(dtype=torch_dtype).eval().requires_grad_(False)
+        torch.nn.Module.to(transformer, dtype=torch_dtype)
+        transformer.eval().requires_grad_(False)
         transformer.use_attention(attention)
         text_encoder, tokenizer = store.load_text_encoder(wan_dir, dtype=torch_dtype)
         return cls(transformer, store.load_vae(wan_dir, dtype=torch_dtype), text_encoder, tokenizer, **settings)

@@ -3,13 +3,11 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 
 from longlive import video
 from longlive.config import InferenceConfig, load
 from longlive.generation import programs
-from longlive.generation.pipeline import BUNDLED
 from longlive.generation.prompt_files import read_scripts
 from longlive.miniature import oracle
 from longlive.miniature.captions import parse
@@ -24,7 +22,6 @@ def test_prompts_name_everything_the_world_has():
         assert parse(prompt).keys() == ATTRIBUTES.keys(), prompt
 
 
-@pytest.mark.skipif(not (BUNDLED["miniature"] / "model_index.json").is_file(), reason="the miniature's weights are not bundled")
 def test_a_person_recognises_the_prompts(tmp_path):
     argv = ["--output", str(tmp_path), "--seconds", "3", "scale=1", "device=cpu"]
     assert programs.main(argv, description="a test", default_config=CONFIGS / "inference.yaml") == 0
