@@ -27,6 +27,7 @@ from longlive.cache.window import Window
 from longlive.checkpoints import convert
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser, Prediction
+from longlive.generation.memory import ring_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.stream import stream
 from longlive.models.lora import merge_lora
@@ -91,14 +92,11 @@ class Case:
 
     def ring(self, model: WanTransformer, like: Tensor, num_frames: int) -> RingCache:
         visible, sink = self.settings["window_frames"], self.settings["sink_frames"]
-        _, rows, columns = model.config.patch_size
-        return RingCache(
-            num_layers=model.config.num_layers,
-            batch=like.shape[0],
-            tokens_per_frame=like.shape[-2] // rows * (like.shape[-1] // columns),
-            num_heads=model.config.num_heads,
-            head_dim=model.config.dim // model.config.num_heads,
+        return ring_cache(
+            model,
+            *like.shape[-2:],
             window=Window.full(num_frames) if visible == -1 else Window.of(visible, sink),
+            batch=like.shape[0],
             relative=self.settings.get("relative_rope", False),
         )
 

@@ -11,6 +11,17 @@ from longlive.miniature.language import build_text_encoder, build_tokenizer
 from longlive.models.wan import WanTransformer
 
 
+@pytest.fixture(scope="module")
+def model() -> WanTransformer:
+    """A transformer of random weights large enough to matter: 2 layers, 4 tokens a frame of 4 x 4 latents with 4 channels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = WanTransformer(in_dim=4, out_dim=4, dim=24, ffn_dim=32, freq_dim=16, text_dim=8, text_len=5, num_heads=2, num_layers=2)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return network.eval()
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """Its folder."""

@@ -23,6 +23,8 @@ from longlive.checkpoints import convert, store
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import TEMPORAL_STRIDE, Cues, PromptQueue, PromptSchedule, num_frames_for, num_images_of
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.memory import ring_cache, weight_bytes, working_bytes
+from longlive.generation.noise import Generators, Noise
 from longlive.generation.rollout import OnStep, Rollout
 from longlive.generation.session import Session
 from longlive.generation.stream import Made, stream
@@ -36,7 +38,6 @@ from longlive.types import Latents
 BUNDLED = {"miniature": Path(__file__).parents[1] / "miniature" / "weights"}
 EVERYTHING = -1  # the released configurations' word for "no window"
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
 Callback = Callable[["LongLivePipeline", int, float, dict[str, Any]], dict[str, Any]]
 
 
@@ -211,20 +212,17 @@ class LongLivePipeline(DiffusionPipeline):
     def memory_needed(self, num_frames: int, height: int | None = None, width: int | None = None, batch: int = 1) -> int:
         """Estimated bytes at work: weights, key-value cache, activations of the transformer and of the decoder for one block."""
         height, width = self._size(height, width)
-        element = self.transformer.dtype.itemsize
-        parts: list[torch.nn.Module] = [self.transformer, self.vae]
-        if self._text_mode == "resident":
-            parts.append(self.text_encoder)
-        weights = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
-        config = self.transformer.config
-        tokens = self._tokens_per_frame(height, width)
-        visible = num_frames if self.config.window == EVERYTHING else self.config.window
-        cache = 2 * config.num_layers * batch * visible * tokens * config.dim * element
-        block_tokens = batch * self.config.block * tokens
-        activations = block_tokens * (12 * config.dim * 4 + 2 * config.ffn_dim * element)  # modulation and residuals in float32
-        images = batch * TEMPORAL_STRIDE * self.config.block * height * width
-        decoder = images * 6 * settings_of(self.vae).base_dim * self.vae.dtype.itemsize // (settings_of(self.vae).patch_size or 1) ** 2
-        return weights + cache + max(activations, decoder)
+        parts = [self.transformer, self.vae] + ([self.text_encoder] if self._text_mode == "resident" else [])
+        return weight_bytes(*parts) + working_bytes(
+            self.transformer,
+            self.vae,
+            height // self._vae_stride,
+            width // self._vae_stride,
+            visible=num_frames if self.config.window == EVERYTHING else self.config.window,
+            block=self.config.block,
+            batch=batch,
+            relative=self.config.relative_rope,
+        )
 
     @torch.no_grad()
     def __call__(
@@ -332,7 +330,7 @@ class LongLivePipeline(DiffusionPipeline):
         shape = (batch, num_frames or 0, settings_of(self.vae).z_dim, height // self._vae_stride, width // self._vae_stride)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, this video needs {shape}")
-        draw = _Draw(generator, batch, device=self._device, dtype=self.transformer.dtype)
+        draw = Noise(generator, batch, device=self._device, dtype=self.transformer.dtype)
         rollout = Rollout(
             self._denoiser(batch),
             self._cache(num_frames, height, width, batch),
@@ -422,10 +420,6 @@ class LongLivePipeline(DiffusionPipeline):
                 )
         return size
 
-    def _tokens_per_frame(self, height: int, width: int) -> int:
-        _, rows, columns = self.transformer.config.patch_size
-        return height // self._vae_stride // rows * (width // self._vae_stride // columns)
-
     def _cache(self, num_frames: int | None, height: int, width: int, batch: int) -> RingCache:
         if self.config.window == EVERYTHING:
             if num_frames is None:
@@ -433,19 +427,8 @@ class LongLivePipeline(DiffusionPipeline):
             window = Window.full(num_frames)
         else:
             window = Window.of(self.config.window, self.config.sink)
-        config = self.transformer.config
-        return RingCache(
-            num_layers=config.num_layers,
-            batch=batch,
-            tokens_per_frame=self._tokens_per_frame(height, width),
-            num_heads=config.num_heads,
-            head_dim=config.dim // config.num_heads,
-            window=window,
-            relative=self.config.relative_rope,
-            theta=config.rope_theta,
-            dtype=self.transformer.dtype,
-            device=self._device,
-        )
+        size = height // self._vae_stride, width // self._vae_stride
+        return ring_cache(self.transformer, *size, window=window, batch=batch, relative=self.config.relative_rope)
 
     def _denoiser(self, batch: int) -> Denoiser:
         if not self.config.guidance:
@@ -469,29 +452,6 @@ class LongLivePipeline(DiffusionPipeline):
 
     def _postprocess(self, images: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image]]:
         return VideoProcessor(vae_scale_factor=self._vae_stride).postprocess_video(images.float(), output_type=output_type)
-
-
-class _Draw:
-    """Gaussian noise from one generator, or from one for each video; drawn on the CPU so that every device gets the same."""
-
-    def __init__(self, generator: Generators, batch: int, *, device: torch.device, dtype: torch.dtype) -> None:
-        self._generators = [generator] * batch if generator is None or isinstance(generator, torch.Generator) else list(generator)
-        self._shared = generator is None or isinstance(generator, torch.Generator)
-        if len(self._generators) != batch:
-            raise ValueError(f"{len(self._generators)} generators for {batch} videos; give one, or one for each")
-        self._device, self._dtype = device, dtype
-
-    def __call__(self, shape: Sequence[int]) -> Tensor:
-        if self._shared:
-            return self._one(shape, self._generators[0])
-        return torch.cat([self._one((1, *shape[1:]), generator) for generator in self._generators])
-
-    def like(self, latents: Tensor) -> Tensor:
-        return self(latents.shape)
-
-    def _one(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
-        device = "cpu" if generator is None else generator.device
-        return torch.randn(tuple(shape), generator=generator, device=device).to(self._device, self._dtype)
 
 
 def _no_grad(made: Iterable[Made]) -> Iterable[Made]:

@@ -16,10 +16,10 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.memory import ring_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.stream import stream
 from longlive.miniature import oracle
@@ -179,17 +179,9 @@ class CausalInitStage:
     def generate(self, prompts: list[str], num_frames: int, *, seed: int) -> Tensor:
         """Latents of one video a prompt, all in one batch, from the averaged weights."""
         network = self.ema.average
-        config = network.config
         generator = torch.Generator().manual_seed(seed)
         _, _, channels, height, width = self.clips.latents.shape
-        ring = RingCache(
-            num_layers=config.num_layers,
-            batch=len(prompts),
-            tokens_per_frame=height // config.patch_size[1] * (width // config.patch_size[2]),
-            num_heads=config.num_heads,
-            head_dim=config.dim // config.num_heads,
-            window=self.window,
-        )
+        ring = ring_cache(network, height, width, window=self.window, batch=len(prompts))
         text = network.read(self.text_encoder.encode(prompts))
         made = stream(
             Rollout(Denoiser(network), ring, steps=self.sampling, draw=None),

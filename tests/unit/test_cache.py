@@ -10,7 +10,6 @@ from longlive.cache.ring import RingCache
 from longlive.cache.window import Window, block_mask
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.rollout import Rollout
-from longlive.models.wan import WanTransformer
 from longlive.ops.rope import rotate, turn_in_time
 from longlive.training.teacher_forcing import MaskedView
 
@@ -18,15 +17,9 @@ BLOCK, TOKENS, HEADS, HEAD_DIM, LAYERS = 3, 4, 2, 12, 2
 STEPS = [1000.0, 833.0]
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    network = WanTransformer(
-        in_dim=4, out_dim=4, dim=HEADS * HEAD_DIM, ffn_dim=32, freq_dim=16, text_dim=8, text_len=5, num_heads=HEADS, num_layers=LAYERS
-    )
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return network.eval().requires_grad_(False)
+@pytest.fixture(autouse=True, scope="module")
+def _frozen(model):
+    model.requires_grad_(False)
 
 
 def ring(window, batch=2, relative=False):

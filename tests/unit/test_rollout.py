@@ -12,18 +12,8 @@ from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.rollout import Rollout
 from longlive.generation.stream import stream
-from longlive.models.wan import WanTransformer
 
 STEPS = [1000.0, 937.5, 625.0]
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    network = WanTransformer(in_dim=4, out_dim=4, dim=24, ffn_dim=32, freq_dim=16, text_dim=8, text_len=5, num_heads=2, num_layers=2)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return network.eval()
 
 
 def ring():

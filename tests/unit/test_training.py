@@ -23,15 +23,6 @@ from longlive.training.teacher_forcing import TeacherForcing
 from longlive.training.trainer import train
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    network = WanTransformer(in_dim=4, out_dim=4, dim=24, ffn_dim=32, freq_dim=16, text_dim=8, text_len=5, num_heads=2, num_layers=2)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return network.eval()
-
-
 @pytest.mark.parametrize("context_blocks", [0, 2])
 @pytest.mark.parametrize("window", [Window(3, 6), Window(0, 6), Window(3, 12)], ids=str)
 def test_teacher_forcing_equals_the_block_loop(model, window, context_blocks):

@@ -1,0 +1,33 @@
+"""Gaussian noise from the generators a caller gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class Noise:
+    """Draws from one generator, or from one for each video of a batch; a generator on the CPU gives every device the same."""
+
+    def __init__(self, generator: Generators, batch: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        shared = generator is None or isinstance(generator, torch.Generator)
+        self._generators = [generator] if shared else list(generator)
+        if not shared and len(self._generators) != batch:
+            raise ValueError(f"{len(self._generators)} generators for {batch} videos; give one, or one for each")
+        self._device, self._dtype = device, dtype
+
+    def __call__(self, shape: Sequence[int]) -> Tensor:
+        if len(self._generators) == 1:
+            return self._one(shape, self._generators[0])
+        return torch.cat([self._one((1, *shape[1:]), generator) for generator in self._generators])
+
+    def like(self, latents: Tensor) -> Tensor:
+        return self(latents.shape)
+
+    def _one(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        device = "cpu" if generator is None else generator.device
+        return torch.randn(tuple(shape), generator=generator, device=device).to(self._device, self._dtype)
