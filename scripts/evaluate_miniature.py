@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from longlive.generation.cues import num_images_of
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.miniature import oracle
 from longlive.miniature.captions import canonical, caption
@@ -25,6 +25,8 @@ from longlive.miniature.world import ATTRIBUTES, Captioned, draw_identity, held_
 from longlive.models.vae import decode_video, encode_video
 from longlive.training.latent_videos import save_strips, to_float, to_uint8
 from longlive.video import contact_sheet
+
+PARTS = ("autoencoder", "canonical", "phrased")
 
 
 def scores(videos: Tensor, captions: list[Captioned], frames: slice = slice(None)) -> dict[str, float]:
@@ -52,10 +54,9 @@ def reconstructions(pipe: LongLivePipeline, captions: list[Captioned], num_image
     return originals, torch.cat(parts)
 
 
-def evaluate(pipe: LongLivePipeline, output: Path, *, num_prompts: int, num_frames: int) -> dict[str, Any]:
-    captions = held_out(num_prompts)
-    results: dict[str, Any] = {"prompts": num_prompts, "num_frames": num_frames, "images": num_images_of(num_frames)}
-    for num_images, count in ((33, num_prompts), (97, num_prompts), (385, min(20, num_prompts))):
+def measure_autoencoder(pipe: LongLivePipeline, captions: list[Captioned], output: Path) -> dict[str, Any]:
+    results = {}
+    for num_images, count in ((33, len(captions)), (97, len(captions)), (385, min(20, len(captions)))):
         originals, decoded = reconstructions(pipe, captions[:count], num_images)
         error = (originals.float() - decoded.float()).square().mean() / 255**2
         results[f"autoencoder_{num_images}"] = {
@@ -65,18 +66,37 @@ def evaluate(pipe: LongLivePipeline, output: Path, *, num_prompts: int, num_fram
         }
         if num_images == 97:
             save_strips(torch.stack([originals[:6], decoded[:6]], 1).flatten(0, 1), output / "reconstructions.png")
-    phrasing = torch.Generator().manual_seed(7)
-    for name, prompts in {"canonical": [canonical(c) for c in captions], "phrased": [caption(c, phrasing) for c in captions]}.items():
-        began = time.perf_counter()
-        videos = generate(pipe, prompts, num_frames, seed=1000)
-        results[name] = scores(videos, captions) | {"seconds_a_video": round((time.perf_counter() - began) / num_prompts, 2)}
-        results[f"{name}_last_second"] = scores(videos, captions, slice(videos.shape[1] - 16, videos.shape[1]))
-        if name == "canonical":
-            picks = torch.linspace(0, videos.shape[1] - 1, 6).round().long()
-            tiles = [videos[i, t].movedim(0, -1).numpy() for i in range(min(12, num_prompts)) for t in picks]
-            words = [f"{t / pipe.info.fps:.1f} s\n{prompts[i]}" for i in range(min(12, num_prompts)) for t in picks.tolist()]
-            contact_sheet(tiles, output / "contact_sheet.png", columns=6, captions=words, title="held-out prompts")
-    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def measure_prompts(
+    pipe: LongLivePipeline, name: str, captions: list[Captioned], prompts: list[str], num_frames: int, output: Path
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    videos = generate(pipe, prompts, num_frames, seed=1000)
+    seconds = (time.perf_counter() - began) / len(prompts)
+    picks = torch.linspace(0, videos.shape[1] - 1, 6).round().long()
+    shown = range(min(12, len(prompts)))
+    tiles = [videos[i, t].movedim(0, -1).numpy() for i in shown for t in picks]
+    words = [f"{t / pipe.info.fps:.1f} s\n{prompts[i]}" for i in shown for t in picks.tolist()]
+    contact_sheet(tiles, output / f"contact_sheet_{name}.png", columns=6, captions=words, title="held-out prompts")
+    whole = {"videos": len(prompts), "images": videos.shape[1], **scores(videos, captions), "seconds_a_video": round(seconds, 2)}
+    return {name: whole, f"{name}_last_second": scores(videos, captions, slice(videos.shape[1] - 16, videos.shape[1]))}
+
+
+def evaluate(pipe: LongLivePipeline, parts: Sequence[str], output: Path, *, num_prompts: int, num_frames: int) -> dict[str, Any]:
+    """Measure the given parts; what results.json says of the others stays."""
+    captions = held_out(num_prompts)
+    file = output / "results.json"
+    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if "autoencoder" in parts:
+        results |= measure_autoencoder(pipe, captions, output)
+    if "canonical" in parts:
+        results |= measure_prompts(pipe, "canonical", captions, [canonical(c) for c in captions], num_frames, output)
+    if "phrased" in parts:
+        phrasing = torch.Generator().manual_seed(7)
+        results |= measure_prompts(pipe, "phrased", captions, [caption(c, phrasing) for c in captions], num_frames, output)
+    file.write_text(json.dumps(results, indent=2) + "\n")
     return results
 
 
@@ -84,13 +104,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="miniature")
     parser.add_argument("--output", type=Path, default=Path("docs/miniature"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--num-prompts", type=int, default=100)
     parser.add_argument("--num-frames", type=int, default=21, help="latent frames a video")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     try:
         pipe = LongLivePipeline.from_pretrained(arguments.model)
-        results = evaluate(pipe, arguments.output, num_prompts=arguments.num_prompts, num_frames=arguments.num_frames)
+        results = evaluate(pipe, arguments.parts, arguments.output, num_prompts=arguments.num_prompts, num_frames=arguments.num_frames)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
