@@ -31,6 +31,7 @@ def bundle(runs: Path, to: Path, *, guidance: float) -> int:
         timestep_shift=settings["timestep_shift"],
         fresh_noise=False,  # not distilled: Euler steps of the flow, guided
         guidance=guidance,
+        guided_blocks=1,
         height=SIZE,
         width=SIZE,
     )
@@ -42,7 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/miniature"))
     parser.add_argument("--to", type=Path, default=BUNDLED["miniature"])
-    parser.add_argument("--guidance", type=float, default=2.0, help="w of classifier-free guidance (default %(default)s)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="w of classifier-free guidance (default %(default)s)")
     arguments = parser.parse_args()
     try:
         print(f"{arguments.to}: {bundle(arguments.runs, arguments.to, guidance=arguments.guidance) / 2**20:.1f} MiB")

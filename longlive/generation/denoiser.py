@@ -42,12 +42,14 @@ class Denoiser:
             raise ValueError(f"guidance {guidance} {'needs' if guidance > 0 else 'takes no'} negative text; w is 0 (none) or more")
         self.network, self.guidance, self.negative = network, guidance, negative
 
-    def __call__(self, noisy: Latents, t: float | Levels, text: Text | TextKV, view: KVView | None = None) -> Prediction:
-        """Predict at timestep `t` (0 to 1000): one number for all frames, or `[B, F]`."""
+    def __call__(
+        self, noisy: Latents, t: float | Levels, text: Text | TextKV, view: KVView | None = None, *, guided: bool = True
+    ) -> Prediction:
+        """Predict at timestep `t` (0 to 1000): one number for all frames, or `[B, F]`. `guided=False` leaves guidance out."""
         if not isinstance(t, torch.Tensor):
             t = torch.full(noisy.shape[:2], t, dtype=torch.float32, device=noisy.device)
         flow = self.network(noisy, t, text, view)
-        if self.negative is not None:
+        if self.negative is not None and guided:
             flow = flow + self.guidance * (flow - self.network(noisy, t, self.negative, view))
         return Prediction(noisy, flow, t)
 

@@ -75,6 +75,8 @@ class LongLivePipeline(DiffusionPipeline):
         denoising_steps: before the shift, falling, out of 1000.
         fresh_noise: between steps add new noise (few-step models) instead of the noise the network predicts (others).
         guidance: w of classifier-free guidance against no text, v + w (v - v_none); 0 for distilled models.
+        guided_blocks: blocks of each prompt that are guided, from where it begins (None: all): once the picture shows what the
+            prompt says, the following blocks follow the picture.
         relative_rope: the infinite mode; see `RingCache`.
         keep_sink: what a prompt switch does with the sink, unless its cue says so itself (`global_sink` in released files).
         height, width: default size in pixels.
@@ -101,6 +103,7 @@ class LongLivePipeline(DiffusionPipeline):
         context_timestep: float = 0.0,
         fresh_noise: bool = True,
         guidance: float = 0.0,
+        guided_blocks: int | None = None,
         relative_rope: bool = False,
         keep_sink: bool = True,
         height: int = 480,
@@ -123,6 +126,7 @@ class LongLivePipeline(DiffusionPipeline):
             context_timestep=context_timestep,
             fresh_noise=fresh_noise,
             guidance=guidance,
+            guided_blocks=guided_blocks,
             relative_rope=relative_rope,
             keep_sink=keep_sink,
             height=height,
@@ -354,6 +358,7 @@ class LongLivePipeline(DiffusionPipeline):
                 block=self.config.block,
                 num_frames=num_frames,
                 keep_sink=self.config.keep_sink,
+                guided_blocks=self.config.guided_blocks,
                 now=self._clock(),
             )
         )

@@ -54,13 +54,14 @@ class Rollout:
         """Frames made and remembered so far."""
         return self.cache.end
 
-    def block(self, noise: Latents, text: Text | TextKV, *, stop_at: int | None = None, grad: bool = False) -> Latents:
+    def block(self, noise: Latents, text: Text | TextKV, *, stop_at: int | None = None, grad: bool = False, guided: bool = True) -> Latents:
         """The clean latents of the next block; leaves nothing behind (`remember` does).
 
         Args:
             noise: `[B, K, C, H, W]`, Gaussian.
             stop_at: number of denoising passes, all of them if None.
             grad: whether the last pass (and only that) carries a gradient.
+            guided: whether the denoiser's guidance, if it has any, is used.
 
         Raises:
             FloatingPointError: when a pass gives a value that is not finite.
@@ -73,7 +74,7 @@ class Rollout:
         for number, t in enumerate(steps):
             last = number == len(steps) - 1
             with torch.set_grad_enabled(grad and last):
-                prediction = self.denoiser(noisy, t, text, view)
+                prediction = self.denoiser(noisy, t, text, view, guided=guided)
                 clean = prediction.clean
             finite.append(torch.isfinite(clean).all())
             if self.on_step is not None and (changed := self.on_step(number, t, clean)) is not None:

@@ -47,6 +47,7 @@ def stream(
     block: int,
     num_frames: int | None = None,
     keep_sink: bool = True,
+    guided_blocks: int | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Made]:
     """Make a video of `num_frames` (None: endless), `block` frames at a time, from `rollout.end` on.
@@ -55,6 +56,7 @@ def stream(
         read: text keys and values of a prompt.
         noise: the Gaussian latents of the given frames.
         keep_sink: what a cue that does not say does with the sink.
+        guided_blocks: how many blocks of each prompt, from where it begins, use the denoiser's guidance; None: all.
         now: the clock, which on a GPU must wait for the device.
 
     Raises:
@@ -64,7 +66,7 @@ def stream(
         raise ValueError(f"{num_frames} frames cannot be cut into blocks of {block}; choose a multiple")
     cue: Cue | None = None
     text: TextKV | None = None
-    after = -1
+    after, age = -1, 0  # age: blocks made under the prompt in force
     while num_frames is None or rollout.end < num_frames:
         start = rollout.end
         seconds, clock = Seconds(), now()
@@ -75,16 +77,16 @@ def stream(
             clock = now()
             rollout.switch(text, keep_sink=keep_sink if new.keep_sink is None else new.keep_sink)
             seconds.switch = now() - clock
-            cue = new
+            cue, age = new, 0
         if cue is None or text is None:
             raise ValueError("there is no prompt for the first block")
         clock = now()
         frames = range(start, start + block)
-        clean = rollout.block(noise(frames), text)
+        clean = rollout.block(noise(frames), text, guided=guided_blocks is None or age < guided_blocks)
         seconds.denoise = now() - clock
         made = Made(clean, frames, cue, new is not None, seconds)
         clock = now()
         rollout.remember(clean, text)
         seconds.remember = now() - clock
-        after = start
+        after, age = start, age + 1
         yield made

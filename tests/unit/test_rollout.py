@@ -69,6 +69,30 @@ def test_guidance_leaves_the_text_and_nothing_else_behind(model):
         Denoiser(model, guidance=1.0)
 
 
+def test_guidance_of_the_first_blocks_of_a_prompt(model):
+    model = model.requires_grad_(False)
+    texts, noise = {"a": gaussian(12)(1, 5, 8), "b": gaussian(13)(1, 5, 8)}, gaussian(14)(1, 15, 4, 4, 4)
+    calls = []
+
+    class Watched(Denoiser):
+        def __call__(self, noisy, t, text, view=None, *, guided=True):
+            calls.append((view.frames.start, guided))
+            return super().__call__(noisy, t, text, view, guided=guided)
+
+    def latents(**settings):
+        denoiser = Watched(model, guidance=2.0, negative=gaussian(15)(1, 5, 8))
+        rollout = Rollout(denoiser, ring(), steps=[1000.0], draw=None)
+        cues = PromptSchedule.at_frames(["a", "b"], [9])
+        noises = lambda frames: noise[:, frames.start : frames.stop]  # noqa: E731
+        made = stream(rollout, cues, read=texts.get, noise=noises, block=3, num_frames=15, **settings)
+        return torch.cat([part.latents for part in made], 1)
+
+    first = latents(guided_blocks=1)
+    assert calls == [(0, True), (3, False), (6, False), (9, True), (12, False)]
+    every = latents()
+    assert torch.equal(first[:, :3], every[:, :3]) and not torch.equal(first[:, 3:6], every[:, 3:6])
+
+
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
 def test_ended_early_gives_the_values_of_inference(model, stop_at):
     seen = []
