@@ -11,7 +11,7 @@ from longlive.miniature.language import build_text_encoder, build_tokenizer
 from longlive.models.wan import WanTransformer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model() -> WanTransformer:
     """A transformer of random weights large enough to matter: 2 layers, 4 tokens a frame of 4 x 4 latents with 4 channels."""
     with torch.random.fork_rng(devices=[]):

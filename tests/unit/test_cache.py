@@ -17,7 +17,7 @@ BLOCK, TOKENS, HEADS, HEAD_DIM, LAYERS = 3, 4, 2, 12, 2
 STEPS = [1000.0, 833.0]
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def _frozen(model):
     model.requires_grad_(False)
 
