@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class MatrixOptimizer:
@@ -58,8 +58,3 @@ class MatrixOptimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.muon.load_state_dict(state["muon"])
         self.adamw.load_state_dict(state["adamw"])
-
-
-def global_norm(tensors: list[Tensor]) -> Tensor:
-    """Root of the sum of squares over all tensors."""
-    return torch.stack([t.square().sum() for t in tensors]).sum().sqrt()
