@@ -118,6 +118,7 @@ class CausalInitConfig:
     language: str = "runs/miniature/language/export"  # what the earlier stages exported
     autoencoder: str = "runs/miniature/autoencoder/export"
     size: str = "miniature"  # of models/zoo.py
+    initial: str | None = None  # folder of a transformer to start from; None: random weights of `size`
     lr: float = 4e-3  # of Muon on the blocks' matrices; AdamW on the rest has half
     clip_batch: int = 8  # videos of several blocks, every `clip_every` steps
     clip_every: int = 4
@@ -132,6 +133,7 @@ class CausalInitConfig:
     sink: int = 3
     block: int = 3
     timestep_shift: float = 3.0
+    first_shift: float = 8.0  # of the noise levels of first blocks: subject, place and shape are decided above sigma 0.8
     denoising_steps: tuple[int, ...] = tuple(range(1000, 0, -50))
     history_sigma: float = 0.1  # noise in the history that later blocks see, up to this level
     max_position: int = 1200  # latent frames

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -110,6 +110,24 @@ class HistoryCache:
             self._pages, self._sink_start, self._recent_start = (), span.start, span.start + self.window.sink
         self.end = span.start
         return span
+
+    def clear(self) -> None:
+        """Drop everything; the next frames are the sink."""
+        self._pages, self._sink_start, self._recent_start = (), self.end, self.end + self.window.sink
+
+    def state(self) -> dict[str, Any]:
+        """All that later blocks depend on, on the CPU: what a run stopped in the middle of a video saves."""
+        pages = [{"start": p.frames.start, "keys": [k.cpu() for k in p.keys], "values": [v.cpu() for v in p.values]} for p in self._pages]
+        ends = [p.frames.stop for p in self._pages]
+        return {"end": self.end, "sink_start": self._sink_start, "recent_start": self._recent_start, "pages": pages, "ends": ends}
+
+    def load(self, state: dict[str, Any], *, device: torch.device | str = "cpu") -> None:
+        """The inverse of `state`."""
+        self.end, self._sink_start, self._recent_start = state["end"], state["sink_start"], state["recent_start"]
+        self._pages = tuple(
+            Page(range(page["start"], end), tuple(k.to(device) for k in page["keys"]), tuple(v.to(device) for v in page["values"]))
+            for page, end in zip(state["pages"], state["ends"], strict=True)
+        )
 
     def _cut(self, frames: range) -> tuple[Page, ...]:
         return tuple(page.cut(frames) for page in self._pages if _overlap(page.frames, frames))

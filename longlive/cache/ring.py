@@ -116,6 +116,10 @@ class RingCache:
         self.end = span.start
         return span
 
+    def clear(self) -> None:
+        """Drop everything; the next frames are the sink."""
+        self._sink_start, self._recent_start, self._turned = self.end, self.end + self.window.sink, 0
+
     def _slot(self, frame: int) -> int:
         if self._sink_start <= frame < self._sink_start + self.window.sink:
             return frame - self._sink_start

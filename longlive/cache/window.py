@@ -66,6 +66,10 @@ class KVCache(Protocol):
         """At a prompt switch: drop what the old prompt wrote; returns the frames that must be read again (recorded) now."""
         ...
 
+    def clear(self) -> None:
+        """Drop everything; the video goes on at the same position as if it began there, its next frames being the sink."""
+        ...
+
 
 def check_span(span: range, end: int, window: Window) -> None:
     """Raises ValueError when `span` does not begin where the video ends, is empty or is longer than the window."""

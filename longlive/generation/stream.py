@@ -61,6 +61,7 @@ def stream(
 
     Raises:
         ValueError: when `num_frames` is no multiple of `block`, or no prompt is there at the start.
+        FloatingPointError: when latents are not finite; says in which block and step.
     """
     if num_frames is not None and (num_frames <= 0 or num_frames % block):
         raise ValueError(f"{num_frames} frames cannot be cut into blocks of {block}; choose a multiple")
@@ -83,6 +84,7 @@ def stream(
         clock = now()
         frames = range(start, start + block)
         clean = rollout.block(noise(frames), text, guided=guided_blocks is None or age < guided_blocks)
+        rollout.check_finite()
         seconds.denoise = now() - clock
         made = Made(clean, frames, cue, new is not None, seconds)
         clock = now()

@@ -46,6 +46,7 @@ class CausalInitStage:
 
     Args:
         history_sigma: later blocks see a history with noise of up to this level in it, as they will see their own mistakes.
+        shift, first_shift: of the noise levels that clips and first blocks are trained at.
         clip_every: steps from one batch of clips to the next.
         bfloat16: linear layers compute in bfloat16.
         hard_shapes, hard_weight: shapes of which first blocks are drawn that much more often.
@@ -70,6 +71,7 @@ class CausalInitStage:
         block: int,
         window: Window,
         shift: float,
+        first_shift: float,
         history_sigma: float,
         max_position: int,
         denoising_steps: Sequence[int],
@@ -81,7 +83,8 @@ class CausalInitStage:
     ) -> None:
         self.network, self.vae, self.text_encoder = network, vae, text_encoder
         self.steps, self.clip_batch, self.first_batch = steps, clip_batch, first_batch
-        self.block, self.window, self.shift, self.history_sigma, self.max_position = block, window, shift, history_sigma, max_position
+        self.block, self.window, self.history_sigma, self.max_position = block, window, history_sigma, max_position
+        self.shift, self.first_shift = shift, first_shift
         self.sampling = warp_steps(denoising_steps, shift)
         self.objective = TeacherForcing(network, block=block, window=window)
         self.optimizer = MatrixOptimizer(network, lr=lr, hidden=lambda name: name.startswith("blocks.") and "modulation" not in name)
@@ -139,13 +142,13 @@ class CausalInitStage:
         phrasing = torch.randint(self.texts.shape[1], (len(captions),), generator=self.generator)
         return self.texts[captions, phrasing]
 
-    def _levels(self, batch: int, blocks: int) -> Tensor:
-        return NUM_LEVELS * shifted(self._uniform(batch, blocks), self.shift)
+    def _levels(self, batch: int, blocks: int, shift: float) -> Tensor:
+        return NUM_LEVELS * shifted(self._uniform(batch, blocks), shift)
 
     def _first_blocks(self) -> Tensor:
         clip, captions = self.firsts.draw(self.first_batch, slice(None), self.generator, weights=self.weights)
         noise = torch.randn(clip.shape, generator=self.generator)
-        return self.objective(clip, range(self.block), self._read(captions), t=self._levels(len(clip), 1), noise=noise)
+        return self.objective(clip, range(self.block), self._read(captions), t=self._levels(len(clip), 1, self.first_shift), noise=noise)
 
     def _clips(self) -> Tensor:
         """The start of a video in two of five steps, else its first block (the sink), one more block, and three from further on."""
@@ -161,7 +164,7 @@ class CausalInitStage:
         noise = torch.randn(clip[:, context_blocks * self.block :].shape, generator=self.generator)
         damage = self.history_sigma * self._uniform(len(clip), 1, 1, 1, 1)
         history = (1 - damage) * clip + damage * torch.randn(clip.shape, generator=self.generator)
-        t = self._levels(len(clip), CLIP_BLOCKS - context_blocks)
+        t = self._levels(len(clip), CLIP_BLOCKS - context_blocks, self.shift)
         return self.objective(clip, frames, self._read(captions), t=t, noise=noise, context_blocks=context_blocks, history=history)
 
     @torch.no_grad()

@@ -65,7 +65,10 @@ def _causal_init(config: TrainConfig, settings: CausalInitConfig) -> CausalInitS
                 f"{folder} does not exist; run configs/miniature/{stage}.yaml first, or say where its export is: causal_init.{stage}=…"
             )
     encoder, tokenizer = store.load_text_encoder(settings.language)
-    network = WanTransformer(**arguments(settings.size))
+    if settings.initial is None:
+        network = WanTransformer(**arguments(settings.size))
+    else:
+        network = WanTransformer.from_pretrained(settings.initial)
     return CausalInitStage(
         network,
         store.load_vae(settings.autoencoder).requires_grad_(False),
@@ -82,6 +85,7 @@ def _causal_init(config: TrainConfig, settings: CausalInitConfig) -> CausalInitS
         block=settings.block,
         window=Window.of(settings.window, settings.sink),
         shift=settings.timestep_shift,
+        first_shift=settings.first_shift,
         history_sigma=settings.history_sigma,
         max_position=settings.max_position,
         denoising_steps=settings.denoising_steps,

@@ -144,8 +144,40 @@ def test_latents_that_are_not_finite_stop_and_say_where(model):
         on_step=lambda number, t, clean: clean * torch.nan if number == 0 else None,
     )
     rollout.remember(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+    rollout.check_finite()
+    rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
     with pytest.raises(FloatingPointError, match=r"block 1 \(frames 3-5\), step 2"):
-        rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+        rollout.check_finite()
+    video = stream(
+        rollout, PromptSchedule.single("a"), read=lambda _: torch.randn(1, 5, 8), noise=lambda f: torch.randn(1, 3, 4, 4, 4), block=3
+    )
+    with pytest.raises(FloatingPointError, match=r"block 1 \(frames 3-5\), step 2"):
+        next(video)
+
+
+@torch.no_grad()
+def after_a_switch(model, cache, recache, past, texts, *, keep_sink=False):
+    """The cache's contents matter through what the next block becomes: the flow at the frames after a switch."""
+    rollout = Rollout(Denoiser(model), cache, steps=STEPS, draw=torch.zeros_like, recache=recache)
+    for block in past.split(3, dim=1):
+        rollout.remember(block, texts[0])
+    rollout.switch(texts[1], keep_sink=keep_sink)
+    span = range(rollout.end, rollout.end + 3)
+    assert span.start == past.shape[1]
+    return rollout.denoiser(gaussian(3)(1, 3, 4, 4, 4), 500.0, texts[1], cache.view(span)).flow
+
+
+@pytest.mark.parametrize("make", [ring, lambda: HistoryCache(window=Window(3, 6))], ids=["ring", "history"])
+def test_ways_of_treating_the_past_at_a_switch(model, make):
+    texts, pasts = gaussian(0)(2, 1, 5, 8), gaussian(1)(2, 1, 15, 4, 4, 4)
+    joint, causal, kept = (after_a_switch(model, make(), way, pasts[0], texts) for way in ("joint", "causal", "none"))
+    assert min((joint - causal).abs().max(), (joint - kept).abs().max(), (causal - kept).abs().max()) > 1e-4
+
+    cleared = [after_a_switch(model, make(), "clear", past, texts) for past in pasts]
+    assert torch.equal(*cleared)  # does not depend on the past
+
+    with pytest.raises(ValueError, match="recache 'half' is unknown; choose from joint, causal, none, clear"):
+        Rollout(Denoiser(model), make(), steps=STEPS, draw=None, recache="half")
 
 
 def test_frames_that_are_no_whole_blocks_are_refused(model):
