@@ -29,9 +29,12 @@ def add_lora(model: WanTransformer, *, rank: int, alpha: float | None = None) ->
     return get_peft_model(model, config)
 
 
-def lora_state(model: PeftModel) -> dict[str, Tensor]:
-    """Adapter weights in the released layout: `base_model.model.blocks.0.self_attn.q.lora_A.weight` …"""
-    return get_peft_model_state_dict(model, adapter_name=NAME)
+def lora_state(model: PeftModel, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Adapter weights in the released layout: `base_model.model.blocks.0.self_attn.q.lora_A.weight` …
+
+    `state`: a state dict of the model to take them from (gathered from several ranks, say); its own if None.
+    """
+    return get_peft_model_state_dict(model, state_dict=state, adapter_name=NAME)
 
 
 def merge_lora(model: WanTransformer, state: Mapping[str, Tensor], *, alpha: float | None = None) -> WanTransformer:

@@ -1,0 +1,323 @@
+"""The smallest of the miniature's worlds: a latent frame is a fixed linear picture of a small state. No pixels, no autoencoder.
+
+A frame's state: shape, colour and background (a caption says them), size, texture and position x, y on a torus of 8 x 8 cells (a
+caption cannot say them). The captioned motion is in no single frame: it moves the position by one cell a frame. Each of these seven
+attributes has a subspace of its own among the 128 numbers of a frame, all equally loud: centred one-hots for what is a choice, two
+harmonics of the angle for a position. Hence every state has the same norm, a reader in closed form exists, and so does an exact
+teacher (`exact_teacher`). Every latent element has mean 0 and variance 1 over the world. Knows nothing of models or training.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from longlive.miniature.world import ATTRIBUTES, LATTICE, LIGHTS, MOTIONS, RADII, SIZE, Captioned, Identity, render
+from longlive.types import Latents, Text
+
+LATENT_SHAPE = (8, 4, 4)  # channels, height, width
+ELEMENTS = 128
+CELLS = SIZE // LATTICE  # of the torus, along x and along y
+IDENTITY: dict[str, int] = {"size": len(RADII), "texture": LIGHTS, "x": CELLS, "y": CELLS}
+DRAWN: dict[str, int] = {name: len(ATTRIBUTES[name]) for name in ("shape", "color", "background")} | IDENTITY  # what one frame shows
+UNSURE = 0.7  # nothing is named that is further from it than this, relative to its norm; halfway between two choices is 0.76 or more
+TEXT_LEN, TEXT_DIM = 8, 64
+_SEED = 20250922  # of the embedding and of the words: trained weights depend on it
+
+Prompt = Captioned | Sequence[Captioned]
+"""One caption for all frames, or one for each (a prompt switch)."""
+
+
+@dataclass(frozen=True)
+class StateIdentity:
+    """What a prompt cannot say, as indices: `size` 0..2, `texture` 0..7, cell `x`, `y` 0..7 at the first frame of the video."""
+
+    size: int
+    texture: int
+    x: int
+    y: int
+
+    def __post_init__(self) -> None:
+        for (name, count), value in zip(IDENTITY.items(), (self.size, self.texture, self.x, self.y), strict=True):
+            if not 0 <= value < count:
+                raise ValueError(f"{name} {value} is not in this world; choose from 0..{count - 1}")
+
+
+def draw_identity(generator: torch.Generator) -> StateIdentity:
+    """A size, a texture and a start position, uniformly."""
+    return StateIdentity(*(int(torch.randint(count, (), generator=generator)) for count in IDENTITY.values()))
+
+
+def all_identities() -> list[StateIdentity]:
+    """All 1536, in a fixed order: a caption has as many equally likely videos."""
+    return [StateIdentity(*values) for values in itertools.product(*map(range, IDENTITY.values()))]
+
+
+class _Block(NamedTuple):
+    """The subspace of an attribute: `points` `[values, R]`, all of the same norm, in the orthonormal rows of `basis` `[R, 128]`."""
+
+    points: Tensor
+    basis: Tensor
+
+
+def _simplex(count: int) -> Tensor:
+    """The corners of a regular simplex around 0: centred one-hots in the orthonormal (Helmert) basis of their span."""
+    corners = torch.zeros(count, count - 1, dtype=torch.float64)
+    for j in range(1, count):
+        corners[:j, j - 1] = 1 / (j * (j + 1)) ** 0.5
+        corners[j, j - 1] = -j / (j * (j + 1)) ** 0.5
+    return corners * (count / (count - 1)) ** 0.5
+
+
+def _circle(count: int) -> Tensor:
+    """Angles as two harmonics: the first alone would put neighbours 0.77 norms apart, both together 1.14."""
+    angle = torch.arange(count, dtype=torch.float64) * (2 * torch.pi / count)
+    return torch.stack([angle.cos(), angle.sin(), (2 * angle).cos(), (2 * angle).sin()], dim=1) / 2**0.5
+
+
+@lru_cache(maxsize=1)
+def _blocks() -> dict[str, _Block]:
+    """The embedding, float64, in columns of a shuffled Hadamard matrix: all its entries are equally large, hence all elements are."""
+    points = {name: _circle(count) if name in ("x", "y") else _simplex(count) for name, count in DRAWN.items()}
+    hadamard = torch.ones(1, 1, dtype=torch.float64)
+    while hadamard.shape[0] < ELEMENTS:
+        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
+    generator = torch.Generator().manual_seed(_SEED)
+    rows, columns = (torch.randperm(ELEMENTS, generator=generator) for _ in range(2))
+    signs = 2.0 * torch.randint(2, (ELEMENTS, 1), generator=generator) - 1
+    directions = (signs * hadamard[rows][:, columns]).T / ELEMENTS**0.5
+    parts = directions[: sum(p.shape[1] for p in points.values())].split([p.shape[1] for p in points.values()])
+    return {name: _Block((ELEMENTS / len(DRAWN)) ** 0.5 * points[name], part) for name, part in zip(DRAWN, parts, strict=True)}
+
+
+@lru_cache(maxsize=1)
+def tables() -> dict[str, Float[Tensor, "V 128"]]:
+    """For each attribute of `DRAWN`, what each of its values adds to a flat latent frame, float64; a frame is the sum of seven rows.
+
+    Rows of one attribute have the same norm and sum to 0; rows of different attributes are orthogonal.
+    """
+    return {name: block.points @ block.basis for name, block in _blocks().items()}
+
+
+def indices(prompts: Sequence[Prompt], num_frames: int) -> dict[str, Int[Tensor, "B F"]]:
+    """The captioned attributes of each frame, as indices into `world.ATTRIBUTES`.
+
+    Raises:
+        ValueError: when a list of captions has not one entry for each frame.
+    """
+    for prompt in prompts:
+        if not isinstance(prompt, Captioned) and len(prompt) != num_frames:
+            raise ValueError(f"a list of captions must have one entry for each of the {num_frames} frames, got {len(prompt)}")
+    frames = [[prompt] * num_frames if isinstance(prompt, Captioned) else prompt for prompt in prompts]
+    result = {}
+    for name, values in ATTRIBUTES.items():
+        places = {value: place for place, value in enumerate(values)}
+        result[name] = torch.tensor([[places[getattr(c, name)] for c in video] for video in frames]).view(len(frames), num_frames)
+    return result
+
+
+def steps(prompts: Sequence[Prompt], num_frames: int) -> Int[Tensor, "B F 2"]:
+    """Cells (x, y) by which each frame's caption moves the subject on its way from the frame before."""
+    return torch.tensor(list(MOTIONS.values()))[indices(prompts, num_frames)["motion"]]
+
+
+def offsets(prompts: Sequence[Prompt], num_frames: int) -> Int[Tensor, "B F 2"]:
+    """Cells (x, y) of each frame from the first one: the sum of the steps between."""
+    moved = steps(prompts, num_frames)
+    return moved.cumsum(dim=1) - moved[:, :1]
+
+
+def latents(captions: Sequence[Prompt], identities: Sequence[StateIdentity], num_frames: int, *, start: int = 0) -> Latents:
+    """Frames `start` to `start + num_frames - 1` of the given videos: float32 `[B, F, 8, 4, 4]`.
+
+    `captions[b]` is one `Captioned` for the whole video, or one for each of its `start + num_frames` frames (a prompt switch). The
+    position runs on through a switch: it is the identity's, shown by frame 0, plus the steps of all frames since.
+    """
+    if len(captions) != len(identities):
+        raise ValueError(f"{len(captions)} captions for {len(identities)} identities; they must be as many")
+    end = start + num_frames
+    position = torch.tensor([[i.x, i.y] for i in identities]).view(-1, 1, 2) + offsets(captions, end)
+    state: dict[str, Tensor] = indices(captions, end)
+    state |= {"x": position[..., 0] % CELLS, "y": position[..., 1] % CELLS}
+    state |= {name: torch.tensor([getattr(i, name) for i in identities])[:, None].expand(-1, end) for name in ("size", "texture")}
+    flat = torch.zeros(len(captions), num_frames, ELEMENTS, dtype=torch.float64)
+    for name, table in tables().items():
+        flat += table[state[name][:, start:]]
+    return flat.float().unflatten(-1, LATENT_SHAPE)
+
+
+def _wrap(distance: Tensor) -> Tensor:
+    return (distance + CELLS / 2) % CELLS - CELLS / 2
+
+
+@dataclass(frozen=True)
+class StateReading:
+    """What the frames of `[B, F]` show, as indices; -1 where it cannot be said.
+
+    `motion` of a frame is the step from the frame before it; the first frame, which has none before it, takes the step that leaves it.
+    `position` `[B, F, 2]` is (x, y) in cells, not rounded; `residual` `[B, F]` the distance to the nearest valid state over its norm
+    (0 is a state, 1 the mean of the world).
+    """
+
+    shape: Int[Tensor, "B F"]
+    color: Int[Tensor, "B F"]
+    background: Int[Tensor, "B F"]
+    motion: Int[Tensor, "B F"]
+    size: Int[Tensor, "B F"]
+    texture: Int[Tensor, "B F"]
+    x: Int[Tensor, "B F"]
+    y: Int[Tensor, "B F"]
+    position: Float[Tensor, "B F 2"]
+    residual: Float[Tensor, "B F"]
+
+    @property
+    def confidence(self) -> Float[Tensor, "B F"]:
+        """1 for a valid state, 0 for what is as far from one as the mean of the world, or further."""
+        return (1 - self.residual).nan_to_num(0.0).clamp(0, 1)
+
+    def correct_frames(self, captions: Sequence[Prompt]) -> dict[str, Bool[Tensor, "B F"]]:
+        """For each captioned attribute whether each frame shows it; what cannot be said is wrong."""
+        return {name: getattr(self, name).cpu() == said for name, said in indices(captions, self.shape.shape[1]).items()}
+
+    def correct(self, captions: Sequence[Captioned], frames: slice = slice(None)) -> dict[str, Bool[Tensor, " B"]]:
+        """For each captioned attribute whether most of the video's `frames` show it; what cannot be said is wrong."""
+        said = indices(captions, 1)
+        return {name: _majority(getattr(self, name).cpu(), frames) == said[name][:, 0] for name in ATTRIBUTES}
+
+    def identity_changed(self, reference: slice) -> dict[str, Bool[Tensor, "B F"]]:
+        """Whether the size and the texture of each frame differ from those of most `reference` frames; what cannot be said has changed.
+
+        Of two unrelated videos 2/3 differ in size and 7/8 in texture.
+        """
+        result = {}
+        for name in ("size", "texture"):
+            values: Tensor = getattr(self, name)
+            result[name] = (values != _majority(values, reference)[:, None]) | (values < 0)
+        return result
+
+    def jump(self, captions: Sequence[Prompt]) -> Float[Tensor, "B F"]:
+        """Cells between the position of each frame and where the frame before and the caption's step put it; 0 for the first frame.
+
+        Two unrelated frames are 3.1 apart on average.
+        """
+        expected = steps(captions, self.position.shape[1])[:, 1:].to(self.position)
+        beyond = _wrap(self.position[:, 1:] - self.position[:, :-1] - expected).norm(dim=-1)
+        return torch.cat([torch.zeros_like(self.residual[:, :1]), beyond], dim=1)
+
+
+def _majority(values: Int[Tensor, "B F"], frames: slice) -> Int[Tensor, " B"]:
+    chosen = values[:, frames]
+    if chosen.shape[1] == 0:
+        raise ValueError(f"{frames} of {values.shape[1]} frames leaves none to judge")
+    return chosen.mode(dim=1).values
+
+
+class _Nearest(NamedTuple):
+    """Of each attribute the nearest value and the distance to it over its norm; of the frame what `StateReading` says."""
+
+    values: dict[str, Tensor]
+    distances: dict[str, Tensor]
+    position: Tensor
+    residual: Tensor
+
+
+def _nearest(latents: Latents) -> _Nearest:
+    if latents.ndim != 5 or latents.shape[2:] != LATENT_SHAPE:
+        raise ValueError(f"this world's latents are [B, F, {', '.join(map(str, LATENT_SHAPE))}], got {list(latents.shape)}")
+    flat = latents.detach().flatten(2).double()
+    norm = ELEMENTS**0.5
+    outside, squares = flat, torch.zeros_like(flat[..., 0])
+    values, distances, angles = {}, {}, []
+    for name, block in _blocks().items():
+        points, basis = (part.to(flat.device) for part in block)
+        seen = flat @ basis.T
+        outside = outside - seen @ basis
+        distance, values[name] = (seen[..., None, :] - points).norm(dim=-1).min(dim=-1)
+        distances[name] = distance * len(DRAWN) ** 0.5 / norm
+        squares = squares + distance.square()
+        if name in ("x", "y"):
+            angles.append(torch.atan2(seen[..., 1], seen[..., 0]))
+    position = (torch.stack(angles, dim=-1) * CELLS / (2 * torch.pi)) % CELLS
+    residual = (squares + outside.square().sum(dim=-1)).sqrt() / norm
+    return _Nearest(values, distances, position.float(), residual.float())
+
+
+def read(latents: Latents) -> StateReading:
+    """Read latents back: in each attribute's subspace the nearest value. A frame, or an attribute, that is far from all is not named.
+
+    Raises:
+        ValueError: when the latents are not `[B, F, 8, 4, 4]`.
+    """
+    near = _nearest(latents)
+    known = near.residual <= UNSURE
+    named = {name: torch.where(known & (near.distances[name] <= UNSURE), value, -1) for name, value in near.values.items()}
+    place = torch.stack([named["x"], named["y"]], dim=-1)
+    moved = (place[:, 1:] - place[:, :-1] + CELLS // 2) % CELLS - CELLS // 2
+    match = (moved[..., None, :] == torch.tensor(list(MOTIONS.values()), device=place.device)).all(dim=-1)
+    seen = match.any(dim=-1) & (place[:, 1:] >= 0).all(dim=-1) & (place[:, :-1] >= 0).all(dim=-1)
+    motion = torch.where(seen, match.long().argmax(dim=-1), -1)
+    first = motion[:, :1] if motion.shape[1] else torch.full_like(named["x"], -1)
+    return StateReading(**named, motion=torch.cat([first, motion], dim=1), position=near.position, residual=near.residual)
+
+
+def to_images(latents: Latents) -> Tensor:
+    """What a person would see: the nearest state of each frame as the pixel world draws it, texture as the direction of the light.
+
+    uint8 `[B, F, 3, 64, 64]`; the further a frame is from every state, the greyer.
+    """
+    near = _nearest(latents)
+    state = {name: value.flatten().tolist() for name, value in near.values.items()}
+    captioned = zip(*([ATTRIBUTES[name][v] for v in state[name]] for name in ("shape", "color", "background")), strict=True)
+    identity = zip(*(state[name] for name in ("size", "x", "y", "texture")), strict=True)
+    scenes = [Captioned(*words, motion="still") for words in captioned]
+    drawn = render(scenes, [Identity(RADII[size], LATTICE * x, LATTICE * y, light) for size, x, y, light in identity], 1)
+    sure = (1 - near.residual).nan_to_num(0.0).clamp(0, 1).cpu()[..., None, None, None]
+    return torch.lerp(torch.full((), 127.5), drawn.float().view(*sure.shape[:2], 3, SIZE, SIZE), sure).round().to(torch.uint8)
+
+
+@lru_cache(maxsize=4)
+def _words(text_dim: int) -> dict[str, Float[Tensor, "V E"]]:
+    generator = torch.Generator().manual_seed(_SEED)
+    return {name: torch.randn(len(values), text_dim, generator=generator) for name, values in ATTRIBUTES.items()}
+
+
+def text_of(captions: Sequence[Captioned], text_len: int = TEXT_LEN, text_dim: int = TEXT_DIM) -> Text:
+    """Captions as the network reads them, `[B, L, E]`: a fixed random token for each attribute's value, the other tokens 0."""
+    if text_len < len(ATTRIBUTES):
+        raise ValueError(f"{text_len} tokens cannot hold the {len(ATTRIBUTES)} attributes of a caption; text_len must be at least as many")
+    text = torch.zeros(len(captions), text_len, text_dim)
+    for token, (name, said) in enumerate(indices(captions, 1).items()):
+        text[:, token] = _words(text_dim)[name][said[:, 0]]
+    return text
+
+
+def negative(batch: int, text_len: int = TEXT_LEN, text_dim: int = TEXT_DIM) -> Text:
+    """The text that says nothing, `[B, L, E]` zeros."""
+    return torch.zeros(batch, text_len, text_dim)
+
+
+def captions_of(text: Text) -> list[Captioned | None]:
+    """What `text_of` was given, by nearest token; None for a row of zeros (`negative`).
+
+    Raises:
+        ValueError: when a row is neither.
+    """
+    text = text.detach().float().cpu()
+    chosen, far = [], torch.zeros(len(text))
+    for token, (name, values) in enumerate(ATTRIBUTES.items()):
+        words = _words(text.shape[-1])[name]
+        distance, place = (text[:, token, None] - words).norm(dim=-1).min(dim=-1)
+        far = torch.maximum(far, distance / words[place].norm(dim=-1))
+        chosen.append([values[i] for i in place.tolist()])
+    silent = (text == 0).all(dim=2).all(dim=1)
+    strange = (~silent & (far > 0.1)).nonzero().flatten().tolist()
+    if strange:
+        raise ValueError(f"text rows {strange} are no captions of the state world; make them with text_of or negative")
+    return [None if empty else Captioned(*words) for empty, words in zip(silent.tolist(), zip(*chosen, strict=True), strict=True)]

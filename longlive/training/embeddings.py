@@ -1,0 +1,164 @@
+"""Text embeddings computed once and kept on disk, so that the text encoder need not stay in memory while a model is trained.
+
+`<folder>/<name>/3f/3fa9….safetensors`: one file a prompt, under the sha256 of the cleaned prompt, in 256 folders. A file a prompt, not a
+file a thousand: there is no index to keep right, ranks that write at the same time need no lock, a run that was killed goes on with the
+next prompt, and a batch reads just its own rows. At full size a file is about a megabyte, so that their number is no burden.
+Knows nothing about which prompts belong together or when they are drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from longlive.models.text import TextEncoder, clean
+from longlive.types import Text
+
+ARCHITECTURE = (
+    "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "vocab_size", "feed_forward_proj", "layer_norm_epsilon",
+    "relative_attention_num_buckets", "relative_attention_max_distance",
+)  # fmt: skip
+PROBE = "Two cats’ café, n°5: “a slow pan”   over naïve 猫 🔴"  # normalisation and unknown characters show in its tokens
+
+
+class _Kept(NamedTuple):
+    tokens: Float[Tensor, "N E"]  # up to the prompt's end
+    length: int  # L, to which it is padded
+
+
+def fingerprint(encoder: TextEncoder) -> str:
+    """16 hex digits that tell encoders apart: architecture, some values of every weight, vocabulary, text length, number types.
+
+    Neither where the encoder lies nor the device counts. Cheap: some twenty values of each weight are read.
+    """
+    config = encoder.encoder.config.to_dict()
+    digest = hashlib.sha256(json.dumps({name: config[name] for name in ARCHITECTURE}).encode())
+    vocabulary = sorted(encoder.tokenizer.get_vocab().items())
+    digest.update(json.dumps([vocabulary, encoder.tokenizer(PROBE).input_ids, encoder.text_len, str(encoder.dtype)]).encode())
+    for name, parameter in encoder.encoder.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        some = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 16)]
+        digest.update(some.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def address(prompt: str) -> str:
+    """Under which name a prompt's embedding is kept: sha256 of the prompt as the encoder reads it."""
+    return hashlib.sha256(clean(prompt).encode()).hexdigest()
+
+
+class TextEmbeddings:
+    """Prompts to embeddings, on the CPU, in the dtype in which `encode` gave them; what is on disk is never encoded again.
+
+    Args:
+        folder: where they are kept, for any number of encoders and runs; None keeps them in memory.
+        encode: from prompts to `[B, L, E]`, zero after each prompt's end, and reading prompts through `clean`: `TextEncoder.encode`.
+            May be set to None once `prepare` has seen all prompts, and be None from the start when they are on disk.
+        name: of the encoder, a sub-folder: `fingerprint(encoder)`.
+    """
+
+    def __init__(self, folder: str | Path | None, encode: Callable[[Sequence[str]], Text] | None, *, name: str) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"{name!r} is no name for a folder of embeddings; give fingerprint(encoder), or letters, digits, . _ -")
+        self.encode = encode
+        self._folder = None if folder is None else Path(folder) / name
+        self._memory: dict[str, _Kept] = {}
+
+    def __call__(self, prompts: Sequence[str]) -> Text:
+        """Embeddings of `prompts`, padded with zeros; those not kept yet are encoded and kept.
+
+        Raises ValueError when one is not kept and there is no encoder, and for a file that is damaged or of another encoder.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        if not prompts:
+            raise ValueError("no prompt to look up; give at least one")
+        missing = self._missing(prompts)
+        if missing:
+            self._encode(missing)
+        kept = [self._read(address(prompt)) for prompt in prompts]
+        kinds = {(one.length, one.tokens.shape[1], one.tokens.dtype) for one in kept}
+        if len(kinds) > 1:
+            raise ValueError(f"the embeddings in {self._folder} are not all of one encoder (length, width, dtype: {kinds}); delete it")
+        (length, width, dtype) = kinds.pop()
+        text = torch.zeros(len(kept), length, width, dtype=dtype)
+        for row, one in zip(text, kept):
+            row[: len(one.tokens)] = one.tokens
+        return text
+
+    def prepare(self, prompts: Sequence[str], *, batch: int) -> int:
+        """Encode all that are not kept yet, `batch` at a time; returns how many. Of several ranks each may take its own share.
+
+        Raises ValueError when something is missing and there is no encoder.
+        """
+        if batch < 1:
+            raise ValueError(f"batch {batch}: at least one prompt at a time")
+        missing = list(self._missing(prompts).items())
+        with tqdm(total=len(missing), desc="text embeddings", unit=" prompts", mininterval=5, disable=not missing) as progress:
+            for start in range(0, len(missing), batch):
+                self._encode(dict(missing[start : start + batch]))
+                progress.update(len(missing[start : start + batch]))
+        return len(missing)
+
+    def _path(self, key: str) -> Path:
+        assert self._folder is not None
+        return self._folder / key[:2] / f"{key}.safetensors"
+
+    def _missing(self, prompts: Sequence[str]) -> dict[str, str]:
+        """Address and prompt of each that is not kept, once each."""
+        wanted = {address(prompt): prompt for prompt in dict.fromkeys(prompts)}
+        return {
+            key: prompt for key, prompt in wanted.items() if not (key in self._memory if self._folder is None else self._path(key).exists())
+        }
+
+    def _encode(self, missing: dict[str, str]) -> None:
+        prompts = list(missing.values())
+        if self.encode is None:
+            raise ValueError(
+                f"{len(prompts)} prompts have no embedding in {self._folder or 'memory'} and there is no encoder, the first: "
+                f'"{prompts[0][:80]}"; call prepare() with all prompts while there is one'
+            )
+        text = self.encode(prompts).detach()
+        if text.ndim != 3 or len(text) != len(prompts):
+            raise ValueError(f"the encoder made {tuple(text.shape)} of {len(prompts)} prompts; [{len(prompts)}, L, E] is wanted")
+        for (key, prompt), row in zip(missing.items(), text.cpu()):
+            if not row.isfinite().all():
+                raise ValueError(f'the embedding of "{prompt[:80]}" has values that are not finite; is the encoder in float16?')
+            said = row.ne(0).any(dim=-1).nonzero()
+            end = int(said[-1]) + 1 if len(said) else 0
+            self._keep(key, _Kept(row[:end].clone(), len(row)))
+
+    def _keep(self, key: str, kept: _Kept) -> None:
+        if self._folder is None:
+            self._memory[key] = kept
+            return
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{key}.{uuid.uuid4().hex}.partial")  # nobody else's: several ranks may write the same prompt
+        try:
+            partial.write_bytes(save({"text": kept.tokens}, {"length": str(kept.length)}))
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _read(self, key: str) -> _Kept:
+        if self._folder is None:
+            return self._memory[key]
+        path = self._path(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                return _Kept(file.get_tensor("text"), int(file.metadata()["length"]))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it and it is made anew") from error

@@ -1,0 +1,149 @@
+"""The prompts a training run is made of: read from files, drawn in an order that a resumed run continues.
+
+Knows nothing about models, embeddings, or the frame at which a prompt is switched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+
+class PromptPair(NamedTuple):
+    """The prompt a video begins with and the one it goes on with; `switch` is None where videos keep their prompt."""
+
+    prompt: str
+    switch: str | None = None
+
+
+def seed_of(*parts: int | str) -> int:
+    """One seed from several numbers and names, so that (0, 1) and (1, 0) have nothing in common."""
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
+
+
+def read_pairs(prompts: str | Path, switch: str | Path | None = None) -> list[PromptPair]:
+    """The pairs of a file of prompts, of two .txt files whose lines belong together, or of a .jsonl file with a pair a line:
+
+    `{"prompt": "…", "switch": "…"}` or `{"prompts": ["…", "…"]}`.
+
+    Raises ValueError with file and line for a blank line or one that cannot be read, with both counts when two files differ in
+    length, and when only some prompts have a switch (ranks work in lock-step: all videos of a batch switch, or none).
+    """
+    prompts = Path(prompts)
+    lines = _lines(prompts)
+    pairs = [PromptPair(line) if prompts.suffix == ".txt" else _pair(f"{prompts}, line {number}", line) for number, line in lines]
+    if switch is not None:
+        switch = Path(switch)
+        if switch.suffix != ".txt":
+            raise ValueError(f"{switch}: switch prompts beside a file of prompts come from a .txt file; a .jsonl file holds both itself")
+        if any(pair.switch is not None for pair in pairs):
+            raise ValueError(f"{prompts} has switch prompts itself; leave out {switch}")
+        following = _lines(switch)
+        if len(following) != len(pairs):
+            raise ValueError(
+                f"{prompts} has {len(pairs)} lines and {switch} has {len(following)}; line i of one goes on with line i of the other"
+            )
+        pairs = [PromptPair(pair.prompt, line) for pair, (_, line) in zip(pairs, following)]
+    for (number, _), pair in zip(lines, pairs):
+        if (pair.switch is None) != (pairs[0].switch is None):
+            has = "no switch prompt, but line 1 has one" if pair.switch is None else "a switch prompt, but line 1 has none"
+            raise ValueError(f"{prompts}, line {number} has {has}; give every line one, or none")
+    return pairs
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Numbered from 1, stripped on the right; a blank line would shift what is line-aligned, so it is an error."""
+    if path.suffix not in (".txt", ".jsonl"):
+        raise ValueError(f"{path}: prompts come from .txt (one a line) or .jsonl files")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no file {path} with prompts") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    lines = [line.rstrip() for line in text.removesuffix("\n").split("\n")]
+    if lines == [""]:
+        raise ValueError(f"{path} holds no prompt")
+    if "" in lines:
+        raise ValueError(f"{path}, line {lines.index('') + 1} is blank; remove it, and its line in a file that is aligned with this one")
+    return list(enumerate(lines, 1))
+
+
+def _pair(where: str, line: str) -> PromptPair:
+    try:
+        content: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+    texts: Any = None
+    if isinstance(content, dict) and content.keys() == {"prompts"}:
+        texts = content["prompts"]
+    elif isinstance(content, dict) and "prompt" in content and content.keys() <= {"prompt", "switch"}:
+        texts = [content["prompt"]] if content.get("switch") is None else [content["prompt"], content["switch"]]
+    if not isinstance(texts, list) or not 1 <= len(texts) <= 2:
+        raise ValueError(f'{where}: {{"prompt": "…", "switch": "…"}} or {{"prompts": ["…", "…"]}} is wanted; this is {line[:80]}')
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{where}: prompt {number} of {len(texts)} is empty or no text: {json.dumps(text)[:60]}")
+    return PromptPair(*(text.rstrip() for text in texts))
+
+
+class PromptSampler:
+    """Batches of pairs, epoch after epoch, each epoch in a new order that `seed` and its number decide.
+
+    Step k of an epoch takes the next `size * batch` pairs of the order, and rank r every `size`-th of them from the r-th on: no pair
+    comes twice in an epoch, on whatever rank, and together the ranks see the same whatever their number. What is left at the end of an
+    order and does not fill `size * batch` waits for the next epoch. The state counts pairs, so a run may resume on another number of ranks.
+
+    Raises ValueError when the pairs do not fill one batch on every rank.
+    """
+
+    def __init__(self, pairs: Sequence[PromptPair], *, batch: int, seed: int, rank: int = 0, size: int = 1) -> None:
+        if batch < 1 or not 0 <= rank < size:
+            raise ValueError(f"batch {batch} on rank {rank} of {size}: at least one pair, and a rank in 0 … {size - 1}")
+        if len(pairs) < size * batch:
+            raise ValueError(
+                f"{len(pairs)} prompts do not fill a batch of {batch} on each of {size} ranks; "
+                f"give at least {size * batch}, or choose a smaller batch"
+            )
+        self._pairs, self._seed, self._rank, self._size = pairs, seed, rank, size
+        self._whole = size * batch
+        digest = hashlib.sha256()
+        for pair in pairs:
+            digest.update(json.dumps(pair).encode())
+        self._digest = digest.hexdigest()[:16]
+        self._begin(epoch=0, taken=0)
+
+    @property
+    def epoch(self) -> int:
+        """How many times the pairs were gone through before the latest batch."""
+        return self._epoch
+
+    def next(self) -> list[PromptPair]:
+        """This rank's next batch."""
+        if self._taken + self._whole > len(self._pairs):
+            self._begin(epoch=self._epoch + 1, taken=0)
+        own = self._order[self._taken + self._rank : self._taken + self._whole : self._size]
+        self._taken += self._whole
+        return [self._pairs[i] for i in own]
+
+    def state(self) -> dict[str, int | str]:
+        """Where in the data the run is; the same on every rank."""
+        return {"epoch": self._epoch, "taken": self._taken, "seed": self._seed, "pairs": self._digest}
+
+    def load(self, state: dict[str, int | str]) -> None:
+        """Go on where `state` was taken. Raises ValueError when it was taken with another seed or other prompts."""
+        if state["seed"] != self._seed:
+            raise ValueError(f"the run began with seed {state['seed']} for its prompts and cannot go on with {self._seed}; set it back")
+        if state["pairs"] != self._digest:
+            raise ValueError("the prompts are not those the run began with; put the files back, or begin a new run")
+        self._begin(epoch=int(state["epoch"]), taken=int(state["taken"]))
+
+    def _begin(self, *, epoch: int, taken: int) -> None:
+        self._epoch, self._taken = epoch, taken
+        generator = torch.Generator().manual_seed(seed_of(self._seed, epoch))
+        self._order = torch.randperm(len(self._pairs), generator=generator).tolist()
