@@ -1,34 +1,44 @@
-"""Trains a stage: `python train.py --config configs/miniature/causal_init.yaml steps=4000`; started again, it goes on where it stopped."""
+"""Trains a stage: `python train.py --config configs/miniature/causal_init.yaml steps=4000`; started again, it goes on where it stopped.
+
+On several GPUs: `torchrun --nproc-per-node 8 train.py --config …`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import logging
+import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from longlive.config import TrainConfig, load
+from longlive.parallel.world import World, choose_device, joined, world
 from longlive.training.stages import build
-from longlive.training.trainer import train
+from longlive.training.trainer import Terminated, train
+
+ALONE = ("language", "autoencoder", "teacher", "causal_init")  # stages of the miniature, small enough for one process
 
 log = logging.getLogger("longlive")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", metavar="YAML", required=True)
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="any setting of longlive/config.py, e.g. causal_init.clip_batch=8")
-    arguments = parser.parse_intermixed_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    try:
-        config = load(TrainConfig, arguments.config, arguments.settings)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+def run(config: TrainConfig, here: World) -> None:
+    from_pairs = config.stage == "causal_init" and config.causal_init.objective == "ode"  # at any size
+    if here.size > 1 and config.stage in ALONE and not from_pairs:
+        raise ValueError(f"stage {config.stage} trains in one process, not {here.size}; start it without torchrun")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    random.seed(config.seed)  # nothing here draws from it, but a library may
+    device = choose_device(config.device, here)
+    with joined(here, device):
+        built = build(config, here, device)
         train(
-            build(config),
+            built.stage,
+            kind=built.kind,
+            base=built.base,
             run=Path(config.run),
             name=config.stage,
             steps=config.steps,
@@ -36,13 +46,32 @@ def main() -> int:
             validate_every=config.validate_every,
             log_every=config.log_every,
             settings=dataclasses.asdict(config),
+            explode=config.explode,
+            keep=config.keep_checkpoints,
+            wandb=config.wandb,
+            project=config.wandb_project,
         )
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", metavar="YAML", required=True)
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="any setting of longlive/config.py, e.g. causal_init.clip_batch=8")
+    arguments = parser.parse_intermixed_args(words)
+    here = world()
+    logging.basicConfig(level=logging.INFO if here.is_first else logging.WARNING, format="%(asctime)s %(message)s")
+    try:
+        config = load(TrainConfig, arguments.config, arguments.settings)
+        run(config, here)
     except (ValueError, OSError) as error:
         log.error("error: %s", error)
         return 2
     except FloatingPointError as error:
         log.error("error: %s", error)
         return 1
+    except Terminated as ending:
+        log.warning("%s", ending)
+        return 143
     except KeyboardInterrupt:
         log.warning("interrupted; the last checkpoint is in %s, start again to go on", config.run)
         return 130

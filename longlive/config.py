@@ -113,8 +113,9 @@ class AutoencoderConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CausalInitConfig:
-    """Stage `causal_init`: the miniature's transformer by teacher forcing."""
+    """Stage `causal_init`: the miniature's transformer by teacher forcing, or with `objective=ode` what section `ode` says."""
 
+    objective: Literal["teacher_forcing", "ode"] = "teacher_forcing"
     language: str = "runs/miniature/language/export"  # what the earlier stages exported
     autoencoder: str = "runs/miniature/autoencoder/export"
     size: str = "miniature"  # of models/zoo.py
@@ -141,20 +142,158 @@ class CausalInitConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Stage `teacher`: the miniature's bidirectional transformer by flow matching."""
+
+    language: str = "runs/miniature/language/export"  # what the earlier stages exported
+    autoencoder: str = "runs/miniature/autoencoder/export"
+    size: str = "miniature"  # of models/zoo.py
+    initial: str | None = None  # folder of a transformer to start from; None: random weights of `size`
+    lr: float = 8e-3  # of Muon on the blocks' matrices; AdamW on the rest has half
+    clip_frames: int = 12
+    clip_batch: int = 32  # whole clips, every `clip_every` steps
+    clip_every: int = 4
+    short_frames: int = 3  # first frames alone, every step: all that a prompt says must be invented here
+    short_batch: int = 128
+    bfloat16: bool = True  # linear layers, while training
+    hard_shapes: tuple[str, ...] = ("cross", "ring")
+    hard_weight: float = 3.0
+    num_clips: int = 4000
+    num_shorts: int = 16000
+    phrasings: int = 16
+    timestep_shift: float = 5.0
+    ema_decay: float = 0.999
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OdeConfig:
+    """Stage `causal_init` by regression on the ends of a teacher's trajectories, which are made first."""
+
+    # networks, in any layout that inference reads
+    student: str | None = None  # where training starts; None: as the teacher
+    teacher: str | None = None  # bidirectional
+    components: str | None = None  # folder of text encoder, tokenizer and VAE
+    embeddings: str = "runs/embeddings"  # folder of text embeddings, computed once
+
+    # trajectories
+    pairs: str = "runs/ode_pairs"  # folder
+    num_pairs: int = 1500
+    prompts: str | None = dataclasses.field(default=None, metadata=BESIDE)  # .txt, one a line; as many as there are pairs are used
+    negative_prompt: str | None = None  # None: no text
+    guidance: float = 5.0  # w of the teacher: v_c + w (v_c - v_n), a scale of 6
+    num_steps: int = 48  # of the teacher's Euler solution
+    height: int = 480
+    width: int = 832
+    clip_frames: int = 21
+
+    # the student
+    window: int = 12  # latent frames a block sees, the sink and itself included
+    sink: int = 3
+    block: int = 3
+    denoising_steps: tuple[int, ...] = (1000, 750, 500, 250)
+    timestep_shift: float = 5.0
+    clean_history: bool = False  # blocks see clean blocks before them, instead of these at their own levels
+    batch: int = 2
+    lr: float = 2e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    max_norm: float = 10.0
+    checkpointing: bool = True
+    validation_videos: int = 4
+    validation_frames: int = 21
+    oracle: bool = False  # the miniature's: prompts are captions of its world, videos are read back
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """Stages `init` and `long`: the generator on videos of its own making, judged by a short-clip teacher."""
+
+    # networks, in any layout that inference reads
+    generator: str | None = None  # where training starts
+    generator_lora: str | None = None  # merged into it before anything else
+    teacher: str | None = None  # bidirectional, frozen
+    critic: str | None = None  # bidirectional; None: begins as the teacher
+    components: str | None = None  # folder of text encoder, tokenizer and VAE
+    embeddings: str = "runs/embeddings"  # folder of text embeddings, computed once
+
+    # data
+    prompts: str | None = dataclasses.field(default=None, metadata=BESIDE)  # .txt, one a line, or .jsonl of pairs
+    switch_prompts: str | None = dataclasses.field(default=None, metadata=BESIDE)  # .txt, line i follows on line i of prompts
+    negative_prompt: str | None = None  # of the teacher's guidance; None: no text
+    height: int = 480
+    width: int = 832
+
+    # videos
+    window: int = 12  # latent frames a block sees, the sink and itself included
+    sink: int = 3
+    block: int = 3
+    denoising_steps: tuple[int, ...] = (1000, 750, 500, 250)
+    timestep_shift: float = 5.0
+    context_timestep: float = 0.0
+    clip_frames: int = 21  # what the teacher judges at a time
+    overlap: int = 3  # with the clip before
+    max_frames: tuple[int, ...] = (21,)  # lengths a video may have
+    switch_at: tuple[int, ...] = ()  # frames at which the prompt may switch
+    keep_sink: bool = False  # at a switch; false: the recache writes it anew
+    recache: Literal["joint", "causal", "none", "clear"] = "joint"
+    anchor_tail: int | None = None  # latent frames decoded for the first image of a clip; None: all there are
+
+    # optimisation
+    batch: int = 1  # videos a rank
+    accumulate: int = 1  # clips a step
+    ratio: int = 5  # critic updates for one of the generator
+    lr: float = 2e-6
+    critic_lr: float = 4e-7
+    betas: tuple[float, float] = (0.0, 0.999)
+    weight_decay: float = 0.01
+    max_norm: float = 10.0
+    guidance: float = 3.0  # w of the teacher: r_c + w (r_c - r_n)
+    lora_rank: int | None = None  # adapters on generator and critic instead of all weights
+    lora_alpha: float | None = None  # None: the rank
+    ema_decay: float | None = 0.99  # of the generator; not with adapters
+    ema_start: int = 200
+    checkpointing: bool = True  # activations of the blocks are computed again in the backward pass
+
+    # a look at it
+    validation_prompts: str | None = dataclasses.field(default=None, metadata=BESIDE)  # .txt or .jsonl; None: the first of prompts
+    validation_videos: int = 4
+    validation_frames: int = 21
+    oracle: bool = False  # the miniature's: prompts are captions of its world, videos are read back
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of `train.py`: what every stage has, and a section for each."""
 
-    stage: Literal["language", "autoencoder", "causal_init"] = "causal_init"
+    stage: Literal["language", "autoencoder", "teacher", "causal_init", "init", "long"] = "causal_init"
     run: str = "runs/train"  # folder of checkpoints, metrics, pictures and, at the end, `export`
     steps: int = 1000
     seed: int = 0
+    device: str = "auto"  # cuda when there is one; else cpu
     threads: int | None = None  # CPU threads; None: as many as torch takes
     save_every: int = 250
     validate_every: int = 500
     log_every: int = 25
+    keep_checkpoints: int = 0  # so many of the newest are kept, each under its own name; the newest is always there
+    explode: float | None = 100.0  # a loss this many times its running median stops the run; None: only one that is not finite
+    wandb: Literal["off", "offline", "online"] = "off"  # metrics go there too
+    wandb_project: str = "longlive"
     language: LanguageConfig = dataclasses.field(default_factory=LanguageConfig)
     autoencoder: AutoencoderConfig = dataclasses.field(default_factory=AutoencoderConfig)
+    teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
     causal_init: CausalInitConfig = dataclasses.field(default_factory=CausalInitConfig)
+    ode: OdeConfig = dataclasses.field(default_factory=OdeConfig)
+    init: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
+    long: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
+
+    def __post_init__(self) -> None:
+        for name, every in (("save_every", self.save_every), ("validate_every", self.validate_every), ("log_every", self.log_every)):
+            if every < 1:
+                raise ValueError(f"{name} {every}: choose 1 step or more")
+        if self.keep_checkpoints < 0:
+            raise ValueError(f"keep_checkpoints {self.keep_checkpoints}: choose 0 or more")
+        if self.explode is not None and self.explode <= 1:
+            raise ValueError(f"explode {self.explode}: choose a factor above 1, or null")
 
 
 def load(
@@ -213,7 +352,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _beside(schema: Any, content: dict[str, Any], folder: Path) -> dict[str, Any]:
     files = {field.name for field in dataclasses.fields(schema) if field.metadata.get("beside")}
-    return {key: str(folder / value) if key in files and isinstance(value, str) else value for key, value in content.items()}
+    moved = {}
+    for key, value in content.items():
+        kind = _nested(schema).get(key)
+        if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+            value = _beside(kind, value, folder)
+        moved[key] = str(folder / value) if key in files and isinstance(value, str) else value
+    return moved
 
 
 def _nested(schema: Any) -> dict[str, Any]:

@@ -10,17 +10,29 @@ from pathlib import Path
 from longlive.checkpoints import store
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.miniature.world import SIZE
+from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
+from longlive.training.networks import load_network
+
+STAGES = ("long", "init", "causal_init")  # the last one that is finished is bundled
 
 
-def bundle(runs: Path, to: Path, *, guidance: float) -> int:
+def transformer_of(runs: Path, stage: str) -> WanTransformer:
+    """What a stage made; `long` trains adapters, which are merged into the weights they were trained on."""
+    export = runs / stage / "export"
+    if stage != "long":
+        return load_network(export)
+    settings = json.loads((runs / stage / "settings.json").read_text())["settings"]["long"]
+    return merge_lora(load_network(settings["generator"]), store.load_lora(export / "lora.pt"), alpha=settings["lora_alpha"])
+
+
+def bundle(runs: Path, to: Path, *, stage: str, guidance: float) -> int:
     """Write the pipeline with the settings its transformer was trained with; returns its size in bytes."""
-    run = runs / "causal_init"
-    settings = json.loads((run / "settings.json").read_text())["settings"]["causal_init"]
-    transformer = WanTransformer.from_pretrained(run / "export" / "transformer")
+    settings = json.loads((runs / stage / "settings.json").read_text())["settings"][stage]
     encoder, tokenizer = store.load_text_encoder(runs / "language" / "export")
+    distilled = stage != "causal_init"
     pipe = LongLivePipeline(
-        transformer.eval(),
+        transformer_of(runs, stage).eval(),
         store.load_vae(runs / "autoencoder" / "export"),
         encoder,
         tokenizer,
@@ -29,9 +41,10 @@ def bundle(runs: Path, to: Path, *, guidance: float) -> int:
         block=settings["block"],
         denoising_steps=list(settings["denoising_steps"]),
         timestep_shift=settings["timestep_shift"],
-        fresh_noise=False,  # not distilled: Euler steps of the flow, guided
-        guidance=guidance,
-        guided_blocks=1,
+        fresh_noise=distilled,  # before distillation: Euler steps of the flow, guided
+        guidance=0.0 if distilled else guidance,
+        guided_blocks=None if distilled else 1,
+        keep_sink=settings["keep_sink"] if distilled else True,
         height=SIZE,
         width=SIZE,
     )
@@ -43,10 +56,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/miniature"))
     parser.add_argument("--to", type=Path, default=BUNDLED["miniature"])
-    parser.add_argument("--guidance", type=float, default=3.0, help="w of classifier-free guidance (default %(default)s)")
+    parser.add_argument("--stage", choices=STAGES, help="whose transformer; by default that of the last stage that is finished")
+    parser.add_argument("--guidance", type=float, default=3.0, help="w of causal_init's guidance (default %(default)s)")
     arguments = parser.parse_args()
+    finished = [stage for stage in STAGES if (arguments.runs / stage / "export").is_dir()]
     try:
-        print(f"{arguments.to}: {bundle(arguments.runs, arguments.to, guidance=arguments.guidance) / 2**20:.1f} MiB")
+        if not finished:
+            raise ValueError(f"no stage in {arguments.runs} is finished")
+        stage = arguments.stage or finished[0]
+        size = bundle(arguments.runs, arguments.to, stage=stage, guidance=arguments.guidance)
+        print(f"{arguments.to}: the result of {stage}, {size / 2**20:.1f} MiB")
     except (ValueError, OSError) as error:
         print(f"error: {error}; train the stages first (configs/miniature/)", file=sys.stderr)
         return 2

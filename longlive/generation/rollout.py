@@ -98,7 +98,11 @@ class Rollout:
         raise ValueError(f"stop_at must be 1 to {len(self.steps)}, got {stop_at}")
 
     def check_finite(self) -> None:
-        """Raises FloatingPointError, with block and step, when a pass over the newest block (not yet remembered) gave a value that is not finite."""
+        """Look at the newest block, which is not remembered yet.
+
+        Raises:
+            FloatingPointError: with block and step, when a pass gave a value that is not finite.
+        """
         finite = torch.stack(self._finite).tolist() if self._finite else []
         if not all(finite):
             where = f"block {self.end // self._block} (frames {self.end}-{self.end + self._block - 1}), step {finite.index(False) + 1}"

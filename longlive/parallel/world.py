@@ -1,14 +1,24 @@
-"""Who am I among the processes of this run, on which device, and with how much memory. Knows nothing about what is computed."""
+"""Who am I among the processes of this run, on which device, with how much memory, and what do all of them choose alike.
+
+Knows nothing about what is computed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Value = TypeVar("Value")
 
 
 class World(NamedTuple):
@@ -70,3 +80,93 @@ def configure_logging(here: World) -> None:
     """Messages go to the terminal as they are; ranks other than the first speak only to warn."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("longlive").setLevel(logging.INFO if here.is_first else logging.WARNING)
+
+
+def join(here: World, device: torch.device) -> None:
+    """Meet the other processes as torchrun's environment describes them, once; a process alone has nobody to meet.
+
+    Tensors on a GPU travel by NCCL, everything on a CPU by gloo, so that small talk between ranks never waits for a GPU.
+    """
+    if here.size == 1 or dist.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=here.rank, world_size=here.size)
+
+
+@contextmanager
+def joined(here: World, device: torch.device) -> Iterator[World]:
+    """`join`, and part again at the end."""
+    join(here, device)
+    try:
+        yield here
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def gather(value: Value, here: World) -> list[Value]:
+    """`value` of every rank, in the order of ranks, on every rank; anything that can be pickled. All ranks must call."""
+    if here.size == 1:
+        return [value]
+    values: list[Any] = [None] * here.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def mean_over_ranks(metrics: Mapping[str, float], here: World) -> dict[str, float]:
+    """Mean of every metric, the same on every rank; not finite where that of any rank is not. All ranks must call.
+
+    Raises:
+        RuntimeError: on all ranks, when they do not report the same names.
+    """
+    parts = gather(dict(metrics), here)
+    strangers = [rank for rank, part in enumerate(parts) if part.keys() != parts[0].keys()]
+    if strangers:
+        names = f"{sorted(parts[strangers[0]])}, rank 0 {sorted(parts[0])}"
+        raise RuntimeError(f"ranks do not train the same thing: rank {strangers[0]} reports {names}")
+    return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
+
+
+class SharedChoices:
+    """Random choices that all ranks must make alike: exit step, rollout length, switch frame, number of new frames.
+
+    Every rank draws from its own CPU generator, all seeded with rank 0's `seed`: no draw talks to another rank or waits
+    for a GPU. Ranks stay in step as long as they ask for the same things in the same order; `check` says whether they did.
+    """
+
+    def __init__(self, seed: int, here: World) -> None:
+        self._generator = torch.Generator().manual_seed(gather(seed, here)[0])
+
+    def integer(self, n: int) -> int:
+        """One of 0 … n - 1. Raises ValueError when there is nothing to choose from."""
+        if n < 1:
+            raise ValueError(f"cannot choose one of {n}; offer at least one")
+        return int(torch.randint(n, (), generator=self._generator))
+
+    def pick(self, sequence: Sequence[Value]) -> Value:
+        """One of `sequence`, all equally likely."""
+        return sequence[self.integer(len(sequence))]
+
+    def state(self) -> Tensor:
+        """Where the draws stand; the same on all ranks."""
+        return self._generator.get_state()
+
+    def load(self, state: Tensor) -> None:
+        """The inverse of `state`."""
+        self._generator.set_state(state)
+
+    def check(self, here: World) -> None:
+        """Compare with the other ranks; all of them must call. Raises RuntimeError, on all, that names those that differ from rank 0."""
+        marks = gather(hashlib.sha256(self.state().numpy().tobytes()).hexdigest(), here)
+        apart = [rank for rank, mark in enumerate(marks) if mark != marks[0]]
+        if apart:
+            raise RuntimeError(
+                f"shared random choices differ: ranks {apart} are not where rank 0 is; all must make the same draws in the same order"
+            )
+
+
+def rank_generator(seed: int, rank: int) -> torch.Generator:
+    """A generator of one rank's own draws (its noise, its data); unrelated to those of other ranks and seeds."""
+    mixed = hashlib.sha256(f"{seed}/{rank}".encode()).digest()[:8]
+    return torch.Generator().manual_seed(int.from_bytes(mixed, "big") >> 1)

@@ -101,6 +101,7 @@ class AutoencoderStage:
         self.generator = torch.Generator().manual_seed(seed)
         self.videos = EndlessVideos(batch, self.generator)
         self.encoder, self.decoder = StreamEncoder(vae), StreamDecoder(vae)
+        self._batch: dict[str, Any] = {}
 
     def step(self, number: int) -> dict[str, float]:
         chance = max(self.reset, 1 - number / self.stream_from)  # short clips first: many scenes a step; then ever longer videos
@@ -110,6 +111,7 @@ class AutoencoderStage:
             self.videos.restart()
         first = self.encoder.num_frames == 0
         images = to_float(self.videos.next(self.images_per_chunk + (1 if first else 0)))
+        self._batch = {"images": images, "images_before": self.encoder.num_frames}
         mean, log_variance = self.encoder.posterior(images).chunk(2, dim=1)
         log_variance = log_variance.clamp(-20, 10)
         z = mean + torch.exp(0.5 * log_variance) * torch.randn(mean.shape, generator=self.generator)
@@ -123,6 +125,9 @@ class AutoencoderStage:
         self.encoder.detach()
         self.decoder.detach()
         return {"autoencoder/loss": loss.item(), "autoencoder/kl": kl.item(), "autoencoder/grad_norm": norm.item()}
+
+    def batch(self) -> dict[str, Any]:
+        return self._batch
 
     @torch.no_grad()
     def validate(self, folder: Path, number: int) -> dict[str, float]:

@@ -23,14 +23,14 @@ from longlive.generation.memory import ring_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.stream import stream
 from longlive.miniature import oracle
-from longlive.miniature.captions import canonical, caption
-from longlive.miniature.world import Captioned, held_out, training_set
-from longlive.models.text import TextEncoder, clean, embed
+from longlive.miniature.captions import canonical
+from longlive.miniature.world import held_out, training_set
+from longlive.models.text import TextEncoder
 from longlive.models.vae import decode_video
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow import NUM_LEVELS, shifted, warp_steps
+from longlive.training.caption_texts import CaptionTexts, weights
 from longlive.training.ema import EMA
-from longlive.training.language import spoil
 from longlive.training.latent_videos import LatentVideos, save_strips, to_uint8
 from longlive.training.low_precision import use_bfloat16_linears
 from longlive.training.optimizer import MatrixOptimizer
@@ -90,35 +90,20 @@ class CausalInitStage:
         self.optimizer = MatrixOptimizer(network, lr=lr, hidden=lambda name: name.startswith("blocks.") and "modulation" not in name)
         self.ema = EMA(network, decay=ema_decay)
         self.clip_every = clip_every
+        self._batch: dict[str, Any] = {}
         if bfloat16:
             use_bfloat16_linears(network)
         self.generator = torch.Generator().manual_seed(seed)
         captions = training_set()
-        self.weights = torch.tensor([hard_weight if c.shape in hard_shapes else 1.0 for c in captions])
+        self.weights = weights(captions, hard_shapes, hard_weight)
         frames = CLIP_BLOCKS * block + 2 * block
-        self.texts = self._embed_phrasings(captions, phrasings, torch.Generator().manual_seed(seed + 3))
+        self.texts = CaptionTexts(text_encoder, captions, phrasings=phrasings, seed=seed + 3)
         self.clips = LatentVideos(data / "clips.pt", vae, captions, num_videos=num_videos, num_frames=frames, seed=seed + 1)
         self.firsts = LatentVideos(data / "firsts.pt", vae, captions, num_videos=num_first_videos, num_frames=block, seed=seed + 2)
 
-    def _embed_phrasings(self, captions: list[Captioned], phrasings: int, generator: torch.Generator) -> Tensor:
-        """`[captions, phrasings, L, E]`: the encoder is frozen, so every text is read once.
-
-        One phrasing in sixteen has lost words, one is no text at all (zeros): people leave things out, and guidance needs both.
-        """
-        parts = []
-        for c in captions:
-            texts = [clean(caption(c, generator)) for _ in range(phrasings)]
-            texts = [spoil(text, generator, drop=0.25, insert=0.1) if i % 16 == 8 else text for i, text in enumerate(texts)]
-            tokens = self.text_encoder.tokenizer(
-                texts, padding="max_length", max_length=self.text_encoder.text_len, truncation=True, return_tensors="pt"
-            )
-            parts.append(embed(self.text_encoder.encoder, tokens.input_ids, tokens.attention_mask))
-        texts = torch.stack(parts)
-        texts[:, ::16] = 0
-        return texts
-
     def step(self, number: int) -> dict[str, float]:
         self.optimizer.zero_grad()
+        self._batch = {}
         first = self._first_blocks()
         first.backward()
         metrics = {"causal_init/first_block_loss": first.item()}
@@ -131,16 +116,14 @@ class CausalInitStage:
         self.ema.update(self.network, number)
         return metrics | {"causal_init/grad_norm": norm.item()}
 
+    def batch(self) -> dict[str, Any]:
+        return self._batch
+
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator)
 
     def _below(self, n: int) -> int:
         return int(torch.randint(n, (), generator=self.generator))
-
-    def _read(self, captions: Tensor) -> Tensor:
-        """Embeddings of a random phrasing of each caption."""
-        phrasing = torch.randint(self.texts.shape[1], (len(captions),), generator=self.generator)
-        return self.texts[captions, phrasing]
 
     def _levels(self, batch: int, blocks: int, shift: float) -> Tensor:
         return NUM_LEVELS * shifted(self._uniform(batch, blocks), shift)
@@ -148,7 +131,9 @@ class CausalInitStage:
     def _first_blocks(self) -> Tensor:
         clip, captions = self.firsts.draw(self.first_batch, slice(None), self.generator, weights=self.weights)
         noise = torch.randn(clip.shape, generator=self.generator)
-        return self.objective(clip, range(self.block), self._read(captions), t=self._levels(len(clip), 1, self.first_shift), noise=noise)
+        text, t = self.texts.draw(captions, self.generator), self._levels(len(clip), 1, self.first_shift)
+        self._batch |= {"first_blocks": clip, "first_text": text, "first_t": t, "first_noise": noise}
+        return self.objective(clip, range(self.block), text, t=t, noise=noise)
 
     def _clips(self) -> Tensor:
         """The start of a video in two of five steps, else its first block (the sink), one more block, and three from further on."""
@@ -165,7 +150,9 @@ class CausalInitStage:
         damage = self.history_sigma * self._uniform(len(clip), 1, 1, 1, 1)
         history = (1 - damage) * clip + damage * torch.randn(clip.shape, generator=self.generator)
         t = self._levels(len(clip), CLIP_BLOCKS - context_blocks, self.shift)
-        return self.objective(clip, frames, self._read(captions), t=t, noise=noise, context_blocks=context_blocks, history=history)
+        text = self.texts.draw(captions, self.generator)
+        self._batch |= {"clips": clip, "history": history, "frames": frames, "clip_text": text, "clip_t": t, "clip_noise": noise}
+        return self.objective(clip, frames, text, t=t, noise=noise, context_blocks=context_blocks, history=history)
 
     @torch.no_grad()
     def validate(self, folder: Path, number: int, *, num_prompts: int = 32, num_frames: int = 15) -> dict[str, float]:

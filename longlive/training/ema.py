@@ -12,15 +12,24 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class EMA(Generic[Network]):
-    """`average <- decay average + (1 - decay) weights` after every step; the decay is warmed up so that early weights fade."""
+    """`average <- decay average + (1 - decay) weights` after every step.
 
-    def __init__(self, module: Network, *, decay: float) -> None:
-        self.decay = decay
+    `warm_up`: the decay grows from 0.1, so that the weights of the first steps fade.
+    """
+
+    def __init__(self, module: Network, *, decay: float, warm_up: bool = True) -> None:
+        self.decay, self.warm_up = decay, warm_up
         self.average: Network = copy.deepcopy(module).float().requires_grad_(False).eval()
 
     @torch.no_grad()
+    def copy(self, module: nn.Module) -> None:
+        """Begin anew from the weights of `module`."""
+        for mean, now in zip(self.average.parameters(), module.parameters(), strict=True):
+            mean.copy_(now)
+
+    @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warm_up else self.decay
         for mean, now in zip(self.average.parameters(), module.parameters(), strict=True):
             mean.lerp_(now.float(), 1 - decay)
 

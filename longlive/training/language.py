@@ -85,7 +85,7 @@ class LanguageStage:
         drop: float = 0.15,
         insert: float = 0.25,
     ):
-        self.steps, self.batch, self.lr = steps, batch, lr
+        self.steps, self.num_texts, self.lr = steps, batch, lr
         self.spoiled, self.drop, self.insert = spoiled, drop, insert
         self.tokenizer = build_tokenizer()
         self.encoder = build_text_encoder(len(self.tokenizer), seed=seed)
@@ -100,6 +100,7 @@ class LanguageStage:
         self.optimizer = torch.optim.AdamW(self.trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
         self.combinations = training_set(num_held_out)
         self.unseen = held_out(num_held_out)
+        self._batch: dict[str, Any] = {}
 
     def _draw(self) -> str:
         generator = self.generator
@@ -115,8 +116,9 @@ class LanguageStage:
         return self.reader(text, tokens.attention_mask.bool())
 
     def step(self, number: int) -> dict[str, float]:
-        texts = [self._draw() for _ in range(self.batch)]
+        texts = [self._draw() for _ in range(self.num_texts)]
         wanted = labels(texts)
+        self._batch = {"texts": texts, "labels": wanted}
         loss = torch.stack([functional.cross_entropy(got, want) for got, want in zip(self.read(texts), wanted.unbind(1))]).mean()
         self.optimizer.zero_grad()
         loss.backward()
@@ -125,6 +127,9 @@ class LanguageStage:
             group["lr"] = self.lr * one_cycle(number, self.steps)
         self.optimizer.step()
         return {"language/loss": loss.item(), "language/grad_norm": norm.item()}
+
+    def batch(self) -> dict[str, Any]:
+        return self._batch
 
     @torch.no_grad()
     def _accuracy(self, scenes: Sequence[Captioned], texts: Sequence[str]) -> dict[str, float]:

@@ -2,31 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKLWan
 
+from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.checkpoints import store
-from longlive.config import AutoencoderConfig, CausalInitConfig, TrainConfig
+from longlive.config import AutoencoderConfig, CausalInitConfig, DistillationConfig, OdeConfig, TeacherConfig, TrainConfig
+from longlive.generation.cues import PromptSchedule
+from longlive.generation.denoiser import Denoiser
+from longlive.generation.prompt_files import read_scripts
+from longlive.generation.rollout import Rollout
 from longlive.models.text import TextEncoder
+from longlive.models.vae import settings_of
 from longlive.models.wan import WanTransformer
 from longlive.models.zoo import arguments
+from longlive.ops.flow import warp_steps
+from longlive.parallel.shard import shard
+from longlive.parallel.world import SharedChoices, World, choose_dtype, gather, rank_generator
 from longlive.training.autoencoder import AutoencoderStage
 from longlive.training.causal_init import CausalInitStage
+from longlive.training.clips import Embed, StreamingTuner, anchor_frame
+from longlive.training.distillation import DistillationStage
+from longlive.training.dmd import DMD
+from longlive.training.ema import EMA
+from longlive.training.embeddings import TextEmbeddings, fingerprint
 from longlive.training.language import LanguageStage
-from longlive.training.trainer import Stage
+from longlive.training.networks import Learner, load_network
+from longlive.training.ode import ODERegression
+from longlive.training.ode_init import OdeInitStage
+from longlive.training.ode_pairs import OdePairs
+from longlive.training.prompts import PromptPair, PromptSampler, read_pairs
+from longlive.training.teacher import TeacherStage
+from longlive.training.trainer import Kind, Stage, hash_of
+from longlive.training.validation import Preview, read_by_oracle
+from longlive.types import Latents, Text
 
 
-def build(config: TrainConfig) -> Stage:
-    """The stage that `config.stage` names, with new weights drawn from `config.seed`."""
+class Built(NamedTuple):
+    """A stage, what it trains, and the hash of the weights that it cannot do without (adapters: those under them)."""
+
+    stage: Stage
+    kind: Kind = "full"
+    base: str | None = None
+
+
+def build(config: TrainConfig, here: World, device: torch.device) -> Built:
+    """The stage that `config.stage` names, with new weights drawn from `config.seed`.
+
+    Raises:
+        ValueError, FileNotFoundError: for a setting or a file that is missing or does not fit.
+    """
     torch.manual_seed(config.seed)  # initial weights; everything else draws from the stage's own generators
     if config.stage == "language":
-        return LanguageStage(steps=config.steps, batch=config.language.batch, lr=config.language.lr, seed=config.seed)
+        return Built(LanguageStage(steps=config.steps, batch=config.language.batch, lr=config.language.lr, seed=config.seed))
     if config.stage == "autoencoder":
-        return _autoencoder(config, config.autoencoder)
-    return _causal_init(config, config.causal_init)
+        return Built(_autoencoder(config, config.autoencoder))
+    if config.stage == "teacher":
+        return Built(_teacher(config, config.teacher))
+    if config.stage == "causal_init" and config.causal_init.objective == "ode":
+        return Built(_ode_init(config, config.ode, here, device))
+    if config.stage == "causal_init":
+        return Built(_causal_init(config, config.causal_init))
+    return _distillation(config, config.init if config.stage == "init" else config.long, here, device)
 
 
 def _autoencoder(config: TrainConfig, settings: AutoencoderConfig) -> AutoencoderStage:
@@ -58,21 +101,54 @@ def _autoencoder(config: TrainConfig, settings: AutoencoderConfig) -> Autoencode
     )
 
 
-def _causal_init(config: TrainConfig, settings: CausalInitConfig) -> CausalInitStage:
-    for stage, folder in (("language", settings.language), ("autoencoder", settings.autoencoder)):
+def _miniature_parts(settings: CausalInitConfig | TeacherConfig, stage: str) -> tuple[WanTransformer, AutoencoderKLWan, TextEncoder]:
+    """Transformer in training, and the earlier stages' exports, frozen."""
+    for earlier, folder in (("language", settings.language), ("autoencoder", settings.autoencoder)):
         if not Path(folder).is_dir():
             raise ValueError(
-                f"{folder} does not exist; run configs/miniature/{stage}.yaml first, or say where its export is: causal_init.{stage}=…"
+                f"{folder} does not exist; run configs/miniature/{earlier}.yaml first, or say where its export is: {stage}.{earlier}=…"
             )
     encoder, tokenizer = store.load_text_encoder(settings.language)
     if settings.initial is None:
         network = WanTransformer(**arguments(settings.size))
     else:
-        network = WanTransformer.from_pretrained(settings.initial)
+        network = load_network(settings.initial).requires_grad_(True)
+    vae = store.load_vae(settings.autoencoder).requires_grad_(False)
+    return network, vae, TextEncoder(encoder, tokenizer, text_len=network.config.text_len)
+
+
+def _teacher(config: TrainConfig, settings: TeacherConfig) -> TeacherStage:
+    network, vae, text_encoder = _miniature_parts(settings, "teacher")
+    return TeacherStage(
+        network,
+        vae,
+        text_encoder,
+        Path(config.run),
+        steps=config.steps,
+        lr=settings.lr,
+        seed=config.seed,
+        clip_frames=settings.clip_frames,
+        clip_batch=settings.clip_batch,
+        clip_every=settings.clip_every,
+        short_frames=settings.short_frames,
+        short_batch=settings.short_batch,
+        num_clips=settings.num_clips,
+        num_shorts=settings.num_shorts,
+        phrasings=settings.phrasings,
+        shift=settings.timestep_shift,
+        ema_decay=settings.ema_decay,
+        bfloat16=settings.bfloat16,
+        hard_shapes=settings.hard_shapes,
+        hard_weight=settings.hard_weight,
+    )
+
+
+def _causal_init(config: TrainConfig, settings: CausalInitConfig) -> CausalInitStage:
+    network, vae, text_encoder = _miniature_parts(settings, "causal_init")
     return CausalInitStage(
         network,
-        store.load_vae(settings.autoencoder).requires_grad_(False),
-        TextEncoder(encoder, tokenizer, text_len=network.config.text_len),
+        vae,
+        text_encoder,
         Path(config.run),
         steps=config.steps,
         lr=settings.lr,
@@ -94,4 +170,217 @@ def _causal_init(config: TrainConfig, settings: CausalInitConfig) -> CausalInitS
         bfloat16=settings.bfloat16,
         hard_shapes=settings.hard_shapes,
         hard_weight=settings.hard_weight,
+    )
+
+
+def _distillation(config: TrainConfig, settings: DistillationConfig, here: World, device: torch.device) -> Built:
+    """Generator, critic and teacher, the data, and the tuner that makes videos."""
+    wanted = {"generator": settings.generator, "teacher": settings.teacher, "components": settings.components, "prompts": settings.prompts}
+    _given(config.stage, f"train_{config.stage}", **wanted)
+    generator_from, teacher_from, components, prompts = (str(value) for value in wanted.values())
+    compute = choose_dtype("auto", device)
+    vae = store.load_vae(components, dtype=compute).to(device).requires_grad_(False)  # type: ignore[arg-type]
+    network = load_network(generator_from, lora=settings.generator_lora)
+    base = hash_of(network.state_dict()) if settings.lora_rank is not None else None
+    critic_network = load_network(settings.critic or teacher_from)
+    teacher = load_network(teacher_from, dtype=compute)
+    pairs = read_pairs(prompts, settings.switch_prompts)
+    schedules = _schedules(settings, pairs)
+    texts = [prompt for pair in pairs for prompt in pair if prompt is not None] + [cue.prompt for plan in schedules for cue in plan.cues]
+    embed, negative = _embeddings(settings.embeddings, texts, components, network, settings.negative_prompt, here, device)
+
+    network.to(device)
+    average = EMA(network, decay=settings.ema_decay, warm_up=False) if settings.ema_decay and settings.lora_rank is None else None
+    learners = [
+        Learner(
+            trained.to(device),
+            lr=lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            lora_rank=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            checkpointing=settings.checkpointing,
+            compute=compute,
+        )
+        for trained, lr in ((network, settings.lr), (critic_network, settings.critic_lr))
+    ]
+    for frozen in (teacher.to(device), *([average.average] if average else [])):
+        shard(frozen, param_dtype=compute, reduce_dtype=torch.float32)
+    random = {name: rank_generator(config.seed + n, here.rank) for n, name in enumerate(("noise", "levels"), 1)}
+    tuner = _tuner(config, settings, network, vae, embed, pairs, random["noise"], here, device)
+    stage = DistillationStage(
+        tuner,
+        DMD(Denoiser(teacher), Denoiser(critic_network), guidance=settings.guidance, shift=settings.timestep_shift),
+        *learners,
+        negative=negative.expand(settings.batch, -1, -1),
+        random=random,
+        validate=_preview(config, settings, schedules, vae, embed, here),
+        here=here,
+        average=average,
+        ema_start=settings.ema_start,
+        ratio=settings.ratio,
+        accumulate=settings.accumulate,
+        max_norm=settings.max_norm,
+    )
+    return Built(stage, "full" if settings.lora_rank is None else "lora", base)
+
+
+def _given(stage: str, file: str, **wanted: str | None) -> None:
+    """Raises ValueError for the first setting that has no default and no value."""
+    for name, value in wanted.items():
+        if value is None:
+            raise ValueError(f"{stage}.{name} is not set; see configs/{file}.yaml")
+
+
+def _embeddings(
+    folder: str,
+    prompts: Sequence[str],
+    components: str,
+    network: WanTransformer,
+    negative_prompt: str | None,
+    here: World,
+    device: torch.device,
+) -> tuple[Embed, Text]:
+    """Embeddings of all `prompts`, computed once, after which the encoder is let go; and that of the negative prompt, `[1, L, E]`."""
+    encoder, tokenizer = store.load_text_encoder(components, dtype=choose_dtype("auto", device))
+    text_encoder = TextEncoder(encoder, tokenizer, text_len=network.config.text_len, device=device)
+    known = TextEmbeddings(folder, text_encoder.encode, name=fingerprint(text_encoder))
+    known.prepare(prompts[here.rank :: here.size], batch=16)
+    gather(None, here)  # wait for the others' shares
+    negative = torch.zeros(1, text_encoder.text_len, text_encoder.width)
+    if negative_prompt is not None:
+        negative = known([negative_prompt])
+    known.encode = None
+    return lambda texts: known(texts).to(device), negative.to(device)
+
+
+def _ode_init(config: TrainConfig, settings: OdeConfig, here: World, device: torch.device) -> OdeInitStage:
+    """Makes the pairs that are missing, then the stage that learns from them."""
+    _given("ode", "train_ode", teacher=settings.teacher, components=settings.components, prompts=settings.prompts)
+    assert settings.teacher is not None and settings.components is not None and settings.prompts is not None
+    compute = choose_dtype("auto", device)
+    vae = store.load_vae(settings.components, dtype=compute).to(device).requires_grad_(False)  # type: ignore[arg-type]
+    teacher = load_network(settings.teacher, dtype=compute).to(device)
+    pairs = read_pairs(settings.prompts)[: settings.num_pairs]
+    prompts = [pair.prompt for pair in pairs]
+    embed, negative = _embeddings(settings.embeddings, prompts, settings.components, teacher, settings.negative_prompt, here, device)
+    stride = settings_of(vae).scale_factor_spatial
+    shape = (settings.clip_frames, teacher.config.in_dim, settings.height // stride, settings.width // stride)
+    keep = [round(settings.num_steps * (1000 - step) / 1000) for step in settings.denoising_steps] + [settings.num_steps]
+    solution = {"num_steps": settings.num_steps, "keep": keep, "shift": settings.timestep_shift}
+    about = {"teacher": settings.teacher, "guidance": settings.guidance, "seed": config.seed, "shape": shape, **solution}
+    known = OdePairs(settings.pairs, prompts, about)
+    known.make(
+        lambda batch: Denoiser(teacher, guidance=settings.guidance, negative=negative.expand(batch, -1, -1)),
+        embed,
+        shape,
+        seed=config.seed,
+        batch=settings.batch,
+        rank=here.rank,
+        size=here.size,
+        **solution,
+    )
+    gather(None, here)
+    network = load_network(settings.student or settings.teacher).to(device)
+    student = Learner(
+        network,
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        checkpointing=settings.checkpointing,
+        compute=compute,
+    )
+    levels = warp_steps(settings.denoising_steps, settings.timestep_shift)
+    window = Window.of(settings.window, settings.sink)
+    return OdeInitStage(
+        ODERegression(network, block=settings.block, window=window, levels=levels, clean_history=settings.clean_history),
+        student,
+        known,
+        embed=embed,
+        blocks=settings.clip_frames // settings.block,
+        batch=settings.batch,
+        max_norm=settings.max_norm,
+        draw=rank_generator(config.seed, here.rank),
+        validate=_preview(config, settings, [PromptSchedule.single(p) for p in prompts[: settings.validation_videos]], vae, embed, here),
+        here=here,
+    )
+
+
+def _tuner(
+    config: TrainConfig,
+    settings: DistillationConfig,
+    network: WanTransformer,
+    vae: AutoencoderKLWan,
+    embed: Embed,
+    pairs: list[PromptPair],
+    draw: torch.Generator,
+    here: World,
+    device: torch.device,
+) -> StreamingTuner:
+    window = Window.of(settings.window, settings.sink)
+    stride = settings_of(vae).scale_factor_spatial
+    size = (settings.height // stride, settings.width // stride)
+
+    def noise(frames: int) -> Latents:
+        return torch.randn(settings.batch, frames, network.config.in_dim, *size, generator=draw).to(device)
+
+    rollout = Rollout(
+        Denoiser(network),
+        HistoryCache(window=window, theta=network.config.rope_theta),
+        steps=warp_steps(settings.denoising_steps, settings.timestep_shift),
+        draw=lambda latents: noise(latents.shape[1]),
+        context_t=settings.context_timestep,
+        recache=settings.recache,
+    )
+    return StreamingTuner(
+        rollout,
+        PromptSampler(pairs, batch=settings.batch, seed=config.seed, rank=here.rank, size=here.size),
+        embed=embed,
+        noise=noise,
+        choices=SharedChoices(config.seed, here),
+        block=settings.block,
+        clip_frames=settings.clip_frames,
+        overlap=settings.overlap,
+        max_frames=settings.max_frames,
+        switch_at=settings.switch_at,
+        keep_sink=settings.keep_sink,
+        anchor=partial(anchor_frame, vae, tail=settings.anchor_tail),
+    )
+
+
+def _schedules(settings: DistillationConfig, pairs: list[PromptPair]) -> list[PromptSchedule]:
+    """What validation videos show: the scripts of a file, or the first prompts of the data, with a switch half-way if they have one."""
+    if settings.validation_prompts is not None:
+        scripts = read_scripts(settings.validation_prompts)[: settings.validation_videos]
+        return [script.schedule(block=settings.block, fps=16) for script in scripts]
+    middle = settings.validation_frames // settings.block // 2 * settings.block
+    schedules = []
+    for pair in pairs[: settings.validation_videos]:
+        switches = settings.switch_at and pair.switch is not None and middle > 0
+        schedules.append(PromptSchedule.at_frames([pair.prompt, pair.switch], [middle]) if switches else PromptSchedule.single(pair.prompt))
+    return schedules
+
+
+def _preview(
+    config: TrainConfig,
+    settings: DistillationConfig | OdeConfig,
+    schedules: Sequence[PromptSchedule],
+    vae: AutoencoderKLWan,
+    embed: Embed,
+    here: World,
+) -> Preview:
+    return Preview(
+        schedules,
+        vae,
+        embed,
+        window=Window.of(settings.window, settings.sink),
+        block=settings.block,
+        steps=warp_steps(settings.denoising_steps, settings.timestep_shift),
+        num_frames=settings.validation_frames,
+        height=settings.height,
+        width=settings.width,
+        keep_sink=settings.keep_sink if isinstance(settings, DistillationConfig) else True,
+        seed=config.seed,
+        measure=read_by_oracle if settings.oracle else None,
+        write=here.is_first,
     )

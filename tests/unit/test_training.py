@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +14,15 @@ from longlive.config import TrainConfig, load
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.rollout import Rollout
+from longlive.miniature.prompt_pairs import write_pairs
+from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow import add_noise
+from longlive.parallel.world import World
 from longlive.training.autoencoder import EndlessVideos
 from longlive.training.dmd import DMD
 from longlive.training.low_precision import use_bfloat16_linears
+from longlive.training.networks import load_network
 from longlive.training.optimizer import MatrixOptimizer
 from longlive.training.stages import build
 from longlive.training.teacher_forcing import TeacherForcing
@@ -127,26 +133,60 @@ def test_bfloat16_linears_round_and_nothing_else(model):
 SMALL = {
     "language": ["steps=4", "language.batch=4"],
     "autoencoder": ["steps=4", "autoencoder.base_dim=16", "autoencoder.batch=2", "autoencoder.z_dim=16"],
+    "teacher": ["steps=4", "teacher.clip_batch=1", "teacher.clip_frames=6", "teacher.clip_every=2", "teacher.short_batch=2",
+                "teacher.num_clips=2", "teacher.num_shorts=2", "teacher.phrasings=2"],
     "causal_init": ["steps=4", "causal_init.clip_batch=1", "causal_init.first_batch=2", "causal_init.num_videos=2",
                     "causal_init.num_first_videos=4", "causal_init.phrasings=2", "causal_init.denoising_steps=[1000]"],
+    "init": ["steps=4", "init.max_frames=[6]", "init.ema_start=1"],
+    "long": ["steps=4", "long.max_frames=[12]", "long.switch_at=[6,9]", "long.lora_rank=2"],
 }  # fmt: skip
+DISTILLED = ["height=64", "width=64", "window=6", "clip_frames=6", "batch=1", "ratio=2", "validation_videos=1", "validation_frames=6"]
+
+
+def words_of(stage: str, exports: dict, folder: Path) -> list[str]:
+    """Settings of a small run of a stage, after those whose exports are known."""
+    if stage in ("teacher", "causal_init"):
+        return SMALL[stage] + [f"{stage}.{earlier}={exports[earlier]}" for earlier in ("language", "autoencoder")]
+    if stage not in ("init", "long"):
+        return SMALL[stage]
+    components = folder / "components"
+    for earlier in ("language", "autoencoder"):
+        shutil.copytree(exports[earlier], components, dirs_exist_ok=True)
+    files = write_pairs(folder / "prompts", num=8, seed=0)
+    given = {"generator": exports["causal_init" if stage == "init" else "init"], "teacher": exports["teacher"], "components": components}
+    given |= {"prompts": files.prompts, "embeddings": folder / "embeddings"} | ({"switch_prompts": files.switch} if stage == "long" else {})
+    return SMALL[stage] + [f"{stage}.{word}" for word in (*DISTILLED, *(f"{name}={value}" for name, value in given.items()))]
 
 
 def run_stage(config, runs, upto, monkeypatch):
     """Train, validating on next to nothing."""
-    stage = build(config)
+    stage = build(config, World(), torch.device("cpu")).stage
     monkeypatch.setattr(stage, "validate", lambda folder, number: {})
     train(stage, run=runs, name=config.stage, steps=upto, save_every=1, validate_every=100, log_every=1, settings={})
     return stage
 
 
+def tensors_of(state) -> dict[str, torch.Tensor]:
+    """Every tensor in a checkpoint's state, by its path."""
+    found, left = {}, [("", state)]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, torch.Tensor):
+            found[path] = value
+        elif isinstance(value, dict):
+            left += [(f"{path}/{key}", item) for key, item in value.items()]
+        elif isinstance(value, list | tuple):
+            left += [(f"{path}/{index}", item) for index, item in enumerate(value)]
+    return found
+
+
 def test_every_stage_resumes_bit_for_bit_and_the_exports_make_a_pipeline(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.ERROR)
     exports = {}
-    for name, words in SMALL.items():
-        words = words + [f"causal_init.{earlier}={folder}" for earlier, folder in exports.items()]
-        losses = {}
-        for kind, stops in (("whole", [4]), ("resumed", [2, 4])):
+    for name in SMALL:
+        losses, words = {}, words_of(name, exports, tmp_path)
+        stop_at = 1 + sum(map(ord, name)) % 3  # somewhere else for every stage
+        for kind, stops in (("whole", [4]), ("resumed", [stop_at, 4])):
             runs = tmp_path / name / kind
             for stop in stops:
                 config = load(TrainConfig, None, [f"stage={name}", f"run={runs}", *words])
@@ -155,17 +195,16 @@ def test_every_stage_resumes_bit_for_bit_and_the_exports_make_a_pipeline(tmp_pat
             losses[kind] = [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in lines]
             exports[name] = runs / "export"
         assert losses["whole"] == losses["resumed"], name
-        states = [torch.load(tmp_path / name / kind / "checkpoint.pt", weights_only=False)["state"] for kind in ("whole", "resumed")]
-        weights = [
-            {k: v for part in state.values() if isinstance(part, dict) for k, v in part.items() if isinstance(v, torch.Tensor)}
-            for state in states
-        ]
-        assert weights[0] and all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0]), name
+        whole, resumed = (
+            tensors_of(torch.load(tmp_path / name / kind / "checkpoint.pt", weights_only=False)["state"]) for kind in ("whole", "resumed")
+        )
+        assert len(whole) > 10 and whole.keys() == resumed.keys(), name
+        assert all(torch.equal(whole[path], resumed[path]) for path in whole), name
 
     from longlive.checkpoints import store
 
     encoder, tokenizer = store.load_text_encoder(exports["language"])
-    transformer = WanTransformer.from_pretrained(exports["causal_init"] / "transformer")
+    transformer = merge_lora(load_network(exports["init"]), store.load_lora(exports["long"] / "lora.pt"))
     pipe = LongLivePipeline(
         transformer.eval(),
         store.load_vae(exports["autoencoder"]),
@@ -188,4 +227,4 @@ def test_a_run_folder_of_another_stage_is_refused_and_a_bad_loss_stops(tmp_path,
     with pytest.raises(FloatingPointError, match="loss is nan at step 1"):
         train(stage, run=tmp_path, name="language", steps=3, save_every=1, validate_every=9, log_every=1, settings={})
     with pytest.raises(ValueError, match=r"run configs/miniature/language.yaml first"):
-        build(load(TrainConfig, None, ["stage=causal_init", f"causal_init.language={tmp_path / 'none'}"]))
+        build(load(TrainConfig, None, ["stage=causal_init", f"causal_init.language={tmp_path / 'none'}"]), World(), torch.device("cpu"))

@@ -1,0 +1,147 @@
+"""A network spread over the processes of a run (FSDP2), and blocks that compute their activations twice instead of keeping them.
+
+Both are applied from outside to a diffusers model, whole or with adapters inside: names of parameters and state dicts stay
+as they are. Knows of the network only which modules are its blocks, and what is called of them before they run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers import ModelMixin
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+READ_APART = ("cross_attn.k", "cross_attn.norm_k", "cross_attn.v")
+"""Modules of a block that reading a prompt calls, for all blocks, before the first block runs: they are gathered on their own."""
+
+log = logging.getLogger(__name__)
+
+
+def transformer_of(network: nn.Module) -> ModelMixin:
+    """The diffusers model that `network` is or wraps. Raises ValueError when there is none."""
+    for module in network.modules():
+        if isinstance(module, ModelMixin):
+            return module
+    raise ValueError(f"a {type(network).__name__} holds no diffusers model; give a WanTransformer or one with adapters")
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The modules that the model names as its smallest parts (`_no_split_modules`). Raises ValueError when there are none."""
+    model = transformer_of(network)
+    names = set(model._no_split_modules or ())
+    blocks = [module for module in model.modules() if names & {kind.__name__ for kind in type(module).__mro__}]
+    if not blocks:
+        raise ValueError(f"{type(model).__name__} has no blocks: its _no_split_modules is {model._no_split_modules}")
+    return blocks
+
+
+def _twice(forward: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]  # blocks draw nothing
+
+
+def checkpoint_blocks(network: nn.Module) -> None:
+    """From now on every block forgets its activations when a gradient is wanted and computes them again in the backward pass.
+
+    What a block reads besides its inputs must not change in between: a view of a `HistoryCache` does not, an in-place ring would.
+    Call it before `shard`. A second call changes nothing.
+    """
+    for block in blocks_of(network):
+        forward = block.forward
+        if not (isinstance(forward, partial) and forward.func is _twice):
+            block.forward = partial(_twice, forward)  # type: ignore[method-assign]
+
+
+def shard(network: nn.Module, mesh: DeviceMesh | None = None, *, param_dtype: torch.dtype, reduce_dtype: torch.dtype) -> None:
+    """Spread parameters, gradients and optimiser states over the ranks, block by block (`fully_shard`), in place.
+
+    Master weights keep their type, the network computes in `param_dtype`, gradients are averaged over ranks in `reduce_dtype`.
+    Load weights, add adapters and make copies (a moving average) before; make optimisers after. One process without a `mesh`
+    has nothing to spread and keeps the network as it is.
+
+    Args:
+        mesh: all ranks in one dimension if None; of two dimensions, the first replicates and the second shards.
+    """
+    device = next(network.parameters()).device
+    if mesh is None:
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            log.info("one process: the network stays whole and computes in its own type")
+            return
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    # Inputs are not cast: timesteps, rotations and modulation are float32 on purpose, the rest the model casts itself.
+    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
+    for block in blocks_of(network):
+        fully_shard([block.get_submodule(name) for name in READ_APART], mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    model = transformer_of(network)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(model, "read")
+
+
+def full_state(network: nn.Module, *, trainable_only: bool = False) -> dict[str, Tensor]:
+    """The state dict as if nothing were spread: original names, whole tensors, on the CPU. On rank 0; empty elsewhere. All ranks must call.
+
+    Args:
+        trainable_only: without frozen parameters, e.g. only the adapters.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trainable_only)
+    return get_model_state_dict(network, options=options)  # type: ignore[return-value]
+
+
+def load_full_state(network: nn.Module, state: Mapping[str, Tensor], *, trainable_only: bool = False) -> None:
+    """The inverse of `full_state`; every rank must be given the whole state and takes its part.
+
+    Raises:
+        ValueError: on all ranks, when names are missing or unknown.
+    """
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad} if trainable_only else set()
+    wanted, given = set(network.state_dict()) - frozen, set(state)
+    if wanted != given:
+        raise ValueError(
+            f"this state does not fit: {len(wanted - given)} names missing {sorted(wanted - given)[:2]}, "
+            f"{len(given - wanted)} unknown {sorted(given - wanted)[:2]}"
+        )
+    options = StateDictOptions(full_state_dict=True, strict=not trainable_only)
+    set_model_state_dict(network, dict(state), options=options)
+
+
+def full_optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimiser's state by parameter names, whole, on the CPU: it fits any number of ranks. On rank 0; empty elsewhere, and everywhere
+    before the first step. All ranks must call."""
+    if not optimizer.state:
+        return {}
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_optimizer_state_dict(network, optimizer, options=options)
+
+
+def load_full_optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """The inverse of `full_optimizer_state`; every rank must be given the whole state. An empty one leaves the optimiser new.
+
+    Gradients are dropped: torch lays out the state of a new optimiser by an update of size zero, which it does not make over them.
+    """
+    if state:
+        optimizer.zero_grad(set_to_none=True)
+        set_optimizer_state_dict(network, optimizer, dict(state), options=StateDictOptions(full_state_dict=True))
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale gradients down to a joint norm of `max_norm`; returns the norm over all ranks' parts before that."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

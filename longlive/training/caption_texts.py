@@ -1,0 +1,42 @@
+"""Captions of the miniature world in many words, read once by its frozen text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from longlive.miniature.captions import caption
+from longlive.miniature.world import Captioned
+from longlive.models.text import TextEncoder, clean, embed
+from longlive.training.language import spoil
+from longlive.types import Text
+
+
+class CaptionTexts:
+    """Embeddings of `phrasings` random sentences for each caption.
+
+    One phrasing in sixteen has lost words, one is no text at all (zeros): people leave things out, and guidance needs both.
+    """
+
+    def __init__(self, encoder: TextEncoder, captions: Sequence[Captioned], *, phrasings: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        parts = []
+        for c in captions:
+            texts = [clean(caption(c, generator)) for _ in range(phrasings)]
+            texts = [spoil(text, generator, drop=0.25, insert=0.1) if i % 16 == 8 else text for i, text in enumerate(texts)]
+            tokens = encoder.tokenizer(texts, padding="max_length", max_length=encoder.text_len, truncation=True, return_tensors="pt")
+            parts.append(embed(encoder.encoder, tokens.input_ids, tokens.attention_mask))
+        self._texts = torch.stack(parts)  # [captions, phrasings, L, E]
+        self._texts[:, ::16] = 0
+
+    def draw(self, captions: Tensor, generator: torch.Generator) -> Text:
+        """A random phrasing of each caption of the given indices `[B]`."""
+        phrasing = torch.randint(self._texts.shape[1], (len(captions),), generator=generator)
+        return self._texts[captions, phrasing]
+
+
+def weights(captions: Sequence[Captioned], hard_shapes: Sequence[str], hard_weight: float) -> Tensor:
+    """How often each caption is drawn, relative to the others: `hard_weight` for shapes that are learned last."""
+    return torch.tensor([hard_weight if c.shape in hard_shapes else 1.0 for c in captions])

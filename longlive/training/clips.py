@@ -1,0 +1,225 @@
+"""Streaming long tuning: long videos of the model's own making, handed out a clip at a time.
+
+A clip is what a short-clip teacher can judge. The video runs on from clip to clip through the same block loop as inference;
+only the newest clip's frames carry a gradient, so memory does not grow with the video. Videos one clip long are the
+initial stage. Knows no loss and no optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from diffusers import AutoencoderKLWan
+from jaxtyping import Bool
+from torch import Tensor
+
+from longlive.cache.history import HistoryCache
+from longlive.generation.rollout import Rollout
+from longlive.models.vae import StreamDecoder, StreamEncoder
+from longlive.parallel.world import SharedChoices
+from longlive.training.prompts import PromptPair
+from longlive.types import Latents, Text, TextKV
+
+Anchor = Callable[[Latents], Latents]
+"""The last of some frames as the first frame of a clip, `[B, F, C, H, W]` -> `[B, 1, C, H, W]`."""
+
+Embed = Callable[[Sequence[str]], Text]
+"""Embeddings of prompts, where the network is."""
+
+
+class Prompts(Protocol):
+    """Where prompts come from: a batch of them, with what they become after the switch."""
+
+    def next(self) -> list[PromptPair]: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip as teacher and critic see it.
+
+    Attributes:
+        latents: `[B, F, C, H, W]`; the first frame stands for an image, as the first of every video does.
+        fresh: frames made in this step: only these carry loss.
+        text: embeddings of the prompt in force at its end, which is the prompt of the whole clip for the losses.
+        frames: position in the video of the fresh frames.
+    """
+
+    latents: Latents
+    fresh: Bool[Tensor, "B F"]
+    text: Text
+    frames: range
+    prompts: tuple[str, ...]
+
+
+class StreamingTuner:
+    """Makes one long video after another, a batch at a time, and cuts it into overlapping clips (spec: training 3-5).
+
+    All ranks go in step: lengths, switches and exit steps come from `choices`; prompts and noise are each rank's own.
+
+    Args:
+        rollout: over a `HistoryCache`; its denoiser's network is the generator in training.
+        embed: embeddings of prompts.
+        noise: Gaussian latents of a batch of so many frames, `[B, F, C, H, W]`.
+        clip_frames: frames of a clip (21: 5 seconds); the first clip of a video is all new,
+        overlap: every other one shares this many frames with the clip before.
+        max_frames: lengths a video may have; one is chosen for each. A video ends where no whole clip fits any more.
+        switch_at: frames at which the prompt may switch, each where a clip begins; one is chosen for each video. Empty: never.
+        keep_sink: what a switch does with the sink.
+        anchor: the first frame of a clip that goes on from another; None: that frame as it is.
+
+    Raises:
+        ValueError: when lengths are no whole blocks or a switch is not where a clip begins.
+    """
+
+    def __init__(
+        self,
+        rollout: Rollout,
+        prompts: Prompts,
+        *,
+        embed: Embed,
+        noise: Callable[[int], Latents],
+        choices: SharedChoices,
+        block: int = 3,
+        clip_frames: int = 21,
+        overlap: int = 3,
+        max_frames: Sequence[int] = (240,),
+        switch_at: Sequence[int] = (),
+        keep_sink: bool = False,
+        anchor: Anchor | None = None,
+    ) -> None:
+        if not isinstance(rollout.cache, HistoryCache):
+            raise ValueError(f"training needs a HistoryCache, whose pages never change; got a {type(rollout.cache).__name__}")
+        for name, frames in (("clip_frames", clip_frames), ("overlap", overlap)):
+            if frames < 0 or frames % block:
+                raise ValueError(f"{name} {frames} are no whole blocks of {block}; choose a multiple")
+        if not 0 < overlap < clip_frames:
+            raise ValueError(f"clips of {clip_frames} frames cannot overlap by {overlap}; choose 1 to {clip_frames - 1}")
+        if not max_frames or min(max_frames) < clip_frames:
+            raise ValueError(f"videos of {list(max_frames)} frames are shorter than a clip of {clip_frames}")
+        starts = self._starts(max(max_frames), clip_frames, overlap)
+        if wrong := [frame for frame in switch_at if frame not in starts]:
+            where = f"prompts can switch at {', '.join(map(str, starts))}" if starts else "these videos are one clip long"
+            raise ValueError(f"no clip goes on from frame {wrong[0]} in videos of {max(max_frames)} frames; {where}")
+        self.rollout, self.cache, self.prompts, self.embed = rollout, rollout.cache, prompts, embed
+        self.noise, self.choices = noise, choices
+        self.block, self.clip_frames, self.overlap = block, clip_frames, overlap
+        self.max_frames, self.switch_at, self.keep_sink, self.anchor = tuple(max_frames), tuple(switch_at), keep_sink, anchor
+        self._pairs: list[PromptPair] = []
+        self._length, self._switch = 0, -1  # of this video; -1: no switch
+        self._previous: Latents | None = None  # its newest frames, as many as a clip has
+
+    @staticmethod
+    def _starts(length: int, clip_frames: int, overlap: int) -> range:
+        """Where the clips after the first begin in a video of `length` frames; each fits whole."""
+        new = clip_frames - overlap
+        return range(clip_frames, length - new + 1, new)
+
+    @property
+    def between_videos(self) -> bool:
+        """Whether the next clip begins a new video."""
+        return self._previous is None or self.rollout.end + self.clip_frames - self.overlap > self._length
+
+    def clip(self, *, grad: bool) -> Clip:
+        """Continue the video by a clip, or start the next video.
+
+        `grad`: whether the new frames carry a gradient, each block's through its last denoising pass only.
+        """
+        if self.between_videos:
+            self._begin()
+        previous = self._previous
+        start = self.rollout.end
+        frames = range(start, start + self.clip_frames - (0 if previous is None else self.overlap))
+        prompts = self._prompts_at(start)
+        text = self.embed(prompts)
+        with torch.set_grad_enabled(grad):
+            read = self.rollout.denoiser.network.read(text)  # anew for every clip: the weights have changed
+        if start == self._switch:
+            self.rollout.switch(read, keep_sink=self.keep_sink)
+        made = self._make(frames, read, grad=grad)
+        if previous is None:
+            latents = made
+        else:
+            whole = torch.cat([previous, made], dim=1)
+            old = whole[:, : 1 - self.clip_frames]
+            first = old[:, -1:] if self.anchor is None else self.anchor(old)
+            latents = torch.cat([first.detach(), whole[:, 1 - self.clip_frames :]], dim=1)
+        known = made.detach() if previous is None else torch.cat([previous, made.detach()], dim=1)
+        self._previous = known[:, -self.clip_frames :]
+        fresh = torch.zeros(latents.shape[:2], dtype=torch.bool, device=latents.device)
+        fresh[:, -len(frames) :] = True
+        return Clip(latents, fresh, text, frames, tuple(prompts))
+
+    def _begin(self) -> None:
+        self._length = self.choices.pick(self.max_frames)
+        starts = self._starts(self._length, self.clip_frames, self.overlap)
+        inside = [frame for frame in self.switch_at if frame in starts]
+        self._switch = self.choices.pick(inside) if inside else -1
+        self._pairs = self.prompts.next()
+        if self._switch >= 0 and (without := [pair.prompt for pair in self._pairs if pair.switch is None]):
+            raise ValueError(f"prompt {without[0]!r} has none to switch to; give switch prompts or leave switch_at empty")
+        self.cache.reset()
+        self.rollout.reset()
+        self._previous = None
+
+    def _prompts_at(self, frame: int) -> list[str]:
+        switched = 0 <= self._switch <= frame
+        return [pair.switch if switched and pair.switch is not None else pair.prompt for pair in self._pairs]
+
+    def _make(self, frames: range, text: TextKV, *, grad: bool) -> Latents:
+        """New frames, block by block, all of them ended after the same number of denoising passes."""
+        stop_at = 1 + self.choices.integer(len(self.rollout.steps))
+        made = []
+        for _ in range(frames.start, frames.stop, self.block):
+            made.append(self.rollout.block(self.noise(self.block), text, stop_at=stop_at, grad=grad))
+            self.rollout.remember(made[-1], text)
+        return torch.cat(made, dim=1)
+
+    def state(self) -> dict[str, Any]:
+        """The position in the prompts and the video under way, if any; noise and `choices` are the caller's to save."""
+        video = None
+        if self._previous is not None and not self.between_videos:
+            video = {
+                "pairs": [tuple(pair) for pair in self._pairs],
+                "length": self._length,
+                "switch": self._switch,
+                "previous": self._previous.cpu(),
+                "rollout": self.rollout.state(),
+                "cache": self.cache.state(),
+            }
+        return {"prompts": self.prompts.state(), "video": video}
+
+    def load(self, state: dict[str, Any], *, device: torch.device | str = "cpu") -> None:
+        """The inverse of `state`."""
+        self.prompts.load(state["prompts"])
+        video = state["video"]
+        self._previous = None
+        if video is not None:
+            self._pairs = [PromptPair(*pair) for pair in video["pairs"]]
+            self._length, self._switch = video["length"], video["switch"]
+            self._previous = video["previous"].to(device)
+            self.rollout.load(video["rollout"], device=device)
+            self.cache.load(video["cache"], device=device)
+
+
+@torch.no_grad()
+def anchor_frame(vae: AutoencoderKLWan, frames: Latents, *, tail: int | None = None) -> Latents:
+    """The last image of some latent frames, encoded alone: `[B, F, C, H, W]` -> `[B, 1, C, H, W]`.
+
+    A video's first latent frame is one image, the others are four; a teacher that was trained on whole videos expects the
+    first frame of a clip to be of the first kind. The frames are decoded as if a video began with them. The decoder's
+    memory is short, so that the last `tail` of them give nearly the same image at less cost (None: all; docs/training.md
+    has the differences).
+    """
+    part = frames if tail is None else frames[:, -tail:]
+    decoder, image = StreamDecoder(vae), None
+    for start in range(part.shape[1]):
+        image = decoder.decode(part[:, start : start + 1])
+    assert image is not None
+    return StreamEncoder(vae).encode(image[:, :, -1:]).to(frames.dtype)

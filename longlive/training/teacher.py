@@ -1,0 +1,140 @@
+"""Train the miniature's teacher: a bidirectional transformer that knows short clips of the world.
+
+Every step sees the first frames alone, where all that a prompt says must be invented (cheap, many videos), and every few
+steps whole clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from longlive.generation.denoiser import Denoiser
+from longlive.miniature import oracle
+from longlive.miniature.captions import canonical
+from longlive.miniature.world import held_out, training_set
+from longlive.models.text import TextEncoder
+from longlive.models.vae import decode_video
+from longlive.models.wan import WanTransformer
+from longlive.ops.flow import NUM_LEVELS, shifted
+from longlive.training.caption_texts import CaptionTexts, weights
+from longlive.training.ema import EMA
+from longlive.training.flow_matching import FlowMatching
+from longlive.training.latent_videos import LatentVideos, save_strips, to_uint8
+from longlive.training.low_precision import use_bfloat16_linears
+from longlive.training.ode import trajectory
+from longlive.training.optimizer import MatrixOptimizer
+from longlive.training.trainer import one_cycle
+
+
+class TeacherStage:
+    """Flow matching of whole clips; what is exported is the moving average of the weights.
+
+    Args:
+        clip_frames, clip_batch, clip_every: whole clips, how many, and steps from one batch of them to the next.
+        short_frames, short_batch: the beginnings of clips, every step.
+        bfloat16: linear layers compute in bfloat16.
+        hard_shapes, hard_weight: shapes of which beginnings are drawn that much more often.
+        guidance: w at which validation clips are made.
+    """
+
+    def __init__(
+        self,
+        network: WanTransformer,
+        vae: AutoencoderKLWan,
+        text_encoder: TextEncoder,
+        data: Path,
+        *,
+        steps: int,
+        lr: float,
+        seed: int,
+        clip_frames: int,
+        clip_batch: int,
+        clip_every: int,
+        short_frames: int,
+        short_batch: int,
+        num_clips: int,
+        num_shorts: int,
+        phrasings: int,
+        shift: float,
+        ema_decay: float,
+        bfloat16: bool,
+        hard_shapes: Sequence[str],
+        hard_weight: float,
+        guidance: float = 3.0,
+    ) -> None:
+        self.network, self.vae, self.text_encoder = network, vae, text_encoder
+        self.steps, self.clip_batch, self.clip_every, self.short_batch = steps, clip_batch, clip_every, short_batch
+        self.clip_frames, self.shift, self.guidance = clip_frames, shift, guidance
+        self.objective = FlowMatching(network)
+        self.optimizer = MatrixOptimizer(network, lr=lr, hidden=lambda name: name.startswith("blocks.") and "modulation" not in name)
+        self.ema = EMA(network, decay=ema_decay)
+        if bfloat16:
+            use_bfloat16_linears(network)
+        self.generator = torch.Generator().manual_seed(seed)
+        captions = training_set()
+        self.weights = weights(captions, hard_shapes, hard_weight)
+        self.texts = CaptionTexts(text_encoder, captions, phrasings=phrasings, seed=seed + 3)
+        self.clips = LatentVideos(data / "clips.pt", vae, captions, num_videos=num_clips, num_frames=clip_frames, seed=seed + 1)
+        self.shorts = LatentVideos(data / "shorts.pt", vae, captions, num_videos=num_shorts, num_frames=short_frames, seed=seed + 2)
+        self._batch: dict[str, Any] = {}
+
+    def step(self, number: int) -> dict[str, float]:
+        self.optimizer.zero_grad()
+        metrics = {"teacher/short_loss": self._learn(self.shorts, self.short_batch)}
+        if number % self.clip_every == 0:
+            metrics["teacher/clip_loss"] = self._learn(self.clips, self.clip_batch)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step(one_cycle(number, self.steps))
+        self.ema.update(self.network, number)
+        return metrics | {"teacher/grad_norm": norm.item()}
+
+    def _learn(self, videos: LatentVideos, batch: int) -> float:
+        """Gradient of one batch; returns its loss."""
+        clip, captions = videos.draw(batch, slice(None), self.generator, weights=self.weights)
+        t = NUM_LEVELS * shifted(torch.rand(batch, generator=self.generator), self.shift)
+        noise = torch.randn(clip.shape, generator=self.generator)
+        self._batch = {"clip": clip, "captions": captions, "t": t, "noise": noise}
+        loss = self.objective(clip, self.texts.draw(captions, self.generator), t=t, noise=noise)
+        loss.backward()
+        return loss.item()
+
+    def batch(self) -> dict[str, Any]:
+        """What the last step was made of."""
+        return self._batch
+
+    @torch.no_grad()
+    def validate(self, folder: Path, number: int, *, num_prompts: int = 32, num_steps: int = 24) -> dict[str, float]:
+        """Guided clips of held-out prompts, read by the oracle; a sheet of them."""
+        captions = held_out(num_prompts)
+        text = self.text_encoder.encode([canonical(c) for c in captions])
+        random = torch.Generator().manual_seed(number)
+        noise = torch.randn(num_prompts, *self.clips.latents.shape[1:], generator=random)
+        denoiser = Denoiser(self.ema.average, guidance=self.guidance, negative=torch.zeros_like(text))
+        latents = trajectory(denoiser, noise, text, num_steps=num_steps, keep=[num_steps], shift=self.shift)[:, 0]
+        images = to_uint8(decode_video(self.vae, latents))
+        reading = oracle.read(images)
+        save_strips(images[:12], folder / f"teacher_{number:06d}.png")
+        correct = {f"oracle/{k}": v.float().mean().item() for k, v in reading.correct(captions).items()}
+        return correct | {"oracle/iou": reading.iou.mean().item()}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.generator.set_state(state["generator"])
+
+    def export(self, folder: Path) -> None:
+        self.ema.average.save_pretrained(folder / "transformer")

@@ -1,0 +1,122 @@
+"""What the generator makes now: videos of a few prompts by the block loop of inference, as files a person can look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from longlive.cache.window import Window
+from longlive.generation.cues import PromptSchedule
+from longlive.generation.denoiser import Denoiser
+from longlive.generation.memory import ring_cache
+from longlive.generation.rollout import Rollout
+from longlive.generation.stream import stream
+from longlive.miniature import oracle
+from longlive.miniature.captions import parse
+from longlive.miniature.world import Captioned
+from longlive.models.vae import StreamDecoder, settings_of
+from longlive.models.wan import WanTransformer
+from longlive.training.clips import Embed
+from longlive.video import VideoWriter, contact_sheet, evenly_spaced
+
+Measure = Callable[[Tensor, Sequence[PromptSchedule]], dict[str, float]]
+"""Numbers from videos, uint8 `[N, T, Y, X, 3]`, and what they should show."""
+
+SHOWN = 12  # videos that are written; more may be measured
+
+
+class Preview:
+    """Makes a video of each schedule with few-step sampling, always from the same noise; writes mp4 files and a contact sheet.
+
+    Args:
+        embed: embeddings `[1, L, E]` of a prompt.
+        steps: timesteps of the denoising passes.
+        measure: numbers to report, if the videos can be judged.
+        write: whether this rank writes; all ranks make the videos, since a network spread over them can only run on all.
+    """
+
+    def __init__(
+        self,
+        schedules: Sequence[PromptSchedule],
+        vae: AutoencoderKLWan,
+        embed: Embed,
+        *,
+        window: Window,
+        block: int,
+        steps: Sequence[float],
+        num_frames: int,
+        height: int,
+        width: int,
+        keep_sink: bool,
+        seed: int,
+        fps: float = 16,
+        measure: Measure | None = None,
+        write: bool = True,
+    ) -> None:
+        if num_frames % block:
+            raise ValueError(f"validation videos of {num_frames} frames are no whole blocks of {block}; choose a multiple")
+        self.schedules, self.vae, self.embed, self.window, self.block = list(schedules), vae, embed, window, block
+        self.steps, self.num_frames, self.keep_sink = list(steps), num_frames, keep_sink
+        stride = settings_of(vae).scale_factor_spatial
+        self.size = (height // stride, width // stride)
+        self.seed, self.fps, self.measure, self.write = seed, fps, measure, write
+
+    @torch.no_grad()
+    def __call__(self, network: WanTransformer, folder: Path, number: int) -> dict[str, float]:
+        videos = []
+        for index, schedule in enumerate(self.schedules):
+            images = self._video(network, schedule, self.seed + index)
+            videos.append(images)
+            if self.write and index < SHOWN:
+                with VideoWriter(folder / f"step_{number:06d}_{index}.mp4", fps=self.fps, scale=max(1, 256 // images.shape[1])) as writer:
+                    writer.write(images)
+        if self.write:
+            self._sheet(videos[:SHOWN], folder / f"step_{number:06d}.png", number)
+        return {} if self.measure is None else self.measure(torch.stack(videos), self.schedules)
+
+    def _video(self, network: WanTransformer, schedule: PromptSchedule, seed: int) -> Tensor:
+        """uint8 `[T, Y, X, 3]`."""
+        random = torch.Generator().manual_seed(seed)
+
+        def draw(frames: int) -> Tensor:
+            shape = (1, frames, network.config.in_dim, *self.size)
+            return torch.randn(shape, generator=random).to(network.device, network.dtype)
+
+        ring = ring_cache(network, *self.size, window=self.window)
+        rollout = Rollout(Denoiser(network), ring, steps=self.steps, draw=lambda latents: draw(latents.shape[1]))
+        decoder, parts = StreamDecoder(self.vae), []
+        for made in stream(
+            rollout,
+            schedule,
+            read=lambda prompt: network.read(self.embed([prompt])),
+            noise=lambda frames: draw(len(frames)),
+            block=self.block,
+            num_frames=self.num_frames,
+            keep_sink=self.keep_sink,
+        ):
+            images = decoder.decode(made.latents)[0].float()
+            parts.append(((images.movedim(0, -1) + 1) * 127.5).round().to(torch.uint8).cpu())
+        return torch.cat(parts)
+
+    def _sheet(self, videos: Sequence[Tensor], path: Path, number: int) -> None:
+        picks = evenly_spaced(len(videos[0]), 6)
+        tiles = [images[pick].numpy() for images in videos for pick in picks]
+        words = []
+        for schedule in self.schedules[: len(videos)]:
+            for pick in picks:
+                cue = [cue for cue in schedule.cues if 4 * cue.frame - 3 <= pick or cue.frame == 0][-1]
+                words.append(f"{pick / self.fps:.1f} s\n{cue.prompt}")
+        contact_sheet(tiles, path, columns=len(picks), captions=words, title=f"step {number}")
+
+
+def read_by_oracle(videos: Tensor, schedules: Sequence[PromptSchedule]) -> dict[str, float]:
+    """Share of the miniature's videos, uint8 `[N, T, 64, 64, 3]`, that show what their last prompt says, in the last second."""
+    captions = [Captioned(**parse(schedule.cues[-1].prompt)) for schedule in schedules]
+    reading = oracle.read(videos.movedim(-1, 2))
+    last = slice(max(0, videos.shape[1] - 16), videos.shape[1])
+    right = {f"oracle/{name}": value.float().mean().item() for name, value in reading.correct(captions, last).items()}
+    return right | {"oracle/iou": reading.iou[:, last].mean().item()}
