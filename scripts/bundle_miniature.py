@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/miniature"))
     parser.add_argument("--to", type=Path, default=BUNDLED["miniature"])
     parser.add_argument("--stage", choices=STAGES, help="whose transformer; by default that of the last stage that is finished")
-    parser.add_argument("--guidance", type=float, default=3.0, help="w of causal_init's guidance (default %(default)s)")
+    parser.add_argument("--guidance", type=float, default=2.0, help="w of causal_init's guidance (default %(default)s)")
     arguments = parser.parse_args()
     finished = [stage for stage in STAGES if (arguments.runs / stage / "export").is_dir()]
     try:
