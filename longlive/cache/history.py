@@ -117,7 +117,10 @@ class HistoryCache:
 
     def state(self) -> dict[str, Any]:
         """All that later blocks depend on, on the CPU: what a run stopped in the middle of a video saves."""
-        pages = [{"start": p.frames.start, "keys": [k.cpu() for k in p.keys], "values": [v.cpu() for v in p.values]} for p in self._pages]
+        pages = [  # cloned: a page may be a part of a larger one, which would be saved whole
+            {"start": p.frames.start, "keys": [k.cpu().clone() for k in p.keys], "values": [v.cpu().clone() for v in p.values]}
+            for p in self._pages
+        ]
         ends = [p.frames.stop for p in self._pages]
         return {"end": self.end, "sink_start": self._sink_start, "recent_start": self._recent_start, "pages": pages, "ends": ends}
 

@@ -73,16 +73,16 @@ def shard(network: nn.Module, mesh: DeviceMesh | None = None, *, param_dtype: to
     """Spread parameters, gradients and optimiser states over the ranks, block by block (`fully_shard`), in place.
 
     Master weights keep their type, the network computes in `param_dtype`, gradients are averaged over ranks in `reduce_dtype`.
-    Load weights, add adapters and make copies (a moving average) before; make optimisers after. One process without a `mesh`
-    has nothing to spread and keeps the network as it is.
+    Load weights, add adapters and make copies (a moving average) before; make optimisers after. A process that
+    met no others, or is alone on a CPU, has nothing to spread and keeps the network as it is.
 
     Args:
         mesh: all ranks in one dimension if None; of two dimensions, the first replicates and the second shards.
     """
     device = next(network.parameters()).device
     if mesh is None:
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            log.info("one process: the network stays whole and computes in its own type")
+        if not dist.is_initialized() or (dist.get_world_size() == 1 and device.type != "cuda"):
+            log.info("one process: the network stays whole and computes in its own type (on a GPU, start with torchrun for bfloat16)")
             return
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     # Inputs are not cast: timesteps, rotations and modulation are float32 on purpose, the rest the model casts itself.

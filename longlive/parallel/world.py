@@ -83,11 +83,13 @@ def configure_logging(here: World) -> None:
 
 
 def join(here: World, device: torch.device) -> None:
-    """Meet the other processes as torchrun's environment describes them, once; a process alone has nobody to meet.
+    """Meet the other processes as torchrun's environment describes them, once; a process alone has nobody to meet, but under torchrun
+    on a GPU it joins all the same, since networks there compute in bfloat16 by the same means on one GPU as on many (`shard`).
 
     Tensors on a GPU travel by NCCL, everything on a CPU by gloo, so that small talk between ranks never waits for a GPU.
     """
-    if here.size == 1 or dist.is_initialized():
+    alone = here.size == 1 and (device.type != "cuda" or "RANK" not in os.environ)
+    if alone or dist.is_initialized():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -126,6 +126,10 @@ class AutoencoderStage:
         self.decoder.detach()
         return {"autoencoder/loss": loss.item(), "autoencoder/kl": kl.item(), "autoencoder/grad_norm": norm.item()}
 
+    @property
+    def at_rest(self) -> bool:
+        return True
+
     def batch(self) -> dict[str, Any]:
         return self._batch
 

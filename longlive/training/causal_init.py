@@ -116,6 +116,10 @@ class CausalInitStage:
         self.ema.update(self.network, number)
         return metrics | {"causal_init/grad_norm": norm.item()}
 
+    @property
+    def at_rest(self) -> bool:
+        return True
+
     def batch(self) -> dict[str, Any]:
         return self._batch
 

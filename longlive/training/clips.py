@@ -147,7 +147,7 @@ class StreamingTuner:
             latents = made
         else:
             whole = torch.cat([previous, made], dim=1)
-            old = whole[:, : 1 - self.clip_frames]
+            old = whole[:, : 1 - self.clip_frames].detach()
             first = old[:, -1:] if self.anchor is None else self.anchor(old)
             latents = torch.cat([first.detach(), whole[:, 1 - self.clip_frames :]], dim=1)
         known = made.detach() if previous is None else torch.cat([previous, made.detach()], dim=1)
@@ -189,7 +189,7 @@ class StreamingTuner:
                 "pairs": [tuple(pair) for pair in self._pairs],
                 "length": self._length,
                 "switch": self._switch,
-                "previous": self._previous.cpu(),
+                "previous": self._previous.cpu().clone(),  # a part of a larger tensor, which would be saved whole
                 "rollout": self.rollout.state(),
                 "cache": self.cache.state(),
             }
@@ -216,7 +216,12 @@ def anchor_frame(vae: AutoencoderKLWan, frames: Latents, *, tail: int | None = N
     first frame of a clip to be of the first kind. The frames are decoded as if a video began with them. The decoder's
     memory is short, so that the last `tail` of them give nearly the same image at less cost (None: all; docs/training.md
     has the differences).
+
+    Raises:
+        ValueError: when `tail` is not 1 or more.
     """
+    if tail is not None and tail < 1:
+        raise ValueError(f"anchor_tail {tail}: at least the frame itself is decoded")
     part = frames if tail is None else frames[:, -tail:]
     decoder, image = StreamDecoder(vae), None
     for start in range(part.shape[1]):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from longlive.checkpoints import store
 from longlive.models.wan import WanTransformer
@@ -132,7 +133,10 @@ class DistillationStage:
 
     def validate(self, folder: Path, number: int) -> dict[str, float]:
         """Videos with the generator of now."""
-        return self._validate(self.best, folder, number)
+        measured = self._validate(self.best, folder, number)
+        if isinstance(self.best, FSDPModule):
+            self.best.reshard()  # the outermost weights stay gathered after a pass without a gradient: the average could not go on
+        return measured
 
     def state(self) -> dict[str, Any]:
         own = {"tuner": self.tuner.state(), "random": {name: generator.get_state() for name, generator in self.random.items()}}

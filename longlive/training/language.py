@@ -128,6 +128,10 @@ class LanguageStage:
         self.optimizer.step()
         return {"language/loss": loss.item(), "language/grad_norm": norm.item()}
 
+    @property
+    def at_rest(self) -> bool:
+        return True
+
     def batch(self) -> dict[str, Any]:
         return self._batch
 

@@ -105,7 +105,7 @@ def import_wandb(mode: Tracking) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ValueError(f"wandb={mode} needs the package wandb: pip install 'longlive[train]', or set wandb=off") from error
+        raise ValueError(f"wandb={mode} needs the package wandb ({error}): pip install 'longlive[train]', or set wandb=off") from error
     return wandb
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from longlive.checkpoints import convert, store
 from longlive.models.lora import add_lora, lora_state, merge_lora
@@ -23,7 +24,7 @@ from longlive.parallel.shard import (
 
 
 def load_network(path: str | Path, *, lora: str | Path | None = None, dtype: torch.dtype = torch.float32) -> WanTransformer:
-    """A transformer from any layout that inference reads, with a LoRA merged into it if there is one; frozen.
+    """A transformer from any layout that inference reads, with a LoRA (its alpha being its rank) merged into it if there is one; frozen.
 
     Raises:
         ValueError, FileNotFoundError: what does not fit or is missing.
@@ -78,6 +79,10 @@ class Learner:
         norm = clip_gradients(self.weights, max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if isinstance(self.network, FSDPModule):
+            # The outermost weights stay gathered from a forward pass until the next backward pass. A rollout without a gradient
+            # may have come just before: all passes until the next backward would go on with the weights of before this step.
+            self.network.reshard()
         return norm
 
     def state(self) -> dict[str, Any]:

@@ -380,6 +380,7 @@ def _preview(
         height=settings.height,
         width=settings.width,
         keep_sink=settings.keep_sink if isinstance(settings, DistillationConfig) else True,
+        context_t=settings.context_timestep if isinstance(settings, DistillationConfig) else 0.0,
         seed=config.seed,
         measure=read_by_oracle if settings.oracle else None,
         write=here.is_first,

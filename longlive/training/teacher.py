@@ -103,6 +103,10 @@ class TeacherStage:
         loss.backward()
         return loss.item()
 
+    @property
+    def at_rest(self) -> bool:
+        return True
+
     def batch(self) -> dict[str, Any]:
         """What the last step was made of."""
         return self._batch

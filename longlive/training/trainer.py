@@ -50,6 +50,11 @@ class Stage(Protocol):
         """What the last step was given: the tensors (and texts) that are saved when its loss is bad."""
         ...
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether `state` is small: no video under way, whose cache would have to be saved for every rank. All ranks agree."""
+        ...
+
     def validate(self, folder: Path, number: int) -> dict[str, float]:
         """Measure and draw what a person wants to look at, into `folder` (the first rank draws); changes nothing in `state`."""
         ...
@@ -94,7 +99,7 @@ def hash_of(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -129,11 +134,16 @@ class Checkpoints:
         """Give `stage` the newest state, if there is one; returns the steps it has behind it.
 
         Raises:
-            ValueError: on all ranks, when the checkpoint is of another stage, kind, base or number of ranks.
+            ValueError: on all ranks, when the checkpoint is of another stage, kind, base or number of ranks, or not the same for all.
         """
-        if not self.path.exists():
+        saved: dict[str, Any] = {"step": 0}
+        if self.path.exists():
+            saved = torch.load(self.path, weights_only=False, map_location="cpu")
+        steps = gather(saved["step"], self._here)
+        if len(set(steps)) > 1:
+            raise ValueError(f"ranks find checkpoints of steps {steps} in {self.path}; the run folder must be the same one for all")
+        if not saved["step"]:
             return 0
-        saved = torch.load(self.path, weights_only=False, map_location="cpu")
         for key, wanted in self._stamp.items():
             # Checkpoints from before there were stamps say their stage only.
             if key in saved and saved[key] != wanted:
@@ -141,7 +151,7 @@ class Checkpoints:
         states = saved.get("random", [])
         if states and len(states) != self._here.size:
             raise ValueError(
-                f"{self.path} was saved by {len(states)} ranks, not {self._here.size}; start as many, or choose another folder"
+                f"{self.path} was saved by {len(states)} ranks, not {self._here.size}; start as many, or choose another run folder"
             )
         if (then := saved.get("versions", versions())) != versions():
             log.warning("%s was saved with %s, this is %s: the run goes on, but perhaps not bit for bit", self.path, then, versions())
@@ -151,17 +161,22 @@ class Checkpoints:
         return saved["step"]
 
     def save(self, stage: Stage, step: int) -> None:
-        """Write the state after `step` steps."""
+        """Write the state after `step` steps; no rank goes on before it is there."""
         state, states = stage.state(), gather(random_states(), self._here)
-        if not self._here.is_first:
+        if self._here.is_first:
+            save_atomically({**self._stamp, "versions": versions(), "step": step, "random": states, "state": state}, self.path)
+            self._name(step)
+        gather(None, self._here)
+
+    def _name(self, step: int) -> None:
+        """A second name for the newest checkpoint, and an end to the oldest of those."""
+        if not self._keep:
             return
-        save_atomically({**self._stamp, "versions": versions(), "step": step, "random": states, "state": state}, self.path)
-        if self._keep:
-            named = self.path.with_name(f"checkpoint_{step:06d}.pt")
-            named.unlink(missing_ok=True)
-            os.link(self.path, named)  # a name, not a copy
-            for old in sorted(self.path.parent.glob("checkpoint_*.pt"), key=lambda path: path.stat().st_mtime_ns)[: -self._keep]:
-                old.unlink()
+        named = self.path.with_name(f"checkpoint_{step:06d}.pt")
+        named.unlink(missing_ok=True)
+        os.link(self.path, named)
+        for old in sorted(self.path.parent.glob("checkpoint_*.pt"), key=lambda path: path.stat().st_mtime_ns)[: -self._keep]:
+            old.unlink()
 
 
 @contextmanager
@@ -246,7 +261,7 @@ def train(
     with journal, termination() as asked:
         for line in journal.past:
             watch.remember(line)
-        seconds, last = 0.0, start
+        seconds, last, due = 0.0, start, False
         for step in range(start, steps):
             began, done = time.perf_counter(), step + 1
             metrics, ending = _step(stage, step, watch, asked, checkpoints, here)
@@ -260,9 +275,12 @@ def train(
             if (done % validate_every == 0 or done == steps) and (measured := stage.validate(run, done)):
                 journal.write(done, measured)
                 log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in measured.items()))
-            if ending or done % save_every == 0 or done == steps:
+            due = due or ending or done % save_every == 0 or done == steps
+            if due and (stage.at_rest or here.size == 1):  # of several ranks, only between videos
                 checkpoints.save(stage, done)
+                due = False
             if ending:
-                raise Terminated(f"asked to end; step {done} of {steps} is saved in {checkpoints.path}, start again to go on")
+                saved = "the last checkpoint" if due else f"step {done} of {steps}"
+                raise Terminated(f"asked to end; {saved} is in {checkpoints.path}, start again to go on")
     stage.export(run / "export")
     log.info("exported to %s", run / "export")

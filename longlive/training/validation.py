@@ -9,10 +9,10 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import ring_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.stream import stream
 from longlive.miniature import oracle
@@ -53,6 +53,7 @@ class Preview:
         width: int,
         keep_sink: bool,
         seed: int,
+        context_t: float = 0.0,
         fps: float = 16,
         measure: Measure | None = None,
         write: bool = True,
@@ -60,7 +61,7 @@ class Preview:
         if num_frames % block:
             raise ValueError(f"validation videos of {num_frames} frames are no whole blocks of {block}; choose a multiple")
         self.schedules, self.vae, self.embed, self.window, self.block = list(schedules), vae, embed, window, block
-        self.steps, self.num_frames, self.keep_sink = list(steps), num_frames, keep_sink
+        self.steps, self.context_t, self.num_frames, self.keep_sink = list(steps), context_t, num_frames, keep_sink
         stride = settings_of(vae).scale_factor_spatial
         self.size = (height // stride, width // stride)
         self.seed, self.fps, self.measure, self.write = seed, fps, measure, write
@@ -86,8 +87,9 @@ class Preview:
             shape = (1, frames, network.config.in_dim, *self.size)
             return torch.randn(shape, generator=random).to(network.device, network.dtype)
 
-        ring = ring_cache(network, *self.size, window=self.window)
-        rollout = Rollout(Denoiser(network), ring, steps=self.steps, draw=lambda latents: draw(latents.shape[1]))
+        # No ring: its buffers would have the type of the master weights, not that in which a network spread over ranks computes.
+        cache = HistoryCache(window=self.window, theta=network.config.rope_theta)
+        rollout = Rollout(Denoiser(network), cache, steps=self.steps, draw=lambda latents: draw(latents.shape[1]), context_t=self.context_t)
         decoder, parts = StreamDecoder(self.vae), []
         for made in stream(
             rollout,

@@ -1,0 +1,369 @@
+"""The training loop: what is killed goes on bit for bit, what is mixed up is refused, what goes wrong stops and leaves its batch."""
+
+import json
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import train as program
+from longlive.config import TrainConfig, load
+from longlive.parallel.world import choose_device, gather, joined, world
+from longlive.training.metrics import LossWatch, commit
+from longlive.training.trainer import Terminated, hash_of, train
+
+ASKED_ONCE = commit()
+EVERY = {"save_every": 3, "validate_every": 4, "log_every": 1}
+
+
+@pytest.fixture(autouse=True)
+def asked_once(monkeypatch):
+    """Git is slow where it is asked a hundred times."""
+    monkeypatch.setattr("longlive.training.trainer.commit", lambda: ASKED_ONCE)
+
+
+class Walk:
+    """A weight that wanders: its steps come from a generator of its own, from torch's and from Python's."""
+
+    at_rest = True
+
+    def __init__(self):
+        self.weight, self.generator = torch.zeros(3), torch.Generator().manual_seed(0)
+        self.events = {}  # step -> what happens in it
+        self.exported = False
+        random.seed(0)
+        torch.manual_seed(0)
+
+    def step(self, number):
+        self.last = torch.randn(3, generator=self.generator)
+        self.weight += self.last + torch.rand(3) + random.random()
+        loss = self.events.get(number, lambda: None)()
+        return {"walk/loss": 1 + self.weight.tanh().abs().sum().item() if loss is None else loss}
+
+    def batch(self):
+        return {"last": self.last}
+
+    def validate(self, folder, number):
+        return {"walk/length": self.weight.norm().item()}
+
+    def state(self):
+        return {"weight": self.weight.clone(), "generator": self.generator.get_state()}
+
+    def load(self, state):
+        self.weight = state["weight"]
+        self.generator.set_state(state["generator"])
+
+    def export(self, folder):
+        self.exported = True
+
+
+def walk(run, *, steps=10, events=(), **settings):
+    stage = Walk()
+    stage.events = dict(events)
+    train(stage, **{"run": run, "name": "walk", "steps": steps, "settings": {}, **EVERY, **settings})
+    return stage
+
+
+def metrics(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds_per_step"} for line in lines]
+
+
+def saved(run):
+    return torch.load(run / "checkpoint.pt", weights_only=False)
+
+
+def crash():
+    raise MemoryError
+
+
+def test_what_crashes_at_any_step_goes_on_bit_for_bit(tmp_path):
+    whole = walk(tmp_path / "whole")
+    for step in range(10):
+        run = tmp_path / str(step)
+        with pytest.raises(MemoryError):
+            walk(run, events={step: crash})
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write('{"walk/lo')  # killed while it wrote
+        assert torch.equal(walk(run).weight, whole.weight) and metrics(run) == metrics(tmp_path / "whole"), step
+        assert not list(run.glob("*.partial"))
+    assert [line["step"] for line in metrics(tmp_path / "whole") if "walk/length" in line] == [4, 8, 10]
+
+
+def test_started_again_when_it_is_done_it_only_exports(tmp_path):
+    walk(tmp_path)
+    before = metrics(tmp_path)
+    assert walk(tmp_path, events={number: crash for number in range(10)}).exported
+    assert metrics(tmp_path) == before
+
+
+def test_sigterm_ends_with_a_saved_state(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated, match="step 5 of 10 is saved"):
+        walk(tmp_path / "asked", events={4: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    assert saved(tmp_path / "asked")["step"] == 5
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert torch.equal(walk(tmp_path / "asked").weight, walk(tmp_path / "whole").weight)
+    assert metrics(tmp_path / "asked") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"name": "run"}, "of stage 'walk', not 'run'"),
+        ({"kind": "full"}, "of kind 'lora', not 'full'"),
+        ({"base": "other"}, "of base 'this', not 'other'"),
+        ({"base": None}, "of base 'this', not None"),
+    ],
+)
+def test_mixed_up_checkpoints_are_refused(tmp_path, other, message):
+    own = {"kind": "lora", "base": "this"}
+    walk(tmp_path, steps=3, **own)
+    with pytest.raises(ValueError, match=message):
+        walk(tmp_path, **(own | other))
+    walk(tmp_path, steps=4, **own)
+    assert saved(tmp_path)["step"] == 4
+
+
+def test_a_checkpoint_from_before_there_were_stamps_goes_on(tmp_path):
+    walk(tmp_path, steps=3)
+    old = {key: value for key, value in saved(tmp_path).items() if key in ("stage", "step", "state")}
+    torch.save(old, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="not 'run'"):
+        walk(tmp_path, name="run")
+    walk(tmp_path, steps=4, kind="lora", base="this")
+    assert saved(tmp_path)["step"] == 4 and saved(tmp_path)["base"] == "this"
+
+
+def test_other_versions_are_said(tmp_path, caplog):
+    walk(tmp_path, steps=3)
+    walk(tmp_path, steps=4)
+    assert "perhaps not bit for bit" not in caplog.text
+    checkpoint = saved(tmp_path)
+    checkpoint["versions"]["torch"] = "0.1"
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    walk(tmp_path, steps=5)
+    assert "perhaps not bit for bit" in caplog.text
+
+
+def test_the_hash_sees_names_types_shapes_and_values_and_not_their_order():
+    state = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1, dtype=torch.bfloat16)}
+    others = [
+        {"a": state["a"], "c": state["b"]},
+        {"a": state["a"].view(3, 2), "b": state["b"]},
+        {"a": state["a"].view(torch.int32), "b": state["b"]},
+        {"a": state["a"] + torch.eye(2, 3) * 1e-6, "b": state["b"]},
+        {"a": state["a"]},
+    ]
+    assert hash_of(dict(reversed(state.items()))) == hash_of(state) == hash_of({**state, "a": state["a"].T.contiguous().T})
+    assert len({hash_of(other) for other in (state, *others)}) == 6
+
+
+def fail():
+    raise FloatingPointError("latents are not finite")
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (lambda: float("nan"), "walk/loss is nan at step 13"),
+        (lambda: float("-inf"), "walk/loss is -inf at step 13"),
+        (lambda: 500.0, "walk/loss is 500, more than 100 times its median of"),
+        (lambda: -500.0, "walk/loss is -500, more than 100 times"),
+        (fail, "latents are not finite at step 13"),
+    ],
+)
+def test_a_bad_loss_stops_and_leaves_its_batch(tmp_path, event, message):
+    with pytest.raises(FloatingPointError, match=message) as stopped:
+        walk(tmp_path, steps=15, explode=100.0, events={13: event})
+    assert str(tmp_path / "bad_batch.pt") in str(stopped.value) and str(tmp_path / "checkpoint.pt") in str(stopped.value)
+    bad = torch.load(tmp_path / "bad_batch.pt")
+    whole = walk(tmp_path / "whole", steps=14)
+    assert bad["step"] == 13 and torch.equal(bad["batch"]["last"], whole.last)
+    assert saved(tmp_path)["step"] == 12 and metrics(tmp_path)[-1]["step"] == 13
+    # What is usual is known to a resumed run too, from its metrics.
+    with pytest.raises(FloatingPointError, match=message):
+        walk(tmp_path, steps=15, explode=100.0, events={13: event})
+
+
+def test_without_a_past_or_a_factor_large_losses_pass(tmp_path):
+    walk(tmp_path / "a", explode=100.0, events={2: lambda: 1e6})
+    walk(tmp_path / "b", steps=15, events={13: lambda: 1e6})
+    with pytest.raises(FloatingPointError, match="there is no checkpoint yet"):
+        walk(tmp_path / "c", events={1: lambda: float("nan")})
+
+
+def test_losses_are_compared_with_their_own_recent_past():
+    watch = LossWatch(10.0, window=20, least=5)
+    for n in range(40):
+        watch.remember({"a/loss": 2.0**n, "b/loss": 1.0, "rate": 1.0})
+    assert watch.trouble({"a/loss": 9.9 * 2**29.5}) is None  # the median of 2^20 … 2^39 lies between 2^29 and 2^30
+    assert "a/loss is" in watch.trouble({"a/loss": 11 * 2**30})
+    assert watch.trouble({"rate": 1e9, "c/loss": 1e9}) is None
+    assert "b/loss is 11," in watch.trouble({"a/loss": 1.0, "b/loss": 11.0})
+    assert watch.trouble({"rate": float("nan")}) == "rate is nan"
+
+
+def test_kept_checkpoints(tmp_path):
+    walk(tmp_path, steps=11, keep=2)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == ["checkpoint.pt", "checkpoint_000009.pt", "checkpoint_000011.pt"]
+    assert torch.load(tmp_path / "checkpoint_000009.pt", weights_only=False)["step"] == 9
+
+
+def test_settings_say_what_ran(tmp_path):
+    config = load(TrainConfig, None, ["stage=language"])
+    walk(tmp_path, steps=1, settings={"seed": config.seed}, base="this")
+    about = json.loads((tmp_path / "settings.json").read_text())
+    assert about["stage"] == "walk" and about["base"] == "this" and about["settings"] == {"seed": 0}
+    assert set(about["versions"]) == {"python", "torch", "diffusers", "transformers", "peft", "longlive"}
+    assert about["hardware"]["ranks"] == 1
+    repository = Path(__file__).parents[2]
+    assert (repository / ".git").exists() == (about["commit"] is not None)
+
+
+def test_wandb_gets_what_the_file_gets_and_a_resumed_run_is_the_same(tmp_path, monkeypatch):
+    began, logged, ended = [], [], []
+    run = SimpleNamespace(log=lambda values, step: logged.append({"step": step} | values), finish=lambda exit_code: ended.append(exit_code))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **settings: began.append(settings) or run))
+    ask = {"wandb": "offline", "project": "p", "settings": {"seed": 4}}
+    with pytest.raises(MemoryError):
+        walk(tmp_path, events={5: crash}, **ask)
+    walk(tmp_path, **ask)
+    assert began[0] == began[1] and began[0]["mode"] == "offline" and began[0]["config"] == {"seed": 4} and began[0]["project"] == "p"
+    assert ended == [1, 0]
+    last = {(line["step"], *line): line for line in logged}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [last[(line["step"], *line)] for line in lines if line["step"] > 5] == [line for line in lines if line["step"] > 5]
+
+
+def test_wandb_is_asked_for_and_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    walk(tmp_path, steps=1)
+    with pytest.raises(ValueError, match=r"pip install 'longlive\[train\]', or set wandb=off"):
+        walk(tmp_path, wandb="online")
+
+
+class Ranked(Walk):
+    """Ranks wander apart; what is saved has them all."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator.manual_seed(world().rank)
+        torch.manual_seed(10 + world().rank)
+
+    def state(self):
+        return {"all": gather(super().state(), world())}
+
+    def load(self, state):
+        super().load(state["all"][world().rank])
+
+
+def rank_of_two(rank: int, port: int, folder: Path) -> None:
+    """Trains with another rank: whole, and stopped by what happens on one of them."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+
+    def go(run, *, steps=10, events=()):
+        stage = Ranked()
+        stage.events = dict(events) if rank == 1 else {}
+        train(stage, run=folder / run, name="ranked", steps=steps, settings={}, **EVERY)
+        return stage
+
+    with joined(world(), choose_device("cpu", world())):
+        whole = go("whole")
+        with pytest.raises(Terminated):
+            go("asked", events={4: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+        assert torch.equal(go("asked").weight, whole.weight)
+        with pytest.raises(FloatingPointError, match="walk/loss is nan at step 7"):
+            go("bad", events={7: lambda: float("nan")})
+        with pytest.raises(ValueError, match=r"checkpoints of steps \[10, 0\]"):
+            go(("whole", "elsewhere")[rank])
+    torch.save(whole.weight, folder / f"weight{rank}.pt")
+
+
+def test_two_ranks_stop_together_and_go_on_each_with_its_own_draws(tmp_path):
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.unit.test_trainer"])
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(rank_of_two, args=(port, tmp_path), nprocs=2, start_method="forkserver")
+    weights = [torch.load(tmp_path / f"weight{rank}.pt") for rank in range(2)]
+    assert not torch.equal(*weights)
+    assert [line["step"] for line in metrics(tmp_path / "whole")] == sorted([*range(1, 11), 4, 8, 10])
+    assert metrics(tmp_path / "asked") == metrics(tmp_path / "whole")
+    assert torch.load(tmp_path / "bad" / "bad_batch_rank1.pt")["step"] == 7
+    with pytest.raises(ValueError, match="was saved by 2 ranks, not 1"):
+        train(Walk(), run=tmp_path / "whole", name="ranked", steps=12, settings={}, **EVERY)
+
+
+WORDS = ["stage=language", "steps=24", "language.batch=2", "save_every=5", "validate_every=100", "log_every=1", "threads=1"]
+
+
+def run_program(words, dies):
+    """The program in a process of its own, which may get SIGKILL after its third update or in the middle of its third checkpoint."""
+    from longlive.training.language import LanguageStage
+
+    LanguageStage.validate = lambda stage, folder, number: {}  # long, and not what is tried here
+    update, save, calls = torch.optim.AdamW.step, torch.save, []
+
+    def die_at_third():
+        calls.append(None)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if dies == "update":
+        torch.optim.AdamW.step = lambda optimizer: (update(optimizer), die_at_third())
+    if dies == "save":
+        torch.save = lambda state, file: (file.write(b"half"), file.flush(), die_at_third(), file.seek(0), save(state, file))
+    sys.exit(program.main(words))
+
+
+def start(run, tmp_path, dies=None):
+    (tmp_path / "empty.yaml").write_text("")
+    words = ["--config", str(tmp_path / "empty.yaml"), *WORDS, f"run={run}"]
+    process = multiprocessing.get_context("forkserver").Process(target=run_program, args=(words, dies))
+    process.start()
+    return process
+
+
+def test_a_killed_program_goes_on_bit_for_bit(tmp_path):
+    """Killed once before there is a checkpoint and once while one is written; then it may finish."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.unit.test_trainer"])
+    whole = start(tmp_path / "whole", tmp_path)
+    for dies, lines in (("update", 2), ("save", 15)):
+        process = start(tmp_path / "killed", tmp_path, dies)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert len(metrics(tmp_path / "killed")) == lines
+    last = start(tmp_path / "killed", tmp_path)
+    for process in (whole, last):
+        process.join()
+        assert process.exitcode == 0
+    assert len(metrics(tmp_path / "whole")) == 24
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    states = [saved(tmp_path / run)["state"] for run in ("whole", "killed")]
+    torch.testing.assert_close(states[0], states[1], atol=0, rtol=0)
+    exports = [(tmp_path / run / "export/text_encoder/model.safetensors").read_bytes() for run in ("whole", "killed")]
+    assert exports[0] == exports[1]
+
+
+def test_several_ranks_are_refused_where_they_make_no_sense(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.ERROR)
+    (tmp_path / "empty.yaml").write_text("")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert program.main(["--config", str(tmp_path / "empty.yaml"), "stage=language", f"run={tmp_path}"]) == 2
+    assert "trains in one process, not 2" in caplog.text
+
+
+@pytest.mark.parametrize("word", ["explode=1", "keep_checkpoints=-1", "save_every=0", "wandb=perhaps"])
+def test_settings_that_make_no_sense_are_refused(word):
+    with pytest.raises(ValueError, match=word.partition("=")[0]):
+        load(TrainConfig, None, [word])
