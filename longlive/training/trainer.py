@@ -281,6 +281,6 @@ def train(
                 due = False
             if ending:
                 saved = "the last checkpoint" if due else f"step {done} of {steps}"
-                raise Terminated(f"asked to end; {saved} is in {checkpoints.path}, start again to go on")
+                raise Terminated(f"asked to end; {saved} is saved in {checkpoints.path}, start again to go on")
     stage.export(run / "export")
     log.info("exported to %s", run / "export")
