@@ -28,6 +28,7 @@ class InferenceConfig:
     lora: str | None = None  # lora.pt, merged into the checkpoint before anything else
     device: str = "auto"  # cuda when there is one; else cpu
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # bfloat16 on cuda, float32 on cpu
+    threads: int | None = None  # CPU threads; None: one for a small model, else as many as torch takes
     text_encoder: Literal["resident", "on_demand"] = "resident"  # on_demand: on the CPU but for the moment it reads a prompt
     attention: str = "auto"  # fa3, fa2, cudnn, sdpa, or the fastest of them that works here
 
@@ -70,6 +71,8 @@ class InferenceConfig:
             raise ValueError("both model and wan_dir are given; choose one")
         if self.checkpoint is not None and self.wan_dir is None:
             raise ValueError("checkpoint is given without wan_dir, the folder of the text encoder and VAE that go with it")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads {self.threads}: at least one")
         if self.num_samples < 1:
             raise ValueError(f"num_samples {self.num_samples}: at least one video a prompt")
         if not 0 <= self.seed < 2**63:

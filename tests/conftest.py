@@ -10,6 +10,8 @@ from longlive.generation.pipeline import LongLivePipeline
 from longlive.miniature.language import build_text_encoder, build_tokenizer
 from longlive.models.wan import WanTransformer
 
+torch.set_num_threads(1)  # small tensors: more threads only wait for one another, for ever so long beside another program
+
 
 @pytest.fixture
 def model() -> WanTransformer:
