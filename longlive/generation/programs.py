@@ -34,7 +34,7 @@ from longlive.parallel.world import choose_device, choose_dtype, configure_loggi
 log = logging.getLogger(__name__)
 
 DEFAULT_SECONDS = 5.0
-SMALL = 50_000_000  # parameters of a transformer that one CPU thread runs best
+SMALL = 50_000_000  # weights of a pipeline that one CPU thread runs best
 FLAGS = ("prompt", "prompts", "seconds", "seed", "num_samples", "output", "model", "device", "dtype")
 INSTEAD_OF = {  # what is said on the command line takes the place of what a file says in other words
     "prompt": ("prompts",),
@@ -217,7 +217,7 @@ def place(config: InferenceConfig, pipe: LongLivePipeline, device: torch.device)
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    elif device.type == "cpu" and sum(p.numel() for p in pipe.transformer.parameters()) < SMALL:
+    elif device.type == "cpu" and sum(weight.numel() for weight in weights_of(pipe)) < SMALL:
         torch.set_num_threads(1)
     if config.text_encoder == "on_demand":
         pipe.enable_model_cpu_offload(device=device)
