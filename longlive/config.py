@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -364,6 +365,7 @@ def _beside(schema: Any, content: dict[str, Any], folder: Path) -> dict[str, Any
     return moved
 
 
+@lru_cache
 def _nested(schema: Any) -> dict[str, Any]:
     """The settings of a schema; those that are schemas themselves with theirs."""
     defaults = OmegaConf.structured(schema)

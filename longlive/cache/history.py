@@ -32,6 +32,13 @@ class Page(NamedTuple):
         part = slice((kept.start - self.frames.start) * tokens, (kept.stop - self.frames.start) * tokens)
         return Page(kept, tuple(k[:, part] for k in self.keys), tuple(v[:, part] for v in self.values))
 
+    def only(self, frames: range) -> Page:
+        """`cut`, in memory of its own: the rest of a page (a recache makes long ones) is let go."""
+        part = self.cut(frames)
+        if part.frames == self.frames:
+            return self
+        return Page(part.frames, tuple(k.clone() for k in part.keys), tuple(v.clone() for v in part.values))
+
 
 def _overlap(a: range, b: range) -> bool:
     return max(a.start, b.start) < min(a.stop, b.stop)
@@ -99,7 +106,12 @@ class HistoryCache:
         self.end = span.stop
         sink = range(self._sink_start, self._sink_start + self.window.sink)
         still_seen = range(self.end - self.window.recent, self.end)
-        self._pages = tuple(p for p in (*self._pages, page) if _overlap(p.frames, sink) or _overlap(p.frames, still_seen))
+        pages = (*self._pages, page)
+        self._pages = tuple(
+            p if _overlap(p.frames, still_seen) else p.only(sink)
+            for p in pages
+            if _overlap(p.frames, sink) or _overlap(p.frames, still_seen)
+        )
 
     def forget(self, *, keep_sink: bool) -> range:
         span = frames_to_reread(self.end, self.window, keep_sink=keep_sink)

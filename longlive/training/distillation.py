@@ -100,7 +100,7 @@ class DistillationStage:
 
     def _noise(self, clip: Clip) -> tuple[Tensor, Tensor]:
         draw = self.random["levels"]
-        noise = torch.randn(clip.latents.shape, generator=draw, device=draw.device).to(clip.latents)
+        noise = torch.randn(clip.latents.shape, generator=draw).to(clip.latents)
         return self.objective.draw_levels(clip.latents, draw), noise
 
     @staticmethod

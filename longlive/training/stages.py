@@ -321,8 +321,9 @@ def _tuner(
     stride = settings_of(vae).scale_factor_spatial
     size = (settings.height // stride, settings.width // stride)
 
-    def noise(frames: int) -> Latents:
-        return torch.randn(settings.batch, frames, network.config.in_dim, *size, generator=draw).to(device)
+    def noise(frames: int) -> Latents:  # drawn on the CPU, the same for every device; pinned, so that a GPU need not be waited for
+        shape = (settings.batch, frames, network.config.in_dim, *size)
+        return torch.randn(shape, generator=draw, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
     rollout = Rollout(
         Denoiser(network),

@@ -251,3 +251,18 @@ def test_window_refuses_nonsense():
         Window.of(3, 3)
     with pytest.raises(ValueError, match="recent >= 1"):
         Window(0, 0)
+
+
+def test_a_recache_leaves_no_more_in_memory_than_is_visible(model):
+    """Its page is as long as the window; once only the sink in it is seen, the rest is let go."""
+
+    def held(switch):
+        cache = HistoryCache(window=Window(3, 6))
+        with torch.no_grad():
+            run(model, cache, num_blocks=8, switch=switch, keep_sink=False)
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for page in cache.state()["pages"] for t in page["keys"]}
+        pages = cache.view(range(24, 27))
+        own = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for p in (*pages._sink, *pages._recent) for t in p.keys}
+        return sum(storages.values()), sum(own.values())
+
+    assert held(switch=12) == held(switch=None)
