@@ -1,0 +1,54 @@
+"""What decoding only the tail of a video changes in the first frame of a clip: `python benchmarks/anchor_tail.py [--model miniature]`.
+
+Streaming training encodes the last image of 19 latent frames anew (`training.clips.anchor_frame`). The decoder is causal with a short memory,
+so that fewer frames give nearly the same image. Prints a table, then one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+import torch
+
+from longlive.generation.pipeline import LongLivePipeline
+from longlive.miniature.world import draw_identity, held_out, render
+from longlive.models.vae import encode_video
+from longlive.training.clips import anchor_frame
+from longlive.training.latent_videos import to_float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="miniature", help="a pipeline in diffusers layout whose VAE is used (default %(default)s)")
+    parser.add_argument("--videos", type=int, default=16)
+    parser.add_argument("--num-frames", type=int, default=19, help="latent frames (default %(default)s)")
+    arguments = parser.parse_args()
+    vae = LongLivePipeline.from_pretrained(arguments.model).vae
+    generator = torch.Generator().manual_seed(0)
+    captions = held_out(arguments.videos)
+    images = render(captions, [draw_identity(generator) for _ in captions], 4 * (arguments.num_frames + 6) - 3)
+    with torch.no_grad():
+        frames = encode_video(vae, to_float(images))[:, 6:]  # the middle of a video: no frame is an image
+        whole = anchor_frame(vae, frames)
+        alone = frames[:, -1:]
+        rows = []
+        for tail in [n for n in (1, 2, 3, 4, 6, 8, 12, arguments.num_frames) if n <= arguments.num_frames]:
+            began = time.perf_counter()
+            found = anchor_frame(vae, frames, tail=tail)
+            seconds = time.perf_counter() - began
+            error = (found - whole).square().mean().sqrt() / whole.std()
+            rows.append({"tail": tail, "error": error.item(), "largest": (found - whole).abs().max().item(), "seconds": seconds})
+        apart = ((alone - whole).square().mean().sqrt() / whole.std()).item()
+    print(f"{'frames decoded':>14} {'error / deviation':>18} {'largest':>9} {'ms':>8}")
+    for row in rows:
+        print(f"{row['tail']:>14} {row['error']:>18.2e} {row['largest']:>9.2e} {1000 * row['seconds']:>8.0f}")
+    print(f"the latent frame itself, not encoded anew: {apart:.2f} deviations away")
+    print(json.dumps({"model": arguments.model, "rows": rows, "not_encoded_anew": apart}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
