@@ -262,15 +262,17 @@ def train(
         for line in journal.past:
             watch.remember(line)
         seconds, last, due = 0.0, start, False
+        newest: dict[str, float] = {}
         for step in range(start, steps):
             began, done = time.perf_counter(), step + 1
             metrics, ending = _step(stage, step, watch, asked, checkpoints, here)
             seconds += time.perf_counter() - began
             journal.advance()
+            newest |= metrics  # a network that is not trained at every step reports when it was
             if done % log_every == 0 or done == steps:
-                watch.remember(metrics)
-                journal.write(done, metrics | {SPEED: seconds / (done - last)})
-                seconds, last = 0.0, done
+                watch.remember(newest)
+                journal.write(done, newest | {SPEED: seconds / (done - last)})
+                seconds, last, newest = 0.0, done, {}
             # Before the checkpoint: a run that goes on from it has all lines up to it, and none twice.
             if (done % validate_every == 0 or done == steps) and (measured := stage.validate(run, done)):
                 journal.write(done, measured)

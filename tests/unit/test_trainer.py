@@ -367,3 +367,13 @@ def test_several_ranks_are_refused_where_they_make_no_sense(tmp_path, monkeypatc
 def test_settings_that_make_no_sense_are_refused(word):
     with pytest.raises(ValueError, match=word.partition("=")[0]):
         load(TrainConfig, None, [word])
+
+
+def test_what_is_not_trained_at_every_step_is_logged_all_the_same(tmp_path):
+    """Of a step in three, with a line every fourth step: the newest value since the line before."""
+    stage = Walk()
+    step = stage.step
+    stage.step = lambda number: step(number) | ({"other/loss": float(number)} if number % 3 == 0 else {})
+    train(stage, run=tmp_path, name="walk", steps=8, save_every=8, validate_every=8, log_every=4, settings={})
+    lines = [line for line in metrics(tmp_path) if "walk/loss" in line]
+    assert [line["other/loss"] for line in lines] == [3.0, 6.0]
