@@ -30,12 +30,9 @@ from longlive.models.vae import decode_video
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow import NUM_LEVELS, shifted, warp_steps
 from longlive.training.caption_texts import CaptionTexts, weights
-from longlive.training.ema import EMA
 from longlive.training.latent_videos import LatentVideos, save_strips, to_uint8
-from longlive.training.low_precision import use_bfloat16_linears
-from longlive.training.optimizer import MatrixOptimizer
+from longlive.training.pretraining import Pretraining
 from longlive.training.teacher_forcing import TeacherForcing
-from longlive.training.trainer import one_cycle
 
 PERIOD = 24  # latent frames after which a moving video repeats, a multiple of the block
 CLIP_BLOCKS = 5
@@ -48,7 +45,6 @@ class CausalInitStage:
         history_sigma: later blocks see a history with noise of up to this level in it, as they will see their own mistakes.
         shift, first_shift: of the noise levels that clips and first blocks are trained at.
         clip_every: steps from one batch of clips to the next.
-        bfloat16: linear layers compute in bfloat16.
         hard_shapes, hard_weight: shapes of which first blocks are drawn that much more often.
         max_position: clips are placed anywhere up to this frame of a long video.
     """
@@ -81,19 +77,16 @@ class CausalInitStage:
         hard_shapes: Sequence[str],
         hard_weight: float,
     ) -> None:
-        self.network, self.vae, self.text_encoder = network, vae, text_encoder
-        self.steps, self.clip_batch, self.first_batch = steps, clip_batch, first_batch
+        self.vae, self.text_encoder = vae, text_encoder
+        self.clip_batch, self.first_batch = clip_batch, first_batch
         self.block, self.window, self.history_sigma, self.max_position = block, window, history_sigma, max_position
         self.shift, self.first_shift = shift, first_shift
         self.sampling = warp_steps(denoising_steps, shift)
         self.objective = TeacherForcing(network, block=block, window=window)
-        self.optimizer = MatrixOptimizer(network, lr=lr, hidden=lambda name: name.startswith("blocks.") and "modulation" not in name)
-        self.ema = EMA(network, decay=ema_decay)
+        self.learner = Pretraining(network, steps=steps, lr=lr, ema_decay=ema_decay, bfloat16=bfloat16, seed=seed)
         self.clip_every = clip_every
         self._batch: dict[str, Any] = {}
-        if bfloat16:
-            use_bfloat16_linears(network)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = self.learner.generator
         captions = training_set()
         self.weights = weights(captions, hard_shapes, hard_weight)
         frames = CLIP_BLOCKS * block + 2 * block
@@ -102,7 +95,6 @@ class CausalInitStage:
         self.firsts = LatentVideos(data / "firsts.pt", vae, captions, num_videos=num_first_videos, num_frames=block, seed=seed + 2)
 
     def step(self, number: int) -> dict[str, float]:
-        self.optimizer.zero_grad()
         self._batch = {}
         first = self._first_blocks()
         first.backward()
@@ -111,10 +103,7 @@ class CausalInitStage:
             clip = self._clips()
             clip.backward()
             metrics["causal_init/clip_loss"] = clip.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step(one_cycle(number, self.steps))
-        self.ema.update(self.network, number)
-        return metrics | {"causal_init/grad_norm": norm.item()}
+        return metrics | {"causal_init/grad_norm": self.learner.update(number)}
 
     @property
     def at_rest(self) -> bool:
@@ -172,7 +161,7 @@ class CausalInitStage:
     @torch.no_grad()
     def generate(self, prompts: list[str], num_frames: int, *, seed: int) -> Tensor:
         """Latents of one video a prompt, all in one batch, from the averaged weights."""
-        network = self.ema.average
+        network = self.learner.ema.average
         generator = torch.Generator().manual_seed(seed)
         _, _, channels, height, width = self.clips.latents.shape
         ring = ring_cache(network, height, width, window=self.window, batch=len(prompts))
@@ -188,18 +177,10 @@ class CausalInitStage:
         return torch.cat([part.latents for part in made], dim=1)
 
     def state(self) -> dict[str, Any]:
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "generator": self.generator.get_state(),
-        }
+        return self.learner.state()
 
     def load(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.load_state_dict(state["ema"])
-        self.generator.set_state(state["generator"])
+        self.learner.load(state)
 
     def export(self, folder: Path) -> None:
-        self.ema.average.save_pretrained(folder / "transformer")
+        self.learner.export(folder)

@@ -22,13 +22,10 @@ from longlive.models.vae import decode_video
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow import NUM_LEVELS, shifted
 from longlive.training.caption_texts import CaptionTexts, weights
-from longlive.training.ema import EMA
 from longlive.training.flow_matching import FlowMatching
 from longlive.training.latent_videos import LatentVideos, save_strips, to_uint8
-from longlive.training.low_precision import use_bfloat16_linears
 from longlive.training.ode import trajectory
-from longlive.training.optimizer import MatrixOptimizer
-from longlive.training.trainer import one_cycle
+from longlive.training.pretraining import Pretraining
 
 
 class TeacherStage:
@@ -37,7 +34,6 @@ class TeacherStage:
     Args:
         clip_frames, clip_batch, clip_every: whole clips, how many, and steps from one batch of them to the next.
         short_frames, short_batch: the beginnings of clips, every step.
-        bfloat16: linear layers compute in bfloat16.
         hard_shapes, hard_weight: shapes of which beginnings are drawn that much more often.
         guidance: w at which validation clips are made.
     """
@@ -67,15 +63,12 @@ class TeacherStage:
         hard_weight: float,
         guidance: float = 3.0,
     ) -> None:
-        self.network, self.vae, self.text_encoder = network, vae, text_encoder
-        self.steps, self.clip_batch, self.clip_every, self.short_batch = steps, clip_batch, clip_every, short_batch
+        self.vae, self.text_encoder = vae, text_encoder
+        self.clip_batch, self.clip_every, self.short_batch = clip_batch, clip_every, short_batch
         self.clip_frames, self.shift, self.guidance = clip_frames, shift, guidance
         self.objective = FlowMatching(network)
-        self.optimizer = MatrixOptimizer(network, lr=lr, hidden=lambda name: name.startswith("blocks.") and "modulation" not in name)
-        self.ema = EMA(network, decay=ema_decay)
-        if bfloat16:
-            use_bfloat16_linears(network)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.learner = Pretraining(network, steps=steps, lr=lr, ema_decay=ema_decay, bfloat16=bfloat16, seed=seed)
+        self.generator = self.learner.generator
         captions = training_set()
         self.weights = weights(captions, hard_shapes, hard_weight)
         self.texts = CaptionTexts(text_encoder, captions, phrasings=phrasings, seed=seed + 3)
@@ -84,14 +77,10 @@ class TeacherStage:
         self._batch: dict[str, Any] = {}
 
     def step(self, number: int) -> dict[str, float]:
-        self.optimizer.zero_grad()
         metrics = {"teacher/short_loss": self._learn(self.shorts, self.short_batch)}
         if number % self.clip_every == 0:
             metrics["teacher/clip_loss"] = self._learn(self.clips, self.clip_batch)
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step(one_cycle(number, self.steps))
-        self.ema.update(self.network, number)
-        return metrics | {"teacher/grad_norm": norm.item()}
+        return metrics | {"teacher/grad_norm": self.learner.update(number)}
 
     def _learn(self, videos: LatentVideos, batch: int) -> float:
         """Gradient of one batch; returns its loss."""
@@ -118,7 +107,7 @@ class TeacherStage:
         text = self.text_encoder.encode([canonical(c) for c in captions])
         random = torch.Generator().manual_seed(number)
         noise = torch.randn(num_prompts, *self.clips.latents.shape[1:], generator=random)
-        denoiser = Denoiser(self.ema.average, guidance=self.guidance, negative=torch.zeros_like(text))
+        denoiser = Denoiser(self.learner.ema.average, guidance=self.guidance, negative=torch.zeros_like(text))
         latents = trajectory(denoiser, noise, text, num_steps=num_steps, keep=[num_steps], shift=self.shift)[:, 0]
         images = to_uint8(decode_video(self.vae, latents))
         reading = oracle.read(images)
@@ -127,18 +116,10 @@ class TeacherStage:
         return correct | {"oracle/iou": reading.iou.mean().item()}
 
     def state(self) -> dict[str, Any]:
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "generator": self.generator.get_state(),
-        }
+        return self.learner.state()
 
     def load(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.load_state_dict(state["ema"])
-        self.generator.set_state(state["generator"])
+        self.learner.load(state)
 
     def export(self, folder: Path) -> None:
-        self.ema.average.save_pretrained(folder / "transformer")
+        self.learner.export(folder)
