@@ -29,6 +29,22 @@ class TextKV(NamedTuple):
     values: tuple[Heads, ...]
 
 
+class Estimate(Protocol):
+    """What noisy latents are taken for: two ways to say the same."""
+
+    @property
+    def clean(self) -> Latents: ...
+
+    @property
+    def flow(self) -> Latents: ...
+
+
+class Score(Protocol):
+    """A view of what clean latents look like: a denoising network, or the exact answer where it is known."""
+
+    def __call__(self, noisy: Latents, t: Levels, text: Text, /) -> Estimate: ...
+
+
 class KVView(Protocol):
     """What a span of frames may attend to. Its past never changes while the span is being denoised."""
 

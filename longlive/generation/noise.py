@@ -15,7 +15,7 @@ class Noise:
 
     def __init__(self, generator: Generators, batch: int, *, device: torch.device, dtype: torch.dtype) -> None:
         shared = generator is None or isinstance(generator, torch.Generator)
-        self._generators = [generator] if shared else list(generator)
+        self._generators: list[torch.Generator | None] = [generator] if shared else list(generator)  # type: ignore[list-item,arg-type]
         if not shared and len(self._generators) != batch:
             raise ValueError(f"{len(self._generators)} generators for {batch} videos; give one, or one for each")
         self._device, self._dtype = device, dtype

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from longlive.generation.denoiser import Denoiser
 from longlive.ops.flow import NUM_LEVELS, add_noise, shifted
-from longlive.types import Latents, Levels, Text
+from longlive.types import Latents, Levels, Score, Text
 
 
 class GeneratorLoss(NamedTuple):
@@ -31,7 +30,7 @@ class DMD:
     """
 
     def __init__(
-        self, teacher: Denoiser, critic: Denoiser, *, guidance: float = 3.0, shift: float = 5.0, min_t: float = 20.0, max_t: float = 980.0
+        self, teacher: Score, critic: Score, *, guidance: float = 3.0, shift: float = 5.0, min_t: float = 20.0, max_t: float = 980.0
     ) -> None:
         self.teacher, self.critic, self.guidance = teacher, critic, guidance
         self.shift, self.min_t, self.max_t = shift, min_t, max_t

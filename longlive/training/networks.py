@@ -23,8 +23,10 @@ from longlive.parallel.shard import (
 )
 
 
-def load_network(path: str | Path, *, lora: str | Path | None = None, dtype: torch.dtype = torch.float32) -> WanTransformer:
-    """A transformer from any layout that inference reads, with a LoRA (its alpha being its rank) merged into it if there is one; frozen.
+def load_network(
+    path: str | Path, *, lora: str | Path | None = None, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> WanTransformer:
+    """A frozen transformer from any layout that inference reads, with a LoRA (its alpha being its rank) merged into it if there is one.
 
     Raises:
         ValueError, FileNotFoundError: what does not fit or is missing.
@@ -35,7 +37,8 @@ def load_network(path: str | Path, *, lora: str | Path | None = None, dtype: tor
         network = WanTransformer(**config)
     store.fill(network, loaded.state, what=f"the transformer of {path}", dtype=torch.float32 if lora else dtype)
     if lora is not None:
-        network = merge_lora(network, store.load_lora(lora)).to(dtype)
+        network = merge_lora(network, store.load_lora(lora))
+    torch.nn.Module.to(network, device, dtype)
     return network.requires_grad_(False)
 
 

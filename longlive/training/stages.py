@@ -180,20 +180,19 @@ def _distillation(config: TrainConfig, settings: DistillationConfig, here: World
     generator_from, teacher_from, components, prompts = (str(value) for value in wanted.values())
     compute = choose_dtype("auto", device)
     vae = store.load_vae(components, dtype=compute).to(device).requires_grad_(False)  # type: ignore[arg-type]
-    network = load_network(generator_from, lora=settings.generator_lora)
+    network = load_network(generator_from, lora=settings.generator_lora, device=device)
     base = hash_of(network.state_dict()) if settings.lora_rank is not None else None
-    critic_network = load_network(settings.critic or teacher_from)
-    teacher = load_network(teacher_from, dtype=compute)
+    critic_network = load_network(settings.critic or teacher_from, device=device)
+    teacher = load_network(teacher_from, dtype=compute, device=device)
     pairs = read_pairs(prompts, settings.switch_prompts)
     schedules = _schedules(settings, pairs)
     texts = [prompt for pair in pairs for prompt in pair if prompt is not None] + [cue.prompt for plan in schedules for cue in plan.cues]
     embed, negative = _embeddings(settings.embeddings, texts, components, network, settings.negative_prompt, here, device)
 
-    network.to(device)
     average = EMA(network, decay=settings.ema_decay, warm_up=False) if settings.ema_decay and settings.lora_rank is None else None
     learners = [
         Learner(
-            trained.to(device),
+            trained,
             lr=lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
@@ -204,7 +203,7 @@ def _distillation(config: TrainConfig, settings: DistillationConfig, here: World
         )
         for trained, lr in ((network, settings.lr), (critic_network, settings.critic_lr))
     ]
-    for frozen in (teacher.to(device), *([average.average] if average else [])):
+    for frozen in (teacher, *([average.average] if average else [])):
         shard(frozen, param_dtype=compute, reduce_dtype=torch.float32)
     random = {name: rank_generator(config.seed + n, here.rank) for n, name in enumerate(("noise", "levels"), 1)}
     tuner = _tuner(config, settings, network, vae, embed, pairs, random["noise"], here, device)
@@ -260,7 +259,7 @@ def _ode_init(config: TrainConfig, settings: OdeConfig, here: World, device: tor
     assert settings.teacher is not None and settings.components is not None and settings.prompts is not None
     compute = choose_dtype("auto", device)
     vae = store.load_vae(settings.components, dtype=compute).to(device).requires_grad_(False)  # type: ignore[arg-type]
-    teacher = load_network(settings.teacher, dtype=compute).to(device)
+    teacher = load_network(settings.teacher, dtype=compute, device=device)
     pairs = read_pairs(settings.prompts)[: settings.num_pairs]
     prompts = [pair.prompt for pair in pairs]
     embed, negative = _embeddings(settings.embeddings, prompts, settings.components, teacher, settings.negative_prompt, here, device)
@@ -281,7 +280,7 @@ def _ode_init(config: TrainConfig, settings: OdeConfig, here: World, device: tor
         **solution,
     )
     gather(None, here)
-    network = load_network(settings.student or settings.teacher).to(device)
+    network = load_network(settings.student or settings.teacher, device=device)
     student = Learner(
         network,
         lr=settings.lr,
@@ -357,8 +356,10 @@ def _schedules(settings: DistillationConfig, pairs: list[PromptPair]) -> list[Pr
     middle = settings.validation_frames // settings.block // 2 * settings.block
     schedules = []
     for pair in pairs[: settings.validation_videos]:
-        switches = settings.switch_at and pair.switch is not None and middle > 0
-        schedules.append(PromptSchedule.at_frames([pair.prompt, pair.switch], [middle]) if switches else PromptSchedule.single(pair.prompt))
+        if settings.switch_at and pair.switch is not None and middle > 0:
+            schedules.append(PromptSchedule.at_frames([pair.prompt, pair.switch], [middle]))
+        else:
+            schedules.append(PromptSchedule.single(pair.prompt))
     return schedules
 
 
