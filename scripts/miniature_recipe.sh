@@ -13,13 +13,13 @@ stage() {  # name, settings that differ from its configuration
     "$PYTHON" train.py --config "configs/miniature/$name.yaml" run="$RUNS/$name" "$@"
 }
 
-common=("$@")
 earlier=(language="$RUNS/language/export" autoencoder="$RUNS/autoencoder/export")
 
-stage language "${common[@]}"
-stage autoencoder "${common[@]}"
-stage teacher "${earlier[@]/#/teacher.}" "${common[@]}"
-stage causal_init "${earlier[@]/#/causal_init.}" causal_init.initial="$RUNS/teacher/export/transformer" "${common[@]}"
+stage language "$@"
+stage autoencoder "$@"
+stage teacher "${earlier[@]/#/teacher.}" "$@"
+# The teacher knows the world already; what it must learn is to look back only, so that fewer steps do.
+stage causal_init "${earlier[@]/#/causal_init.}" causal_init.initial="$RUNS/teacher/export" steps=2500 "$@"
 
 mkdir -p "$RUNS/components"
 cp -r "$RUNS/language/export/." "$RUNS/autoencoder/export/." "$RUNS/components/"
@@ -27,8 +27,8 @@ if [[ ! -f "$RUNS/prompts/switch_prompts.txt" ]]; then
     "$PYTHON" -m longlive.miniature.prompt_pairs --num 10000 --seed 0 --output "$RUNS/prompts"
 fi
 shared=(teacher="$RUNS/teacher/export" components="$RUNS/components" embeddings="$RUNS/embeddings" prompts="$RUNS/prompts/prompts.txt")
-stage init init.generator="$RUNS/causal_init/export" "${shared[@]/#/init.}" "${common[@]}"
-stage long long.generator="$RUNS/init/export" "${shared[@]/#/long.}" long.switch_prompts="$RUNS/prompts/switch_prompts.txt" "${common[@]}"
+stage init init.generator="$RUNS/causal_init/export" "${shared[@]/#/init.}" "$@"
+stage long long.generator="$RUNS/init/export" "${shared[@]/#/long.}" long.switch_prompts="$RUNS/prompts/switch_prompts.txt" "$@"
 
 "$PYTHON" scripts/bundle_miniature.py --runs "$RUNS" --to "$RUNS/pipeline"
 echo "the pipeline is in $RUNS/pipeline: python inference.py --model $RUNS/pipeline --prompt '…'"
