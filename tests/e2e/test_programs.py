@@ -168,7 +168,7 @@ def lines(descriptor, *texts, pause=0.15):
 
 @pytest.mark.parametrize("seconds", [None, 10])
 def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
-    stand_in.pause = 0.05
+    stand_in.pause = 0.15  # slow enough for the typist on a busy machine
     read, write = os.pipe()
     monkeypatch.setattr(programs.run, "__kwdefaults__", {**programs.run.__kwdefaults__, "terminal": read})
     typist = threading.Thread(target=lines, args=(write, "one ci", "rcle\n\n", "twö\n", "three"))

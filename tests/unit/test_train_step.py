@@ -154,7 +154,7 @@ def test_command_line_measures_the_bundled_miniature(tmp_path, capsys):
         assert len(clips) == 4  # the video grows, what its newest clip holds does not
         for clip in clips[2:]:
             assert (clip["saved"], clip["backward"]) == (clips[1]["saved"], clips[1]["backward"])
-            assert clip["alive"] == pytest.approx(clips[1]["alive"], rel=0.01)  # a remembered block is 0.6 MB, a fifth of the smaller
+            assert clip["alive"] < 1.01 * clips[1]["alive"]  # a remembered block is 0.6 MB, a fifth of the smaller
     assert checkpointed["clips"][3]["saved"] < plain["clips"][3]["saved"] / 5
     assert checkpointed["clips"][3]["alive"] < plain["clips"][3]["alive"] / 3
 
