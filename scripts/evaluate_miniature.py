@@ -109,6 +109,7 @@ def main() -> int:
     parser.add_argument("--num-frames", type=int, default=21, help="latent frames a video")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # a model this small gains nothing from more, and loses everything beside another program
     try:
         pipe = LongLivePipeline.from_pretrained(arguments.model)
         results = evaluate(pipe, arguments.parts, arguments.output, num_prompts=arguments.num_prompts, num_frames=arguments.num_frames)
