@@ -1,0 +1,1 @@
+"""Each claim of the paper measured in the state world, against an exact teacher: `python -m experiments.all`; see docs/experiments."""

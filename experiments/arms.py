@@ -1,0 +1,126 @@
+"""The trained networks that experiments compare, by name: which other they go on from, and what is different about them.
+
+All share one pre-trained start; a seed's `init` and everything that follows from it is trained for that seed alone. Arms of a seed
+see the same prompts in the same order. Each is trained once, into its own folder, and goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.scale import Scale
+from experiments.state_model import CLIP, OVERLAP, Distillation, WorldStage, distillation_stage, new_network
+from longlive.cache.window import Window
+from longlive.models.wan import WanTransformer
+from longlive.training.networks import load_network
+from longlive.training.trainer import train
+
+LONGEST = CLIP + 4 * (CLIP - OVERLAP)  # frames of the longest training video: 48
+SWITCHES = tuple(range(CLIP, LONGEST, CLIP - OVERLAP))  # wherever a clip begins
+LONG: Mapping[str, Any] = {"max_frames": LONGEST, "switch_at": SWITCHES}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`says`: for a table's reader; `start`: the arm it goes on from (None: the pre-trained start); `settings`: beyond the defaults."""
+
+    says: str
+    start: str | None = "init"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+ARMS: dict[str, Arm] = {
+    "init": Arm("stage init: clips only", None),
+    "short": Arm("init trained on, on clips only, as long as the long arms", settings={}),
+    "long": Arm("stage long: streaming, switches with joint recache, sink refreshed", settings=LONG),
+    "long_window": Arm("long with a window of 12 and no sink", settings={**LONG, "window": Window(0, CLIP)}),
+    "long_full": Arm("long with full attention", settings={**LONG, "window": Window.full(LONGEST)}),
+    "long_kept": Arm("long, a switch keeps the cache", settings={**LONG, "recache": "none"}),
+    "long_cleared": Arm("long, a switch clears the cache", settings={**LONG, "recache": "clear"}),
+    "long_keep_sink": Arm("long, a switch keeps the sink", settings={**LONG, "keep_sink": True}),
+    "long_causal": Arm("long, block-causal recache", settings={**LONG, "recache": "causal"}),
+    "zero_sink": Arm("long as in the public code: no sink after a switch", settings={**LONG, "deviation": "zero_sink"}),
+    "context_noise": Arm("long as in the public code: noise on the context", settings={**LONG, "deviation": "context_noise"}),
+    "gradient_leak": Arm("long as in the public code: gradient through the context", settings={**LONG, "deviation": "gradient_leak"}),
+}
+
+
+class Trained:
+    """Networks of a run folder, trained when they are first asked for.
+
+    Raises:
+        ValueError: when the folder holds a network of that name that was trained with other settings.
+    """
+
+    def __init__(self, runs: Path, scale: Scale) -> None:
+        self.runs, self.scale = runs, scale
+
+    def generator(self, arm: str, seed: int) -> WanTransformer:
+        """The arm's averaged generator, frozen."""
+        return load_network(self._distilled(arm, seed) / "transformer")
+
+    def seconds(self) -> dict[str, float]:
+        """Wall seconds that training took, by run folder; of those that are there."""
+        found = {}
+        for journal in sorted(self.runs.glob("**/metrics.jsonl")):
+            lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+            steps = [0, *(line["step"] for line in lines)]
+            speeds = [line["seconds_per_step"] for line in lines]
+            found[str(journal.parent.relative_to(self.runs))] = sum(s * (b - a) for s, a, b in zip(speeds, steps, steps[1:]))
+        return found
+
+    def _distilled(self, name: str, seed: int) -> Path:
+        arm, scale = ARMS[name], self.scale
+        settings = Distillation(
+            steps=scale.init_steps if arm.start is None else scale.long_steps,
+            lr=scale.lr if arm.start is None else scale.long_lr,
+            batch=scale.batch,
+            critic_lr=scale.critic_lr,
+            ratio=scale.ratio,
+            **arm.settings,
+        )
+        run = self.runs / f"seed_{seed}" / name
+        if not self._is_there(run, about := {**asdict(settings), "seed": seed}):
+            if arm.start is None:
+                generator, critic = (load_network(self.pretrained()) for _ in range(2))
+            else:
+                start = self._distilled(arm.start, seed)
+                generator, critic = load_network(start / "transformer"), load_network(start / "critic" / "transformer")
+            number = 1000 * seed + (0 if arm.start is None else 1)  # arms that go on from `init` do not see its prompts again
+            self._train(distillation_stage(generator, critic, settings, seed=number), run, settings.steps, about)
+        return run / "export"
+
+    def pretrained(self) -> Path:
+        """The network that every seed starts from, generator and critic."""
+        scale, run = self.scale, self.runs / "start"
+        sizes = {"batch": scale.pretraining_batch, "steps": scale.pretraining_steps, "lr": scale.pretraining_lr}
+        sizes["trajectories"] = scale.trajectories
+        if not self._is_there(run, about := {**sizes, "width": scale.width, "layers": scale.layers}):
+            stage = WorldStage(new_network(0, width=scale.width, layers=scale.layers), seed=0, **sizes)
+            self._train(stage, run, scale.pretraining_steps, about)
+        return run / "export" / "transformer"
+
+    @staticmethod
+    def _is_there(run: Path, about: dict[str, Any]) -> bool:
+        """Whether the run is finished; what it was begun with must be what is wanted."""
+        file = run / "settings.json"
+        if file.exists():
+            then, now = json.loads(file.read_text(encoding="utf-8"))["settings"], json.loads(json.dumps(about, default=str))
+            if then != now:
+                changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+                raise ValueError(f"{run} was trained with another {', '.join(changed)}; remove it, or choose another folder with --runs")
+        return (run / "export" / "transformer" / "config.json").exists()
+
+    @staticmethod
+    def _train(stage: Any, run: Path, steps: int, about: dict[str, Any]) -> None:
+        clock = time.perf_counter()
+        train(stage, run=run, name=run.name, steps=steps, save_every=200, validate_every=steps, log_every=20, settings=about)
+        log.info("%s: %d steps in %.0f s", run, steps, time.perf_counter() - clock)

@@ -1,0 +1,146 @@
+"""From trained arms to numbers: the two kinds of test, a video with a switch and a long video without, for every training seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from experiments.arms import Trained
+from experiments.metrics import DriftScores, Estimate, SwitchScores, bootstrap, drift_scores, estimate, latency, slope, switch_scores
+from experiments.plot import Line
+from experiments.report import Claim, Expected
+from experiments.state_model import BLOCK, CLIP, WINDOW
+from experiments.videos import Cut, Video, make, switch_pairs
+from longlive.cache.window import Window
+from longlive.generation.rollout import Recache
+from longlive.models.wan import WanTransformer
+from longlive.types import Latents
+
+SWITCH, AFTER = 24, 24  # the frame of the switch, two clips in, and the frames that follow it
+NOISE_SEED = 9000  # of the test videos; training seeds are told apart by their networks alone
+
+Scores = dict[str, Tensor]
+"""Of each metric its values `[S, V, ...]`: training seeds, test videos."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trained arm, and how its videos are made."""
+
+    arm: str
+    recache: Recache = "joint"
+    keep_sink: bool = False
+    window: Window = WINDOW
+    relative: bool = False
+
+
+def _stacked(scores: Sequence[SwitchScores] | Sequence[DriftScores]) -> Scores:
+    return {part.name: torch.stack([getattr(one, part.name) for one in scores]) for part in fields(scores[0])}
+
+
+def switch_video(network: WanTransformer, case: Case, num_videos: int) -> Latents:
+    """Videos of `SWITCH + AFTER` frames whose prompt switches at `SWITCH`."""
+    pairs = switch_pairs(num_videos)
+    cut = Cut(SWITCH, [pair.after for pair in pairs], case.recache, case.keep_sink)
+    before = [pair.before for pair in pairs]
+    return make(network, before, num_frames=SWITCH + AFTER, seed=NOISE_SEED, window=case.window, relative=case.relative, cut=cut).latents
+
+
+def switched(trained: Trained, case: Case, also: Callable[[Latents], None] | None = None) -> Scores:
+    """Scores of videos with a switch; `also` is shown them."""
+    pairs, found = switch_pairs(trained.scale.videos), []
+    for seed in trained.scale.seeds:
+        video = switch_video(trained.generator(case.arm, seed), case, len(pairs))
+        if also is not None:
+            also(video)
+        found.append(switch_scores(video, pairs, SWITCH))
+    return _stacked(found)
+
+
+def lasting(trained: Trained, case: Case, clips: int, also: Callable[[Video], None] | None = None) -> Scores:
+    """Scores of videos of one prompt, `clips` clips long; `also` is shown them."""
+    captions, found = [pair.before for pair in switch_pairs(trained.scale.videos)], []
+    for seed in trained.scale.seeds:
+        network = trained.generator(case.arm, seed)
+        video = make(network, captions, num_frames=clips * CLIP, seed=NOISE_SEED, window=case.window, relative=case.relative)
+        if also is not None:
+            also(video)
+        found.append(drift_scores(video.latents, captions))
+    return _stacked(found)
+
+
+def line(label: str, values: Tensor, *, step: int, first: int, resamples: int) -> Line:
+    """The curve of `[S, V, K]`, with x from `first` on in steps of `step`."""
+    estimates = bootstrap(values, resamples=resamples)
+    xs = [first + step * k for k in range(len(estimates))]
+    return Line(label, xs, [e.mean for e in estimates], [e.low for e in estimates], [e.high for e in estimates])
+
+
+def claim(
+    says: str, expected: Expected, first: Scores, second: Scores, name: str, *, resamples: int, at: int | None = None, margin: float = 0.0
+) -> Claim:
+    """About the paired difference of two arms in metric `name`, in block or clip `at` if it has one value for each."""
+    one, other = (scores[name].double() if at is None else scores[name][..., at].double() for scores in (first, second))
+    return Claim(says, expected, estimate(one - other, resamples=resamples), margin)
+
+
+def latency_claim(says: str, expected: Expected, first: Scores, second: Scores, *, resamples: int, margin: float = 0.0) -> Claim:
+    """About the difference of two arms' latencies, in frames."""
+    both = torch.stack([first["adherence"], second["adherence"]], dim=2)
+    (difference,) = bootstrap(both, lambda means: latency(means[..., 0, :]) - latency(means[..., 1, :]), resamples=resamples)
+    return Claim(says, expected, difference, margin)
+
+
+def switch_cells(scores: Scores, *, resamples: int) -> list[Estimate]:
+    """A row of `SWITCH_COLUMNS`."""
+    at = [estimate(scores["adherence"][..., k], resamples=resamples) for k in (0, 1, 2, 3)]
+    (wait,) = bootstrap(scores["adherence"], latency, resamples=resamples)
+    rest = [estimate(scores[name], resamples=resamples) for name in ("unchanged", "identity", "jump", "flicker", "distance")]
+    return [*at, wait, *rest]
+
+
+SWITCH_COLUMNS = (
+    *(f"adherence +{BLOCK * k}" for k in (1, 2, 3, 4)),
+    f"latency, frames (≥ {AFTER}: never)",
+    "unchanged attributes",
+    "identity kept",
+    "position jump, cells",
+    "flicker",
+    "distance to the manifold",
+)
+
+
+def drift_cells(scores: Scores, *, resamples: int) -> list[Estimate]:
+    """A row of `DRIFT_COLUMNS`."""
+    cells = []
+    for name in ("adherence", "identity", "step", "distance"):
+        cells.append(estimate(scores[name][..., 0], resamples=resamples))
+        cells.append(estimate(scores[name][..., -1], resamples=resamples))
+        cells += bootstrap(scores[name], slope, resamples=resamples)
+    return cells
+
+
+DRIFT_COLUMNS = tuple(
+    f"{name}, {when}"
+    for name in ("all four attributes", "identity kept", "step error, cells", "distance to the manifold")
+    for when in ("first clip", "last clip", "slope a 100 frames")
+)
+
+
+def setting(trained: Trained, videos: str, **more: str) -> dict[str, object]:
+    """What every report says of its making; `videos`: what a test video is."""
+    scale = trained.scale
+    return {
+        "networks": f"{scale.layers} layers, width {scale.width}, 1 token a frame; block {BLOCK}, clip {CLIP}, window {WINDOW.visible} "
+        f"frames, the sink's {WINDOW.sink} included",
+        "training": f"pre-training {scale.pretraining_steps} steps, once; for "
+        f"each seed, init {scale.init_steps}, every other arm {scale.long_steps} steps of {scale.batch} videos, each {scale.ratio}th step "
+        "for the generator too",
+        "training seeds": len(scale.seeds),
+        "test videos": f"{scale.videos} for each seed, of captions that training never shows; {videos}",
+        "intervals": f"95 %, bootstrap of {scale.resamples} over seeds and videos; arms share prompts and noise, differences are paired",
+        **more,
+    }

@@ -1,0 +1,58 @@
+"""How large the experiments are: the full size, and one of seconds that only shows that everything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Sizes of everything.
+
+    Attributes:
+        seeds: of training; each trains its own `init` and all that follows, from one common pre-trained start.
+        videos: tested for each seed, in one batch.
+        trajectories: of the exact teacher, that pre-training regresses on.
+        init_steps, long_steps: steps of distillation, of which every `ratio`-th trains the generator.
+        batch, pretraining_batch: videos a step.
+        clips: tested length, in clips, of attention and of long tuning.
+        resamples: of the bootstrap.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    videos: int = 128
+    width: int = 192
+    layers: int = 3
+    pretraining_batch: int = 8
+    pretraining_steps: int = 2000
+    pretraining_lr: float = 1.5e-2
+    trajectories: int = 8192
+    batch: int = 16
+    init_steps: int = 600
+    long_steps: int = 400
+    ratio: int = 5
+    lr: float = 5e-4
+    long_lr: float = 2e-4
+    critic_lr: float = 5e-4
+    attention_clips: int = 10
+    length_clips: int = 20
+    resamples: int = 2000
+
+
+FULL = Scale()
+QUICK = Scale(
+    seeds=(0, 1),
+    videos=4,
+    width=24,
+    layers=1,
+    pretraining_batch=4,
+    pretraining_steps=2,
+    trajectories=8,
+    batch=2,
+    init_steps=2,
+    long_steps=2,
+    ratio=2,
+    attention_clips=3,
+    length_clips=3,
+    resamples=50,
+)
