@@ -1,7 +1,7 @@
 """What decoding only the tail of a video changes in the first frame of a clip: `python benchmarks/anchor_tail.py [--model miniature]`.
 
-Streaming training encodes the last image of 19 latent frames anew (`training.clips.anchor_frame`). The decoder is causal with a short memory,
-so that fewer frames give nearly the same image. Prints a table, then one JSON line.
+Streaming training encodes the last image of 19 latent frames anew (`training.clips.anchor_frame`). The decoder is causal
+with a short memory, so that fewer frames give nearly the same image. Prints a table, then one JSON line.
 """
 
 from __future__ import annotations
