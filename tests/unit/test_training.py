@@ -12,7 +12,7 @@ from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.config import TrainConfig, load
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.pipeline import LongLivePipeline
+from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.generation.rollout import Rollout
 from longlive.miniature.prompt_pairs import write_pairs
 from longlive.models.lora import merge_lora
@@ -228,3 +228,28 @@ def test_a_run_folder_of_another_stage_is_refused_and_a_bad_loss_stops(tmp_path,
         train(stage, run=tmp_path, name="language", steps=3, save_every=1, validate_every=9, log_every=1, settings={})
     with pytest.raises(ValueError, match=r"run configs/miniature/language.yaml first"):
         build(load(TrainConfig, None, ["stage=causal_init", f"causal_init.language={tmp_path / 'none'}"]), World(), torch.device("cpu"))
+
+
+def test_the_causal_start_from_trajectories_resumes_bit_for_bit(tmp_path, monkeypatch):
+    """With the bundled model as teacher: pairs are made once, the student is exported, a resumed run is the uninterrupted one."""
+    model, files = BUNDLED["miniature"], write_pairs(tmp_path / "prompts", num=4, seed=0)
+    given = {
+        "teacher": model,
+        "components": model,
+        "prompts": files.prompts,
+        "pairs": tmp_path / "pairs",
+        "embeddings": tmp_path / "embeddings",
+    }
+    small = ["num_pairs=4", "height=64", "width=64", "clip_frames=6", "window=6", "num_steps=4", "lr=1e-3", "validation_videos=1"]
+    words = [f"ode.{word}" for word in (*small, "validation_frames=6", *(f"{name}={value}" for name, value in given.items()))]
+    lines = {}
+    for kind, stops in (("whole", [3]), ("resumed", [1, 3])):
+        for stop in stops:
+            config = load(TrainConfig, None, ["stage=causal_init", "causal_init.objective=ode", f"run={tmp_path / kind}", *words])
+            run_stage(config, tmp_path / kind, stop, monkeypatch)
+        written = [json.loads(line) for line in (tmp_path / kind / "metrics.jsonl").read_text().splitlines()]
+        lines[kind] = [line["causal_init/ode_loss"] for line in written]
+    assert len(list((tmp_path / "pairs").glob("*.safetensors"))) == 4
+    assert lines["whole"] == lines["resumed"] and len(set(lines["whole"])) == 3
+    trained, before = load_network(tmp_path / "whole" / "export"), load_network(model)
+    assert any((a != b).any() for a, b in zip(trained.parameters(), before.parameters()))
