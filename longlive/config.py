@@ -165,7 +165,7 @@ class TeacherConfig:
     num_clips: int = 4000
     num_shorts: int = 16000
     phrasings: int = 16
-    timestep_shift: float = 5.0
+    timestep_shift: float = 8.0  # subject, place and shape are decided above sigma 0.8
     ema_decay: float = 0.999
 
 

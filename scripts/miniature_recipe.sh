@@ -18,8 +18,7 @@ earlier=(language="$RUNS/language/export" autoencoder="$RUNS/autoencoder/export"
 stage language "$@"
 stage autoencoder "$@"
 stage teacher "${earlier[@]/#/teacher.}" "$@"
-# The teacher knows the world already; what it must learn is to look back only, so that fewer steps do.
-stage causal_init "${earlier[@]/#/causal_init.}" causal_init.initial="$RUNS/teacher/export" steps=2500 "$@"
+stage causal_init "${earlier[@]/#/causal_init.}" causal_init.initial="$RUNS/teacher/export" "$@"
 
 mkdir -p "$RUNS/components"
 cp -r "$RUNS/language/export/." "$RUNS/autoencoder/export/." "$RUNS/components/"
