@@ -102,7 +102,6 @@ class Trained:
         """The network that every seed starts from, generator and critic."""
         scale, run = self.scale, self.runs / "start"
         sizes = {"batch": scale.pretraining_batch, "steps": scale.pretraining_steps, "lr": scale.pretraining_lr}
-        sizes["trajectories"] = scale.trajectories
         if not self._is_there(run, about := {**sizes, "width": scale.width, "layers": scale.layers}):
             stage = WorldStage(new_network(0, width=scale.width, layers=scale.layers), seed=0, **sizes)
             self._train(stage, run, scale.pretraining_steps, about)

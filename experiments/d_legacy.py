@@ -9,7 +9,9 @@ from functools import partial
 from experiments.arms import ARMS, Trained
 from experiments.command import main
 from experiments.measure import (
+    AFTER,
     DRIFT_COLUMNS,
+    SWITCH,
     SWITCH_COLUMNS,
     Case,
     Scores,

@@ -12,7 +12,6 @@ class Scale:
     Attributes:
         seeds: of training; each trains its own `init` and all that follows, from one common pre-trained start.
         videos: tested for each seed, in one batch.
-        trajectories: of the exact teacher, that pre-training regresses on.
         init_steps, long_steps: steps of distillation, of which every `ratio`-th trains the generator.
         batch, pretraining_batch: videos a step.
         clips: tested length, in clips, of attention and of long tuning.
@@ -23,10 +22,9 @@ class Scale:
     videos: int = 128
     width: int = 192
     layers: int = 3
-    pretraining_batch: int = 8
-    pretraining_steps: int = 2000
+    pretraining_batch: int = 16
+    pretraining_steps: int = 2500
     pretraining_lr: float = 1.5e-2
-    trajectories: int = 8192
     batch: int = 16
     init_steps: int = 600
     long_steps: int = 400
@@ -47,7 +45,6 @@ QUICK = Scale(
     layers=1,
     pretraining_batch=4,
     pretraining_steps=2,
-    trajectories=8,
     batch=2,
     init_steps=2,
     long_steps=2,

@@ -27,7 +27,7 @@ from longlive.miniature.prompt_pairs import draw_pair
 from longlive.miniature.state_world import LATENT_SHAPE, TEXT_DIM, TEXT_LEN, draw_identity, latents, negative, text_of
 from longlive.miniature.world import Captioned, training_set
 from longlive.models.wan import WanTransformer
-from longlive.ops.flow import NUM_LEVELS, shifted, warp_steps
+from longlive.ops.flow import NUM_LEVELS, add_noise, shifted, warp_steps
 from longlive.parallel.world import SharedChoices, World, rank_generator
 from longlive.training.clips import StreamingTuner
 from longlive.training.distillation import DistillationStage
@@ -35,18 +35,16 @@ from longlive.training.dmd import DMD
 from longlive.training.ema import EMA
 from longlive.training.flow_matching import FlowMatching
 from longlive.training.networks import Learner, write_transformer
-from longlive.training.ode import ODERegression, trajectory
-from longlive.training.optimizer import MatrixOptimizer
+from longlive.training.pretraining import Pretraining
 from longlive.training.prompts import PromptPair, PromptSampler
 from longlive.training.teacher_forcing import TeacherForcing
-from longlive.training.trainer import one_cycle
 from longlive.types import Latents, Text
 
 BLOCK, CLIP, OVERLAP = 3, 12, 3
 WINDOW = Window(sink=3, recent=9)
-SHIFT = 5.0
-PRETRAINING_SHIFT = 2.0  # most of what there is to learn of motion shows at less noise
+SHIFT = 2.0  # with 5 and so few numbers in a block, three steps of four would see next to nothing but noise
 STEPS = warp_steps([1000, 750, 500, 250], SHIFT)
+HISTORY_SIGMA = 0.2  # noise in what later blocks see in pre-training, up to this level: their own past will have mistakes in it
 NUM_PAIRS = 2048  # prompts, with what they switch to, that a distillation run goes through
 
 
@@ -87,52 +85,70 @@ def embed(prompts: Sequence[str]) -> Text:
 class WorldStage:
     """Four objectives a step; what is exported is the average of the weights.
 
-    Whole clips, bidirectional, for the critic to be; first blocks, where all that a prompt does not say must be invented, by regression
-    on the exact teacher's trajectories; second blocks, which can only go on by moving the subject as the prompt says; and clips, whose
-    later blocks see it come round again. All but the first are trained at the levels at which the generator works.
+    Whole clips, bidirectional, for the critic to be; first blocks, where all that a prompt does not say must be invented; second
+    blocks, which can only go on by moving the subject as the prompt says; and clips, whose later blocks see it come round again. All
+    but the first are trained at the levels at which the generator works. In the first two the exact teacher's prediction, the mean of
+    all that may be, stands for the one video that was drawn: the same minimum, with a small part of the noise in the gradient.
     """
 
-    def __init__(self, network: WanTransformer, *, steps: int, batch: int, lr: float, trajectories: int, seed: int) -> None:
-        self.network, self.steps, self.size = network.requires_grad_(True), steps, batch
+    def __init__(self, network: WanTransformer, *, steps: int, batch: int, lr: float, seed: int) -> None:
+        self.size, self.steps = batch, steps
+        self.teacher = ExactTeacher()
         self.bidirectional = FlowMatching(network)
-        self.regression = ODERegression(network, block=BLOCK, window=WINDOW, levels=STEPS, clean_history=True)
         self.forced = TeacherForcing(network, block=BLOCK, window=WINDOW)
-        self.optimizer = MatrixOptimizer(network, lr=lr, hidden=lambda name: name.startswith("blocks.") and "modulation" not in name)
-        self.average = EMA(network, decay=0.99)
+        self.learner = Pretraining(network.requires_grad_(True), steps=steps, lr=lr, ema_decay=0.99, bfloat16=True, seed=seed)
+        self.generator = self.learner.generator
         self.captions = training_set()
         self._batch: dict[str, Any] = {}
-        self.generator = torch.Generator().manual_seed(seed)
-        parts = [self._trajectories(min(512, trajectories)) for _ in range(-(-trajectories // 512))]
-        self.states, self.texts = (torch.cat(part) for part in zip(*parts, strict=True))
 
     def step(self, number: int) -> dict[str, float]:
-        self.optimizer.zero_grad()
-        size, losses = self.size, {}
-        clip, text, noise = self._draw("clip", size, CLIP)
-        levels = NUM_LEVELS * shifted(self._uniform(size), PRETRAINING_SHIFT)
-        losses["clip"] = self.bidirectional(clip, text, t=levels, noise=noise)
-        which = self._below(len(self.states), 4 * size)
-        losses["first"] = self.regression(self.states[which], self.texts[which], chosen=self._below(len(STEPS), 4 * size, 1))
-        clip, text, noise = self._draw("second", size, 2 * BLOCK)
-        second = noise[:, BLOCK:]
-        losses["second"] = self.forced(clip, range(2 * BLOCK), text, t=self._few_levels(size, 1), noise=second, context_blocks=1)
-        clip, text, noise = self._draw("causal", size // 2, CLIP)
-        losses["causal"] = self.forced(clip, range(CLIP), text, t=self._few_levels(size // 2, CLIP // BLOCK), noise=noise)
+        alike = number > self.steps // 2
+        losses = {
+            "clip": self._whole("clip", self.size, CLIP, alike=alike),
+            "short": self._whole("short", 4 * self.size, BLOCK, alike=alike),
+            "first": self._first(),
+        }
+        for name, videos, blocks, known in (("second", 2, 2, 1), ("causal", 1, CLIP // BLOCK, 0)):
+            clip, text, noise = self._draw(name, videos * self.size, BLOCK * blocks)
+            damage = HISTORY_SIGMA * torch.rand(len(clip), 1, 1, 1, 1, generator=self.generator)
+            history = (1 - damage) * clip + damage * torch.randn(clip.shape, generator=self.generator)
+            t, noise = self._few_levels(len(clip), blocks - known), noise[:, BLOCK * known :]
+            frames = range(BLOCK * blocks)
+            losses[name] = self.forced(clip, frames, text, t=t, noise=noise, context_blocks=known, history=history)
         torch.stack(list(losses.values())).sum().backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step(one_cycle(number, self.steps, warmup=min(50, self.steps // 4)))
-        self.average.update(self.network, number)
-        return {f"world/{name}_loss": loss.item() for name, loss in losses.items()} | {"world/grad_norm": norm.item()}
+        return {f"world/{name}_loss": loss.item() for name, loss in losses.items()} | {"world/grad_norm": self.learner.update(number)}
+
+    def _whole(self, name: str, batch: int, num_frames: int, *, alike: bool) -> Tensor:
+        """Beginnings of videos, bidirectional, with noise that grows from frame to frame; in the second half of training every other
+        video has one level for all frames.
+
+        A clear frame before a noisy one shows which way a word of motion means. With all frames alike, that left is not right can only
+        be found together with before not being after: nothing is gained by either alone, and after 3000 steps neither was known.
+        """
+        clip, text, noise = self._draw(name, batch, num_frames)
+        drawn = torch.rand(batch, num_frames, generator=self.generator)
+        drawn = drawn.sort(dim=1).values
+        if alike:
+            drawn[::2] = torch.rand(len(drawn[::2]), 1, generator=self.generator)
+        levels = (NUM_LEVELS * shifted(drawn, SHIFT)).clamp(min=20.0)
+        wanted = self.teacher(add_noise(clip, noise, levels), levels, text)
+        return self.bidirectional(wanted.clean, text, t=levels, noise=wanted.noise)
+
+    def _first(self) -> Tensor:
+        """First blocks as sampling goes through them, every one at every level: noise on what the exact teacher made of the last level."""
+        _, text, noise = self._draw("first", self.size, BLOCK)
+        noisy, wanted = noise, []
+        for t in STEPS:
+            levels = torch.full(noise.shape[:2], t)
+            if wanted:
+                noisy = add_noise(wanted[-1].clean, torch.randn(noise.shape, generator=self.generator), levels)
+            wanted.append(self.teacher(noisy, levels, text))
+        clean, implied = (torch.cat(parts) for parts in zip(*((one.clean, one.noise) for one in wanted), strict=True))
+        levels = torch.tensor(STEPS).repeat_interleave(len(noise))[:, None]
+        return self.forced(clean, range(BLOCK), text.repeat(len(STEPS), 1, 1), t=levels, noise=implied)
 
     def _captions(self, count: int) -> list[Captioned]:
-        return [self.captions[i] for i in self._below(len(self.captions), count).tolist()]
-
-    def _trajectories(self, count: int) -> tuple[Tensor, Text]:
-        """Of first blocks, from noise to clean, as the exact teacher's flow leads."""
-        text = text_of(self._captions(count))
-        noise = torch.randn(count, BLOCK, *LATENT_SHAPE, generator=self.generator)
-        keep = [12 * state for state in range(len(STEPS) + 1)]
-        return trajectory(ExactTeacher(), noise, text, keep=keep, shift=SHIFT), text  # type: ignore[arg-type]
+        return [self.captions[i] for i in torch.randint(len(self.captions), (count,), generator=self.generator).tolist()]
 
     def _draw(self, name: str, batch: int, num_frames: int) -> tuple[Latents, Text, Latents]:
         """Videos, what is said of them, and noise."""
@@ -141,14 +157,8 @@ class WorldStage:
         self._batch[name] = videos
         return videos, text_of(captions), torch.randn(videos.shape, generator=self.generator)
 
-    def _uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator)
-
-    def _below(self, count: int, *shape: int) -> Tensor:
-        return torch.randint(count, shape, generator=self.generator)
-
     def _few_levels(self, *shape: int) -> Tensor:
-        return torch.tensor(STEPS)[self._below(len(STEPS), *shape)]
+        return torch.tensor(STEPS)[torch.randint(len(STEPS), shape, generator=self.generator)]
 
     def batch(self) -> dict[str, Any]:
         return self._batch
@@ -161,21 +171,13 @@ class WorldStage:
         return {}
 
     def state(self) -> dict[str, Any]:
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
-            "generator": self.generator.get_state(),
-        }
+        return self.learner.state()
 
     def load(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average.load_state_dict(state["average"])
-        self.generator.set_state(state["generator"])
+        self.learner.load(state)
 
     def export(self, folder: Path) -> None:
-        write_transformer(self.average.average, folder, write=True)
+        self.learner.export(folder)
 
 
 @dataclass(frozen=True, kw_only=True)

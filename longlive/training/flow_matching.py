@@ -7,17 +7,17 @@ from torch import Tensor
 
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow import add_noise
-from longlive.types import Latents, Text
+from longlive.types import Latents, Levels, Text
 
 
 class FlowMatching:
-    """Mean of (v - (noise - x))^2 over whole clips, all frames of a clip at one level (Lipman et al. 2023)."""
+    """Mean of (v - (noise - x))^2 over whole clips (Lipman et al. 2023)."""
 
     def __init__(self, network: WanTransformer) -> None:
         self.network = network
 
-    def __call__(self, clip: Latents, text: Text, *, t: Float[Tensor, " B"], noise: Latents) -> Tensor:
-        """The loss of clean clips at timesteps `t`; `noise` is Gaussian like the clips."""
-        levels = t[:, None].expand(-1, clip.shape[1])
+    def __call__(self, clip: Latents, text: Text, *, t: Float[Tensor, " B"] | Levels, noise: Latents) -> Tensor:
+        """The loss of clean clips at timesteps `t`, one for all frames of a clip or one for each; `noise` is Gaussian like the clips."""
+        levels = t[:, None].expand(-1, clip.shape[1]) if t.ndim == 1 else t
         flow = self.network(add_noise(clip, noise, levels), levels, text)
         return (flow.float() - (noise - clip).float()).square().mean()
