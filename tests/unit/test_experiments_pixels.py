@@ -80,12 +80,9 @@ def journal(folder, rows):
 
 
 def test_a_step_trained_twice_counts_once_and_validation_beside_it(tmp_path):
-    timed = [
-        {"step": 10, "teacher/short_loss": 2.0, "seconds_per_step": 0.5},
-        {"step": 20, "teacher/short_loss": 9.0, "seconds_per_step": 9.0},
-    ]
-    again = {"step": 20, "teacher/short_loss": 1.0, "seconds_per_step": 1.0}
-    journal(tmp_path / "teacher", [*timed, {"step": 20, "oracle/shape": 0.5}, again])
+    loss = "teacher/short_loss"
+    timed = [{"step": 10 * n, loss: value, "seconds_per_step": took} for n, value, took in ((1, 2.0, 0.5), (2, 9.0, 9.0), (2, 1.0, 1.0))]
+    journal(tmp_path / "teacher", [*timed[:2], {"step": 20, "oracle/shape": 0.5}, timed[2]])
     found = recipe.read_journal(tmp_path / "teacher")
     assert found is not None and found.steps == 20 and found.seconds == 10 * 0.5 + 10 * 1.0
     assert found.values(loss) == ([10, 20], [2.0, 1.0]) and found.values("oracle/shape") == ([20], [0.5])
