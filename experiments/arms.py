@@ -79,14 +79,9 @@ class Trained:
 
     def _distilled(self, name: str, seed: int) -> Path:
         arm, scale = ARMS[name], self.scale
-        settings = Distillation(
-            steps=scale.init_steps if arm.start is None else scale.long_steps,
-            lr=scale.lr if arm.start is None else scale.long_lr,
-            batch=scale.batch,
-            critic_lr=scale.critic_lr,
-            ratio=scale.ratio,
-            **arm.settings,
-        )
+        stage = "init" if arm.start is None else "long"
+        sizes = {part: getattr(scale, f"{stage}_{part}") for part in ("steps", "lr", "critic_lr", "ratio")}
+        settings = Distillation(batch=scale.batch, **sizes, **arm.settings)
         run = self.runs / f"seed_{seed}" / name
         if not self._is_there(run, about := {**asdict(settings), "seed": seed}):
             if arm.start is None:

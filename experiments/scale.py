@@ -12,7 +12,7 @@ class Scale:
     Attributes:
         seeds: of training; each trains its own `init` and all that follows, from one common pre-trained start.
         videos: tested for each seed, in one batch.
-        init_steps, long_steps: steps of distillation, of which every `ratio`-th trains the generator.
+        init_steps, long_steps: steps of distillation, of which every `…_ratio`-th trains the generator.
         batch, pretraining_batch: videos a step.
         clips: tested length, in clips, of attention and of long tuning.
         resamples: of the bootstrap.
@@ -25,13 +25,15 @@ class Scale:
     pretraining_batch: int = 16
     pretraining_steps: int = 2500
     pretraining_lr: float = 1.5e-2
-    batch: int = 16
-    init_steps: int = 600
-    long_steps: int = 400
-    ratio: int = 5
-    lr: float = 5e-4
-    long_lr: float = 2e-4
-    critic_lr: float = 5e-4
+    batch: int = 24
+    init_steps: int = 400
+    init_ratio: int = 5
+    init_lr: float = 2e-4
+    init_critic_lr: float = 1e-3
+    long_steps: int = 420
+    long_ratio: int = 2
+    long_lr: float = 5e-4
+    long_critic_lr: float = 1.5e-3
     attention_clips: int = 10
     length_clips: int = 20
     resamples: int = 2000
@@ -48,7 +50,8 @@ QUICK = Scale(
     batch=2,
     init_steps=2,
     long_steps=2,
-    ratio=2,
+    init_ratio=2,
+    long_ratio=2,
     attention_clips=3,
     length_clips=3,
     resamples=50,

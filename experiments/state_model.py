@@ -34,6 +34,7 @@ from longlive.training.distillation import DistillationStage
 from longlive.training.dmd import DMD
 from longlive.training.ema import EMA
 from longlive.training.flow_matching import FlowMatching
+from longlive.training.low_precision import use_bfloat16_linears
 from longlive.training.networks import Learner, write_transformer
 from longlive.training.pretraining import Pretraining
 from longlive.training.prompts import PromptPair, PromptSampler
@@ -215,6 +216,8 @@ class _Distilled(DistillationStage):
 def distillation_stage(generator: WanTransformer, critic: WanTransformer, settings: Distillation, *, seed: int) -> DistillationStage:
     """Distribution matching of `generator` with the exact teacher as the real score; both networks are changed in place."""
     average = EMA(generator, decay=0.95, warm_up=False)
+    for network in (generator, critic):
+        use_bfloat16_linears(network)
     learners = [Learner(network, lr=lr) for network, lr in ((generator, settings.lr), (critic, settings.critic_lr))]
     random = {name: rank_generator(seed + number, 0) for number, name in enumerate(("noise", "levels"), 1)}
     here = World()
