@@ -12,6 +12,7 @@ from pathlib import Path
 from experiments.arms import Trained
 from experiments.report import Report, write
 from experiments.scale import FULL, QUICK
+from experiments.summary import summarize
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +35,7 @@ def main(experiments: dict[str, Experiment], argv: list[str] | None = None) -> i
             clock = time.perf_counter()
             report = experiment(trained)
             write(report, output)
+            summarize(output)
             verdicts = "; ".join(f"{claim.says}: {claim.verdict}" for claim in report.claims)
             logging.info("%s in %.0f s -> %s\n  %s", name, time.perf_counter() - clock, output / f"{name}.md", verdicts)
     except (ValueError, OSError) as error:

@@ -136,9 +136,9 @@ def setting(trained: Trained, videos: str, **more: str) -> dict[str, object]:
     return {
         "networks": f"{scale.layers} layers, width {scale.width}, 1 token a frame; block {BLOCK}, clip {CLIP}, window {WINDOW.visible} "
         f"frames, the sink's {WINDOW.sink} included",
-        "training": f"pre-training {scale.pretraining_steps} steps, once; for "
-        f"each seed, init {scale.init_steps} steps of {scale.batch} videos, {scale.init_steps // scale.init_ratio} of them for the generator too; "
-        f"every other arm {scale.long_steps}, {scale.long_steps // scale.long_ratio} of them for the generator too",
+        "training": f"pre-training {scale.pretraining_steps} steps, once; for each seed init, {scale.init_steps} steps of "
+        f"{scale.batch} videos, and from it every other arm, {scale.long_steps} steps; the generator learns in each "
+        f"{scale.init_ratio}th and each {scale.long_ratio}nd of them",
         "training seeds": len(scale.seeds),
         "test videos": f"{scale.videos} for each seed, of captions that training never shows; {videos}",
         "intervals": f"95 %, bootstrap of {scale.resamples} over seeds and videos; arms share prompts and noise, differences are paired",

@@ -21,6 +21,7 @@ from experiments.metrics import SwitchPair, estimate, per_block
 from experiments.pixel_model import IMAGES, PixelCut, PixelModel, first_image, image_change, jump, radius_change, right
 from experiments.plot import Panel
 from experiments.report import Claim, Report, Table, write
+from experiments.summary import summarize
 from experiments.videos import switch_pairs
 from longlive.cache.window import Window
 from longlive.generation.rollout import Recache
@@ -206,6 +207,7 @@ def main(argv: list[str] | None = None) -> int:
         output=arguments.output,
     )
     write(report, arguments.output)
+    summarize(arguments.output)
     return 0
 
 

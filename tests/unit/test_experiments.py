@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from experiments import c_length
+from experiments.all import EXPERIMENTS
 from experiments.arms import ARMS, Trained
 from experiments.command import main
 from experiments.legacy import CONTEXT_T, LeakyCache, NoisedContext, ZeroSinkCache
@@ -25,8 +26,9 @@ from experiments.metrics import (
     switch_scores,
 )
 from experiments.plot import Line, Panel, draw, ticks
-from experiments.report import Claim
+from experiments.report import Claim, write
 from experiments.scale import QUICK
+from experiments.summary import summarize
 from experiments.videos import switch_pairs
 from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
@@ -224,6 +226,7 @@ def test_a_quick_experiment_from_end_to_end(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "docs" / "c_length.json").read_text())
     assert {claim["verdict"] for claim in found["claims"]} <= {"shows", "does not show", "reversed"}
     assert set(found["tables"][0]["arms"]) == set(c_length.NAMES.values())
+    assert found["title"] in (tmp_path / "docs" / "README.md").read_text()
     page = (tmp_path / "docs" / "c_length.md").read_text()
     assert "95 % interval" in page and "c_length.png" in page
     assert Image.open(tmp_path / "docs" / "c_length.png").size[0] > 1000
@@ -236,3 +239,13 @@ def test_a_quick_experiment_from_end_to_end(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="was trained with another batch, steps"):
         Trained(tmp_path / "runs", replace(QUICK, batch=3, long_steps=4)).generator("long", 0)
     assert {arm.start for arm in ARMS.values()} == {None, "init"}
+
+
+def test_every_experiment_runs(tmp_path):
+    trained = Trained(tmp_path, replace(QUICK, seeds=(0,)))
+    for name, experiment in EXPERIMENTS.items():
+        report = experiment(trained)
+        assert report.name == name and report.claims and report.tables and report.panels
+        write(report, tmp_path / "docs")
+    summarize(tmp_path / "docs")
+    assert (tmp_path / "docs" / "README.md").read_text().count("\n## ") == len(EXPERIMENTS)

@@ -1,0 +1,62 @@
+"""The verdicts of all experiments on one page: `python -m experiments.summary [--output DIR]`; every experiment renews it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+INTRODUCTION = """# The paper's claims, measured in miniature
+
+`bash scripts/experiments.sh` trains what is missing and measures; `python -m experiments.pixels` repeats the main ones with the
+miniature's own stages and leaves pictures. The state world (`longlive/miniature/state_world.py`) has videos of a subject with four
+captioned attributes and four that no caption says, no pixels, and an exact teacher, so that nothing but the student can be wrong.
+A verdict is computed: "shows" when the whole 95 % interval of the paired difference lies on the expected side (for "equal": within
+what counts as none), "reversed" when it lies on the other.
+"""
+
+
+def page(reports: list[dict[str, Any]]) -> str:
+    """One table of claims for each experiment, and how many of each verdict there are."""
+    lines = [INTRODUCTION]
+    for report in reports:
+        name, counts = report["experiment"], Counter(claim["verdict"] for claim in report["claims"])
+        counted = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
+        lines += [f"## [{report['title']}]({name}.md)", "", report["question"], "", f"![{report['title']}]({name}.png)", ""]
+        lines += [f"{counted}:", "", "| claim | difference, 95 % interval | verdict |", "| --- | --- | --- |"]
+        for claim in report["claims"]:
+            found = claim["difference"]
+            lines.append(f"| {claim['claim']} | {found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}] | {claim['verdict']} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def summarize(folder: Path) -> None:
+    """Write `README.md` from the JSON files of `folder`; `account.md` there, if any, is what people have to say about them."""
+    files = sorted(folder.glob("*.json"))
+    reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    account = folder / "account.md"
+    text = page(reports)
+    if account.exists():
+        head, _, tables = text.partition("\n## ")
+        text = f"{head}\n{account.read_text(encoding='utf-8').strip()}\n\n## {tables}"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "experiments")
+    arguments = parser.parse_args(argv)
+    if not list(arguments.output.glob("*.json")):
+        sys.stderr.write(f"experiments.summary: {arguments.output} has no results; run scripts/experiments.sh first\n")
+        return 2
+    summarize(arguments.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
