@@ -13,6 +13,8 @@ from longlive.models.wan import WanTransformer
 from longlive.models.zoo import arguments
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import step_count
+import step_parts
 import train_step
 from flops import flops_of_pass
 
@@ -37,7 +39,7 @@ def test_parts_are_exclusive():
         for call in inner:
             call()
 
-    parts = train_step.Parts(lambda: now[0])
+    parts = step_parts.Parts(lambda: now[0])
     inner = parts.wrap("inner", lambda: spend(2))
     outer = parts.wrap(lambda: "outer", spend)
     outer(1, inner, inner)
@@ -74,7 +76,7 @@ def back(size, *, frames: int, visible: int, again: bool) -> float:
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_flops_of_a_mean_step_are_those_of_the_formula(checkpointing):
     teacher = {**SIZE, "dim": 36, "num_layers": 4}
-    flops = train_step.flops_of_step(SIZE, teacher, replace(SETTINGS, checkpointing=checkpointing), anchor=1000.0)
+    flops = step_count.flops_of_step(SIZE, teacher, replace(SETTINGS, checkpointing=checkpointing), anchor=1000.0)
     with torch.device("meta"):
         models = {name: WanTransformer(**size) for name, size in (("size", SIZE), ("teacher", teacher))}
 
@@ -102,7 +104,7 @@ def test_flops_of_a_mean_step_are_those_of_the_formula(checkpointing):
 
 
 def test_nothing_is_counted_outside_the_parts():
-    clips = train_step.flops_of_clips(train_step.imagine(SIZE, SIZE, replace(SETTINGS, lora_rank=2), layers=1))
+    clips = step_count.flops_of_clips(step_count.imagine(SIZE, SIZE, replace(SETTINGS, lora_rank=2), layers=1))
     assert len(clips) == 2
     assert all(clip["rest"] == 0 for clip in clips)
     assert clips[1]["recache"] > 0
@@ -110,7 +112,7 @@ def test_nothing_is_counted_outside_the_parts():
 
 def test_a_rollout_asks_for_no_value():
     """On the meta device there is none to be had: what would make a GPU's host wait raises there."""
-    tuner = train_step.imagine(SIZE, SIZE, SETTINGS, layers=1).tuner
+    tuner = step_count.imagine(SIZE, SIZE, SETTINGS, layers=1).tuner
     for grad in (True, False):
         tuner.clip(grad=grad)
     tuner.rollout.on_step = lambda number, t, clean: clean if clean.mean() > 0 else None
@@ -120,7 +122,7 @@ def test_a_rollout_asks_for_no_value():
 
 def test_live_bytes_are_of_what_was_made_and_is_there():
     old = torch.zeros(1000)
-    with train_step.Live(torch.device("cpu")) as live:
+    with step_parts.Live(torch.device("cpu")) as live:
         a = torch.zeros(100)
         b = a[:50].view(5, 10)
         old.add_(1)
@@ -168,7 +170,7 @@ def test_command_line_counts(tmp_path, capsys):
     assert json.loads(printed.splitlines()[-1]) == result
     assert "against the design" not in printed  # which says nothing of the miniature
     assert result["flops_plain"]["critic backward"] < result["flops"]["critic backward"]
-    same = set(train_step.PARTS) - {"critic backward", "generator backward"}
+    same = set(step_parts.PARTS) - {"critic backward", "generator backward"}
     assert all(result["flops_plain"][part] == result["flops"][part] > 0 for part in same)
     with torch.device("meta"):
         every = sum(p.numel() for p in WanTransformer(**arguments("miniature")).parameters())
@@ -185,7 +187,7 @@ def test_count_of_the_full_size_agrees_with_the_design(tmp_path, capsys):
     output = tmp_path / "result.json"
     assert train_step.main(["--count", "1.3b", "--output", str(output)]) == 0
     flops = json.loads(output.read_text())["flops"]
-    assert sum(flops.values()) / 1e12 == pytest.approx(train_step.DESIGNED_TFLOP, rel=0.05)
+    assert sum(flops.values()) / 1e12 == pytest.approx(step_count.DESIGNED_TFLOP, rel=0.05)
 
 
 def test_what_cannot_be_measured_is_refused(capsys):
@@ -194,6 +196,6 @@ def test_what_cannot_be_measured_is_refused(capsys):
     assert train_step.main(["--config", str(CONFIGS / "miniature" / "teacher.yaml")]) == 2
     assert "no rollout" in capsys.readouterr().err
     with pytest.raises(ValueError, match="bring it to its end"):
-        tuner = train_step.imagine(SIZE, SIZE, SETTINGS, layers=1).tuner
+        tuner = step_count.imagine(SIZE, SIZE, SETTINGS, layers=1).tuner
         tuner.clip(grad=False)
-        train_step.held_by_clips(tuner, 1)
+        step_parts.held_by_clips(tuner, 1)
