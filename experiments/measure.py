@@ -80,11 +80,25 @@ def line(label: str, values: Tensor, *, step: int, first: int, resamples: int) -
 
 
 def claim(
-    says: str, expected: Expected, first: Scores, second: Scores, name: str, *, resamples: int, at: int | None = None, margin: float = 0.0
+    says: str,
+    expected: Expected,
+    first: Scores,
+    second: Scores,
+    name: str,
+    *,
+    resamples: int,
+    at: int | slice | None = None,
+    margin: float = 0.0,
 ) -> Claim:
-    """About the paired difference of two arms in metric `name`, in block or clip `at` if it has one value for each."""
-    one, other = (scores[name].double() if at is None else scores[name][..., at].double() for scores in (first, second))
+    """About the paired difference of two arms in metric `name`; if it has a value for each block or clip, in `at` or the mean over it."""
+    one, other = (_part(scores[name].double(), at) for scores in (first, second))
     return Claim(says, expected, estimate(one - other, resamples=resamples), margin)
+
+
+def _part(values: Tensor, at: int | slice | None) -> Tensor:
+    if at is None:
+        return values
+    return values[..., at].mean(dim=-1) if isinstance(at, slice) else values[..., at]
 
 
 def latency_claim(says: str, expected: Expected, first: Scores, second: Scores, *, resamples: int, margin: float = 0.0) -> Claim:
