@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from experiments.arms import LONGEST, SWITCHES, Trained
+from experiments.arms import LENGTHS, Trained
 from experiments.command import main
 from experiments.measure import AFTER, SWITCH, SWITCH_COLUMNS, Case, Scores, claim, latency_claim, line, setting, switch_cells, switched
 from experiments.metrics import estimate, image_jump
@@ -89,7 +89,7 @@ def experiment(trained: Trained) -> Report:
         setting=setting(
             trained,
             f"{SWITCH + AFTER} frames, at {SWITCH} one attribute changes, each of the four equally often",
-            long=f"trained on videos of {LONGEST} frames with a switch at one of {SWITCHES}; the sink is refreshed",
+            long=f"trained on videos of {' and '.join(map(str, LENGTHS))} frames with a switch where a clip begins; the sink is refreshed",
         ),
         tables=tables,
         claims=claims,

@@ -17,13 +17,15 @@ from typing import Any
 from experiments.scale import Scale
 from experiments.state_model import CLIP, OVERLAP, Distillation, WorldStage, distillation_stage, new_network
 from longlive.cache.window import Window
+from longlive.miniature.state_world import tables
 from longlive.models.wan import WanTransformer
 from longlive.training.networks import load_network
-from longlive.training.trainer import train
+from longlive.training.trainer import hash_of, train
 
-LONGEST = CLIP + 4 * (CLIP - OVERLAP)  # frames of the longest training video: 48
+LENGTHS = (48, 120)  # frames of the training videos; with long ones alone switches would be rare
+LONGEST = max(LENGTHS)
 SWITCHES = tuple(range(CLIP, LONGEST, CLIP - OVERLAP))  # wherever a clip begins
-LONG: Mapping[str, Any] = {"max_frames": LONGEST, "switch_at": SWITCHES}
+LONG: Mapping[str, Any] = {"max_frames": LENGTHS, "switch_at": SWITCHES}
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +99,7 @@ class Trained:
         """The network that every seed starts from, generator and critic."""
         scale, run = self.scale, self.runs / "start"
         sizes = {"batch": scale.pretraining_batch, "steps": scale.pretraining_steps, "lr": scale.pretraining_lr}
-        if not self._is_there(run, about := {**sizes, "width": scale.width, "layers": scale.layers}):
+        if not self._is_there(run, about := {**sizes, "width": scale.width, "layers": scale.layers, "world": hash_of(tables())}):
             stage = WorldStage(new_network(0, width=scale.width, layers=scale.layers), seed=0, **sizes)
             self._train(stage, run, scale.pretraining_steps, about)
         return run / "export" / "transformer"

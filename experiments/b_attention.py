@@ -40,9 +40,11 @@ def experiment(trained: Trained) -> Report:
     claims = []
     compare = partial(claim, resamples=many, at=-1)
     for training, where in (("long", "trained on long videos"), ("short", "trained on clips")):
-        sink, window, full = (scores[training, kind] for kind in ("sink", "window", "full"))
+        sink, window, full, turned = (scores[training, kind] for kind in ("sink", "window", "full", "turned"))
         claims += [
             compare(f"{where}: at the end a sink has kept more identity than a window alone", "more", sink, window, "identity"),
+            compare(f"{where}: at the end a sink has kept the light better than a window alone", "less", sink, window, "light"),
+            compare(f"{where}: at the end a turned sink has kept the light better than a window alone", "less", turned, window, "light"),
             compare(f"{where}: at the end a sink is nearer to the manifold than a window alone", "less", sink, window, "distance"),
             compare(
                 f"{where}: at the end full attention has kept as much identity as a sink", "equal", full, sink, "identity", margin=0.05
@@ -70,7 +72,7 @@ def experiment(trained: Trained) -> Report:
     tables.append(Table(f"Cost of a block of {trained.scale.videos} videos", columns, blocks))
     panels = []
     for name, title, label in (
-        ("identity", "Identity", "share kept since the first block"),
+        ("light", "Light", "degrees since the first block"),
         ("distance", "Distance to the manifold", "distance / norm"),
         ("adherence", "All four captioned attributes", "share of frames right"),
     ):

@@ -26,6 +26,7 @@ def experiment(trained: Trained) -> Report:
         compare("at the end long tuning is nearer to the manifold", "less", long, short, "distance", at=-1),
         compare("at the end long tuning adheres more", "more", long, short, "adherence", at=-1),
         compare("at the end long tuning has kept more identity", "more", long, short, "identity", at=-1),
+        compare("at the end long tuning has kept the light better", "less", long, short, "light", at=-1),
         compare("at the end long tuning's steps are truer", "less", long, short, "step", at=-1),
         compare("in the first clip they are as near to the manifold", "equal", long, short, "distance", at=0, margin=0.02),
         compare("in the first clip they adhere as much", "equal", long, short, "adherence", at=0, margin=0.03),
@@ -35,7 +36,7 @@ def experiment(trained: Trained) -> Report:
     for name, title, label in (
         ("distance", "Distance to the manifold", "distance / norm"),
         ("adherence", "All four captioned attributes", "share of frames right"),
-        ("identity", "Identity", "share kept since the first block"),
+        ("light", "Light", "degrees since the first block"),
         ("step", "Step error", "cells"),
     ):
         curves = [line(words, scores[arm][name], step=CLIP, first=CLIP, resamples=many) for arm, words in NAMES.items()]

@@ -130,7 +130,7 @@ SWITCH_COLUMNS = (
 def drift_cells(scores: Scores, *, resamples: int) -> list[Estimate]:
     """A row of `DRIFT_COLUMNS`."""
     cells = []
-    for name in ("adherence", "identity", "step", "distance"):
+    for name in ("adherence", "identity", "light", "step", "distance"):
         cells.append(estimate(scores[name][..., 0], resamples=resamples))
         cells.append(estimate(scores[name][..., -1], resamples=resamples))
         cells += bootstrap(scores[name], slope, resamples=resamples)
@@ -139,7 +139,7 @@ def drift_cells(scores: Scores, *, resamples: int) -> list[Estimate]:
 
 DRIFT_COLUMNS = tuple(
     f"{name}, {when}"
-    for name in ("all four attributes", "identity kept", "step error, cells", "distance to the manifold")
+    for name in ("all four attributes", "identity kept", "light turned, degrees", "step error, cells", "distance to the manifold")
     for when in ("first clip", "last clip", "slope a 100 frames")
 )
 

@@ -162,12 +162,14 @@ class DriftScores:
     Attributes:
         adherence: share of frames that show all four captioned attributes.
         identity: share of frames whose size, and texture, are those of the first block.
+        light: degrees that the direction of the light, which no prompt says, has turned since the first block; 90 is chance.
         step: cells between each position and where the frame before and the caption put it.
         distance: of the clip from the nearest of the prompt's videos: 0 is one of them, 1 as far as the mean of the world.
     """
 
     adherence: Float[Tensor, "V K"]
     identity: Float[Tensor, "V K"]
+    light: Float[Tensor, "V K"]
     step: Float[Tensor, "V K"]
     distance: Float[Tensor, "V K"]
 
@@ -182,6 +184,7 @@ def drift_scores(video: Latents, captions: Sequence[Captioned]) -> DriftScores:
     return DriftScores(
         adherence=per_block(right, CLIP),
         identity=per_block(kept, CLIP),
+        light=per_block(reading.turned(slice(0, BLOCK)), CLIP),
         step=per_block(reading.jump(list(captions)), CLIP),
         distance=torch.stack([manifold_distance(clip, list(captions)) for clip in clips], dim=1),
     )

@@ -186,7 +186,7 @@ class Distillation:
     """What one run of distillation does; the defaults are the stage `init` as the paper has it, at this size.
 
     Attributes:
-        max_frames: length of the videos that are made for training.
+        max_frames: lengths of the videos that are made for training.
         switch_at: frames at which their prompt may switch; empty: never.
         recache, keep_sink: what a switch does with the past.
         deviation: of the public code, if one is to be measured.
@@ -198,7 +198,7 @@ class Distillation:
     critic_lr: float
     ratio: int
     window: Window = WINDOW
-    max_frames: int = CLIP
+    max_frames: tuple[int, ...] = (CLIP,)
     switch_at: tuple[int, ...] = ()
     recache: Recache = "joint"
     keep_sink: bool = False
@@ -264,7 +264,7 @@ def _tuner(network: WanTransformer, settings: Distillation, random: torch.Genera
         block=BLOCK,
         clip_frames=CLIP,
         overlap=OVERLAP,
-        max_frames=(settings.max_frames,),
+        max_frames=settings.max_frames,
         switch_at=settings.switch_at,
         keep_sink=settings.keep_sink,
     )

@@ -1,6 +1,6 @@
 """The state world's perfect denoiser: the posterior mean over all of its videos, in closed form.
 
-Of a prompt all 1536 identities are equally likely videos x_k, all of the same norm, so the posterior of noisy latents
+Of a prompt all 12288 identities are equally likely videos x_k, all of the same norm, so the posterior of noisy latents
 x_t = (1 - sigma) x + sigma noise, with a sigma of its own for each frame f, is
 
     softmax_k  sum_f (1 - sigma_f) / sigma_f^2 <x_t[f], x_k[f]>.
@@ -104,7 +104,7 @@ def _check(latents: Latents, prompts: Sequence[Prompt | None]) -> None:
 
 
 def nearest_clip(latents: Latents, prompts: Sequence[Prompt | None]) -> Latents:
-    """Of each prompt's 1536 videos the one nearest to the latents; of all 750 captions' where the prompt is None."""
+    """Of each prompt's 12288 videos the one nearest to the latents; of all 750 captions' where the prompt is None."""
     _check(latents, prompts)
     return _expected(latents.detach().flatten(2).double(), prompts, nearest=True).to(latents.dtype).view_as(latents)
 

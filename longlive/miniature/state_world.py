@@ -3,7 +3,8 @@
 A frame's state: shape, colour and background (a caption says them), size, texture and position x, y on a torus of 8 x 8 cells (a
 caption cannot say them). The captioned motion is in no single frame: it moves the position by one cell a frame. Each of these seven
 attributes has a subspace of its own among the 128 numbers of a frame, all equally loud: centred one-hots for what is a choice, two
-harmonics of the angle for a position. Hence every state has the same norm, a reader in closed form exists, and so does an exact
+harmonics of the angle for a position and for the texture, which is the direction of the light, so finely divided that copying it
+is never quite exact: errors can add up. Hence every state has the same norm, a reader in closed form exists, and so does an exact
 teacher (`exact_teacher`). Every latent element has mean 0 and variance 1 over the world. Knows nothing of models or training.
 """
 
@@ -25,7 +26,8 @@ from longlive.types import Latents, Text
 LATENT_SHAPE = (8, 4, 4)  # channels, height, width
 ELEMENTS = 128
 CELLS = SIZE // LATTICE  # of the torus, along x and along y
-IDENTITY: dict[str, int] = {"size": len(RADII), "texture": LIGHTS, "x": CELLS, "y": CELLS}
+TURN = 64  # directions of the light
+IDENTITY: dict[str, int] = {"size": len(RADII), "texture": TURN, "x": CELLS, "y": CELLS}
 DRAWN: dict[str, int] = {name: len(ATTRIBUTES[name]) for name in ("shape", "color", "background")} | IDENTITY  # what one frame shows
 UNSURE = 0.7  # nothing is named that is further from it than this, relative to its norm; halfway between two choices is 0.76 or more
 TEXT_LEN, TEXT_DIM = 8, 64
@@ -37,7 +39,7 @@ Prompt = Captioned | Sequence[Captioned]
 
 @dataclass(frozen=True)
 class StateIdentity:
-    """What a prompt cannot say, as indices: `size` 0..2, `texture` 0..7, cell `x`, `y` 0..7 at the first frame of the video."""
+    """What a prompt cannot say, as indices: `size` 0..2, `texture` 0..63, cell `x`, `y` 0..7 at the first frame of the video."""
 
     size: int
     texture: int
@@ -56,7 +58,7 @@ def draw_identity(generator: torch.Generator) -> StateIdentity:
 
 
 def all_identities() -> list[StateIdentity]:
-    """All 1536, in a fixed order: a caption has as many equally likely videos."""
+    """All 12288, in a fixed order: a caption has as many equally likely videos."""
     return [StateIdentity(*values) for values in itertools.product(*map(range, IDENTITY.values()))]
 
 
@@ -77,7 +79,7 @@ def _simplex(count: int) -> Tensor:
 
 
 def _circle(count: int) -> Tensor:
-    """Angles as two harmonics: the first alone would put neighbours 0.77 norms apart, both together 1.14."""
+    """Angles as two harmonics: of eight, the first alone would put neighbours 0.77 norms apart, both together 1.14."""
     angle = torch.arange(count, dtype=torch.float64) * (2 * torch.pi / count)
     return torch.stack([angle.cos(), angle.sin(), (2 * angle).cos(), (2 * angle).sin()], dim=1) / 2**0.5
 
@@ -85,7 +87,7 @@ def _circle(count: int) -> Tensor:
 @lru_cache(maxsize=1)
 def _blocks() -> dict[str, _Block]:
     """The embedding, float64, in columns of a shuffled Hadamard matrix: all its entries are equally large, hence all elements are."""
-    points = {name: _circle(count) if name in ("x", "y") else _simplex(count) for name, count in DRAWN.items()}
+    points = {name: _circle(count) if name in ("x", "y", "texture") else _simplex(count) for name, count in DRAWN.items()}
     hadamard = torch.ones(1, 1, dtype=torch.float64)
     while hadamard.shape[0] < ELEMENTS:
         hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
@@ -162,8 +164,8 @@ class StateReading:
     """What the frames of `[B, F]` show, as indices; -1 where it cannot be said.
 
     `motion` of a frame is the step from the frame before it; the first frame, which has none before it, takes the step that leaves it.
-    `position` `[B, F, 2]` is (x, y) in cells, not rounded; `residual` `[B, F]` the distance to the nearest valid state over its norm
-    (0 is a state, 1 the mean of the world).
+    `position` `[B, F, 2]` is (x, y) in cells and `light` `[B, F]` the texture in degrees, neither rounded; `residual` `[B, F]` the
+    distance to the nearest valid state over its norm (0 is a state, 1 the mean of the world).
     """
 
     shape: Int[Tensor, "B F"]
@@ -175,6 +177,7 @@ class StateReading:
     x: Int[Tensor, "B F"]
     y: Int[Tensor, "B F"]
     position: Float[Tensor, "B F 2"]
+    light: Float[Tensor, "B F"]
     residual: Float[Tensor, "B F"]
 
     @property
@@ -192,15 +195,22 @@ class StateReading:
         return {name: _majority(getattr(self, name).cpu(), frames) == said[name][:, 0] for name in ATTRIBUTES}
 
     def identity_changed(self, reference: slice) -> dict[str, Bool[Tensor, "B F"]]:
-        """Whether the size and the texture of each frame differ from those of most `reference` frames; what cannot be said has changed.
+        """Whether the size of each frame differs from that of most `reference` frames, and the texture by more than 22.5 degrees from
+        that of most; what cannot be said has changed.
 
         Of two unrelated videos 2/3 differ in size and 7/8 in texture.
         """
-        result = {}
-        for name in ("size", "texture"):
-            values: Tensor = getattr(self, name)
-            result[name] = (values != _majority(values, reference)[:, None]) | (values < 0)
-        return result
+        size, texture = (values != _majority(values, reference)[:, None] for values in (self.size, self.texture))
+        texture &= self.turned(reference) > 22.5
+        return {"size": size | (self.size < 0), "texture": texture | (self.texture < 0)}
+
+    def turned(self, reference: slice) -> Float[Tensor, "B F"]:
+        """Degrees between the light of each frame and the mean direction of the `reference` frames, 0 to 180; 90 is chance."""
+        chosen = torch.deg2rad(self.light[:, reference])
+        if chosen.shape[1] == 0:
+            raise ValueError(f"{reference} of {self.light.shape[1]} frames leaves none to judge")
+        usual = torch.rad2deg(torch.atan2(chosen.sin().mean(dim=1), chosen.cos().mean(dim=1)))
+        return ((self.light - usual[:, None] + 180) % 360 - 180).abs()
 
     def jump(self, captions: Sequence[Prompt]) -> Float[Tensor, "B F"]:
         """Cells between the position of each frame and where the frame before and the caption's step put it; 0 for the first frame.
@@ -225,6 +235,7 @@ class _Nearest(NamedTuple):
     values: dict[str, Tensor]
     distances: dict[str, Tensor]
     position: Tensor
+    light: Tensor
     residual: Tensor
 
 
@@ -234,7 +245,7 @@ def _nearest(latents: Latents) -> _Nearest:
     flat = latents.detach().flatten(2).double()
     norm = ELEMENTS**0.5
     outside, squares = flat, torch.zeros_like(flat[..., 0])
-    values, distances, angles = {}, {}, []
+    values, distances, angles = {}, {}, {}
     for name, block in _blocks().items():
         points, basis = (part.to(flat.device) for part in block)
         seen = flat @ basis.T
@@ -242,11 +253,12 @@ def _nearest(latents: Latents) -> _Nearest:
         distance, values[name] = (seen[..., None, :] - points).norm(dim=-1).min(dim=-1)
         distances[name] = distance * len(DRAWN) ** 0.5 / norm
         squares = squares + distance.square()
-        if name in ("x", "y"):
-            angles.append(torch.atan2(seen[..., 1], seen[..., 0]))
-    position = (torch.stack(angles, dim=-1) * CELLS / (2 * torch.pi)) % CELLS
+        if name in ("x", "y", "texture"):
+            angles[name] = torch.atan2(seen[..., 1], seen[..., 0]) / (2 * torch.pi)
+    position = torch.stack([angles["x"], angles["y"]], dim=-1) * CELLS % CELLS
+    light = 360 * angles["texture"] % 360
     residual = (squares + outside.square().sum(dim=-1)).sqrt() / norm
-    return _Nearest(values, distances, position.float(), residual.float())
+    return _Nearest(values, distances, position.float(), light.float(), residual.float())
 
 
 def read(latents: Latents) -> StateReading:
@@ -264,7 +276,7 @@ def read(latents: Latents) -> StateReading:
     seen = match.any(dim=-1) & (place[:, 1:] >= 0).all(dim=-1) & (place[:, :-1] >= 0).all(dim=-1)
     motion = torch.where(seen, match.long().argmax(dim=-1), -1)
     first = motion[:, :1] if motion.shape[1] else torch.full_like(named["x"], -1)
-    return StateReading(**named, motion=torch.cat([first, motion], dim=1), position=near.position, residual=near.residual)
+    return StateReading(**named, motion=torch.cat([first, motion], dim=1), position=near.position, light=near.light, residual=near.residual)
 
 
 def to_images(latents: Latents) -> Tensor:
@@ -275,6 +287,7 @@ def to_images(latents: Latents) -> Tensor:
     near = _nearest(latents)
     state = {name: value.flatten().tolist() for name, value in near.values.items()}
     captioned = zip(*([ATTRIBUTES[name][v] for v in state[name]] for name in ("shape", "color", "background")), strict=True)
+    state["texture"] = [round(value * LIGHTS / TURN) % LIGHTS for value in state["texture"]]
     identity = zip(*(state[name] for name in ("size", "x", "y", "texture")), strict=True)
     scenes = [Captioned(*words, motion="still") for words in captioned]
     drawn = render(scenes, [Identity(RADII[size], LATTICE * x, LATTICE * y, light) for size, x, y, light in identity], 1)

@@ -72,7 +72,7 @@ def test_a_switch_that_comes_late_is_late_and_nothing_else(perfect):
 
 def test_another_subject_after_the_switch_is_seen(perfect):
     video, pairs, identities = perfect
-    others = [replace(i, size=(i.size + 1) % 3, texture=(i.texture + 4) % 8, x=(i.x + 3) % 8) for i in identities]
+    others = [replace(i, size=(i.size + 1) % 3, texture=(i.texture + 32) % 64, x=(i.x + 3) % 8) for i in identities]
     captions = [[pair.before] * FRAME + [pair.after] * (LENGTH - FRAME) for pair in pairs]
     cut = torch.cat([video[:, :FRAME], latents(captions, others, LENGTH)[:, FRAME:]], dim=1)
     scores = switch_scores(cut, pairs, FRAME)
@@ -97,11 +97,17 @@ def test_drift_is_seen_where_it_is():
     video = latents(captions, identities, 36)
     scores = drift_scores(video, captions)
     assert scores.adherence.min() == 1 and scores.identity.min() == 1 and scores.step.max() < 1e-3 and scores.distance.max() < 1e-5
+    assert scores.light.max() < 1e-2
     others = latents(captions, [replace(i, size=(i.size + 1) % 3) for i in identities], 36)
     noise = 0.3 * torch.randn(video[:, 24:].shape, generator=generator)
     drifted = drift_scores(torch.cat([video[:, :12], others[:, 12:24], video[:, 24:] + noise], dim=1), captions)
     assert drifted.identity.mean(0).tolist() == [1.0, 0.5, 1.0]  # the texture stayed
     torch.testing.assert_close(drifted.distance.mean(0), torch.tensor([0.0, 0.0, 0.3]), atol=0.02, rtol=0)
+    turning = [torch.cat([latents([c], [replace(i, texture=(i.texture + k // 3) % 64)], 1, start=k) for k in range(36)], 1)
+               for c, i in zip(captions, identities)]  # fmt: skip
+    slowly = drift_scores(torch.cat(turning), captions)
+    torch.testing.assert_close(slowly.light.mean(0), 5.625 * torch.tensor([1.5, 5.5, 9.5]), atol=0.1, rtol=0)
+    assert slowly.adherence.min() == 1 and slowly.distance.mean() > 0.01
 
 
 def test_latency_wants_three_blocks_in_a_row():

@@ -43,7 +43,9 @@ def test_the_reader_is_right_on_every_caption(everything, noise):
     for name, right in reading.correct_frames(captions).items():
         assert right.float().mean() > (0.999 if noise else 0.99999), name
     for name in IDENTITY:
-        right = getattr(reading, name)[:, 0] == torch.tensor([getattr(i, name) for i in identities])
+        beside = (getattr(reading, name)[:, 0] - torch.tensor([getattr(i, name) for i in identities])).abs()
+        beside = torch.minimum(beside, IDENTITY[name] - beside)
+        right = beside <= (4 if noise and name == "texture" else 0)  # of 64 directions
         assert right.float().mean() > (0.999 if noise else 0.99999), name
     assert (reading.residual - noise).abs().max() < (0.15 if noise else 1e-5)
     assert (reading.jump(captions) < (1.5 if noise else 1e-4)).all()
@@ -67,12 +69,12 @@ def test_attributes_do_not_disturb_each_other():
         for other in parts.keys() - {name}:
             assert (table @ parts[other].T).abs().max() < 1e-12
         apart = torch.cdist(table, table) + 99 * torch.eye(len(table))
-        assert apart.min() > 1.1 * table[0].norm()
+        assert apart.min() > (0.15 if name == "texture" else 1.1) * table[0].norm()
 
 
 def test_the_embedding_stays_what_trained_weights_know():
     frame = latents([RED_CIRCLE], [StateIdentity(2, 5, 1, 6)], 1).flatten()
-    torch.testing.assert_close(frame[:4], torch.tensor([1.55795, -1.41229, -1.50653, 1.60533]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(frame[:4], torch.tensor([-0.98195, -2.09859, -1.82745, 2.59023]), atol=1e-4, rtol=0)
     torch.testing.assert_close(text_of([RED_CIRCLE])[0, :2, 0], torch.tensor([-1.24754, -0.20205]), atol=1e-4, rtol=0)
 
 
@@ -107,6 +109,16 @@ def test_another_identity_is_noticed():
     assert reading.motion[0, 6] == -1
 
 
+def test_light_turns_a_little_or_far():
+    one, near, far = (latents([RED_CIRCLE], [StateIdentity(0, texture, 2, 3)], 3) for texture in (63, 1, 31))
+    reading = read(torch.cat([one, near, far], dim=1))
+    turned = reading.turned(slice(0, 3))[0]
+    torch.testing.assert_close(turned, torch.tensor([0.0] * 3 + [11.25] * 3 + [180.0] * 3), atol=1e-2, rtol=0)
+    assert reading.identity_changed(slice(0, 3))["texture"][0].tolist() == [False] * 6 + [True] * 3
+    with pytest.raises(ValueError, match="leaves none to judge"):
+        reading.turned(slice(9, 12))
+
+
 def test_what_is_not_there_is_not_named(everything):
     captions, _, clean = everything
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
@@ -124,7 +136,7 @@ def test_images_are_those_of_the_pixel_world():
     captions = held_out(6)
     identities = [draw_identity(generator) for _ in captions]
     drawn = to_images(latents(captions, identities, 3))
-    same = [Identity(RADII[i.size], LATTICE * i.x, LATTICE * i.y, i.texture) for i in identities]
+    same = [Identity(RADII[i.size], LATTICE * i.x, LATTICE * i.y, round(i.texture / 8) % 8) for i in identities]
     assert torch.equal(drawn, render(captions, same, 9)[:, ::4])
     assert (oracle.read(to_images(torch.zeros(1, 2, 8, 4, 4))).shape == -1).all()
 
@@ -144,13 +156,13 @@ def test_words_are_read_back():
 
 def test_identities():
     everyone = all_identities()
-    assert len(set(everyone)) == len(everyone) == 1536
+    assert len(set(everyone)) == len(everyone) == 12288
     generator = torch.Generator().manual_seed(5)
-    drawn = [draw_identity(generator) for _ in range(400)]
+    drawn = [draw_identity(generator) for _ in range(1000)]
     for name, count in IDENTITY.items():
         assert {getattr(i, name) for i in drawn} == set(range(count))
-    with pytest.raises(ValueError, match=r"texture 8 is not in this world; choose from 0\.\.7"):
-        StateIdentity(0, 8, 0, 0)
+    with pytest.raises(ValueError, match=r"texture 64 is not in this world; choose from 0\.\.63"):
+        StateIdentity(0, 64, 0, 0)
 
 
 def test_what_does_not_fit_is_refused():
