@@ -197,7 +197,7 @@ def test_dmd_leads_a_clip_to_the_manifold():
     found, wanted = read(nearest_clip(clip.detach(), painted)), read(latents(painted, identities, 6))
     for name in ("shape", "color", "background", "size", "x", "y"):
         assert getattr(found, name).equal(getattr(wanted, name)), name
-    assert ((found.light - wanted.light + 180) % 360 - 180).abs().mean() < 45  # at these levels directions blend into each other; 90 is chance
+    assert ((found.light - wanted.light + 180) % 360 - 180).abs().mean() < 45  # neighbours blend at these levels; 90 is chance
 
 
 def test_what_it_cannot_know_is_refused():
