@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from experiments import ROOT
 from experiments.arms import Trained
 from experiments.report import Report, write
 from experiments.scale import FULL, QUICK
 from experiments.summary import summarize
-
-ROOT = Path(__file__).parents[1]
 
 Experiment = Callable[[Trained], Report]
 

@@ -95,7 +95,7 @@ class SwitchScores:
     Attributes:
         adherence: share of the block's frames that show the new value of the attribute that the switch changes.
         unchanged: share of right values of the other captioned attributes, after the switch.
-        identity: share of frames after the switch whose size, and texture, are those from before it.
+        identity: share of frames after the switch whose size, and texture within 22.5 degrees, are those from before it.
         jump: cells between the first new position and where the subject should have gone.
         flicker: distance of the first new frame from what it should be in all that the switch does not change, over the norm of that.
         distance: of the last clip from the nearest of the new prompt's videos.
@@ -148,9 +148,16 @@ def _flicker(video: Latents, pairs: Sequence[SwitchPair], frame: int) -> Float[T
 
 
 def image_jump(video: Latents, captions: Sequence[Captioned], frame: int) -> Float[Tensor, " V"]:
-    """Mean absolute difference of the images around `frame`, over the median of such differences before it in videos that move."""
-    images = to_images(video[:, frame - LOOK_BACK : frame + 1]).float()
-    change = (images[:, 1:] - images[:, :-1]).abs().mean(dim=(2, 3, 4))
+    """`image_change` of the state world's first image after a switch at `frame`."""
+    return image_change(to_images(video[:, frame - LOOK_BACK : frame + 1]), captions)
+
+
+def image_change(images: Tensor, captions: Sequence[Captioned]) -> Float[Tensor, " V"]:
+    """Mean absolute difference of the last two images, over the median of such differences before in videos that move.
+
+    `images`: uint8 `[V, T, 3, Y, X]`.
+    """
+    change = (images[:, 1:].float() - images[:, :-1].float()).abs().mean(dim=(2, 3, 4))
     moving = torch.tensor([caption.motion != "still" for caption in captions])
     return change[:, -1] / change[moving, :-1].median()
 
@@ -161,7 +168,7 @@ class DriftScores:
 
     Attributes:
         adherence: share of frames that show all four captioned attributes.
-        identity: share of frames whose size, and texture, are those of the first block.
+        identity: share of frames whose size, and texture within 22.5 degrees, are those of the first block.
         light: degrees that the direction of the light, which no prompt says, has turned since the first block; 90 is chance.
         step: cells between each position and where the frame before and the caption put it.
         distance: of the clip from the nearest of the prompt's videos: 0 is one of them, 1 as far as the mean of the world.

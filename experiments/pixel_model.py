@@ -114,9 +114,3 @@ def jump(reading: oracle.Reading, captions: Sequence[Captioned]) -> Tensor:
     step = SPEED * torch.tensor([MOTIONS[caption.motion] for caption in captions]).float()
     beyond = (reading.displacement - step[:, None] + SIZE / 2) % SIZE - SIZE / 2
     return torch.cat([torch.zeros(len(beyond), 1), beyond.norm(dim=-1).nan_to_num(SIZE / 2)], dim=1)
-
-
-def image_change(images: Tensor, at: int, before: slice) -> Tensor:
-    """Mean absolute difference of image `at` from the one before, over the median of such differences in `before`, `[V]`."""
-    change = (images[:, 1:].float() - images[:, :-1].float()).abs().mean(dim=(2, 3, 4))
-    return change[:, at - 1] / change[:, before].median().clamp(min=1e-3)

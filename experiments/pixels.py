@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.command import ROOT
-from experiments.measure import line
-from experiments.metrics import SwitchPair, estimate, per_block
-from experiments.pixel_model import IMAGES, PixelCut, PixelModel, first_image, image_change, jump, radius_change, right
+from experiments import ROOT
+from experiments.measure import Scores, claim, line
+from experiments.metrics import SwitchPair, estimate, image_change, per_block
+from experiments.pixel_model import IMAGES, PixelCut, PixelModel, first_image, jump, radius_change, right
 from experiments.plot import Panel
 from experiments.report import Claim, Report, Table, write
 from experiments.summary import summarize
@@ -38,12 +38,11 @@ MODES: dict[str, Recache] = {"recache": "joint", "cache kept": "none", "cache cl
 SWITCH_METRICS = ("adherence", "unchanged", "size", "jump", "flicker")
 DRIFT_METRICS = ("adherence", "overlap", "size", "jump")
 
-Scores = dict[str, Tensor]
-"""Of each metric its values `[1, V, ...]`: one training, test videos."""
+compare = partial(claim, resamples=RESAMPLES)
 
 
 def switch_scores(images: Tensor, pairs: list[SwitchPair]) -> Scores:
-    """Of videos whose prompt switches at `SWITCH`: adherence in blocks of three frames, the others one value a video."""
+    """Of videos of one training whose prompt switches at `SWITCH`: adherence in blocks of three frames, the others one value a video."""
     at, block = first_image(SWITCH), 3 * IMAGES
     reading, after = oracle.read(images), [pair.after for pair in pairs]
     shown = right(reading, after)
@@ -55,7 +54,7 @@ def switch_scores(images: Tensor, pairs: list[SwitchPair]) -> Scores:
         "unchanged": others.mean(dim=1),
         "size": radius_change(reading, past)[:, at:].mean(dim=1),
         "jump": jump(reading, after)[:, at],
-        "flicker": image_change(images, at, slice(at - 3 * IMAGES, at - 1)),
+        "flicker": image_change(images[:, at - 3 * IMAGES : at + 1], [pair.before for pair in pairs]),
     }
     return {name: values[None] for name, values in scores.items()}
 
@@ -76,11 +75,6 @@ def drift_scores(images: Tensor, pairs: list[SwitchPair]) -> Scores:
     }
 
 
-def difference(says: str, expected: str, one: Scores, other: Scores, name: str, *, at: int | None = None, margin: float = 0.0) -> Claim:
-    first, second = (scores[name] if at is None else scores[name][..., at] for scores in (one, other))
-    return Claim(says, expected, estimate(first - second, resamples=RESAMPLES), margin)  # type: ignore[arg-type]
-
-
 def switches(model: PixelModel, videos: int, output: Path) -> tuple[dict[str, Scores], list[Claim]]:
     pairs, scores, shown = switch_pairs(videos), {}, {}
     for name, mode in MODES.items():
@@ -98,10 +92,10 @@ def switches(model: PixelModel, videos: int, output: Path) -> tuple[dict[str, Sc
     contact_sheet(tiles, output / "pixels_switch.png", columns=len(picks), captions=words, title="a prompt switch, three ways")
     recache, kept, cleared = scores.values()
     claims = [
-        difference("recache adheres more than cache kept, first block", "more", recache, kept, "adherence", at=0),
-        difference("recache jumps less than cache cleared, pixels", "less", recache, cleared, "jump", margin=1.0),
-        difference("recache keeps the size better than cache cleared", "less", recache, cleared, "size"),
-        difference("recache flickers less than cache cleared", "less", recache, cleared, "flicker"),
+        compare("recache adheres more than cache kept, first block", "more", recache, kept, "adherence", at=0),
+        compare("recache jumps less than cache cleared, pixels", "less", recache, cleared, "jump", margin=1.0),
+        compare("recache keeps the size better than cache cleared", "less", recache, cleared, "size"),
+        compare("recache flickers less than cache cleared", "less", recache, cleared, "flicker"),
     ]
     return scores, claims
 
@@ -143,10 +137,10 @@ def experiment(long: PixelModel, short: PixelModel, *, videos: int, attention_cl
     sink, window = attention.values()
     init, tuned = length.values()
     claims += [
-        difference("a sink keeps the size better than a window alone, last clip", "less", sink, window, "size", at=-1),
-        difference("with a sink the last clip adheres more", "more", sink, window, "adherence", at=-1),
-        difference("long tuning adheres more than init, last clip", "more", tuned, init, "adherence", at=-1),
-        difference("long tuning keeps the overlap with a shape better than init, last clip", "more", tuned, init, "overlap", at=-1),
+        compare("a sink keeps the size better than a window alone, last clip", "less", sink, window, "size", at=-1),
+        compare("with a sink the last clip adheres more", "more", sink, window, "adherence", at=-1),
+        compare("long tuning adheres more than init, last clip", "more", tuned, init, "adherence", at=-1),
+        compare("long tuning keeps the overlap with a shape better than init, last clip", "more", tuned, init, "overlap", at=-1),
     ]
     curve = partial(line, resamples=RESAMPLES)
     panels = [

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import ROOT
 from experiments.plot import Line, Panel, draw
 from longlive.miniature.world import ATTRIBUTES
 
-ROOT = Path(__file__).parents[1]
 STAGES = ("language", "autoencoder", "teacher", "causal_init", "init", "long")
 LOSSES = {  # stage: what is drawn of its journal
     "language": ("language/loss",),

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ from longlive.training.ema import EMA
 from longlive.training.flow_matching import FlowMatching
 from longlive.training.low_precision import use_bfloat16_linears
 from longlive.training.networks import Learner, write_transformer
-from longlive.training.pretraining import Pretraining
+from longlive.training.pretraining import Pretraining, PretrainingStage
 from longlive.training.prompts import PromptPair, PromptSampler
 from longlive.training.teacher_forcing import TeacherForcing
 from longlive.types import Latents, Text
@@ -83,13 +82,13 @@ def embed(prompts: Sequence[str]) -> Text:
     return text_of([meaning(prompt) for prompt in prompts])
 
 
-class WorldStage:
-    """Four objectives a step; what is exported is the average of the weights.
+class WorldStage(PretrainingStage):
+    """Five objectives a step; what is exported is the average of the weights.
 
-    Whole clips, bidirectional, for the critic to be; first blocks, where all that a prompt does not say must be invented; second
-    blocks, which can only go on by moving the subject as the prompt says; and clips, whose later blocks see it come round again. All
-    but the first are trained at the levels at which the generator works. In the first two the exact teacher's prediction, the mean of
-    all that may be, stands for the one video that was drawn: the same minimum, with a small part of the noise in the gradient.
+    Clips and their beginnings, bidirectional, at all levels; then, at the levels at which the generator works: first blocks, where all
+    that a prompt does not say must be invented; second blocks, which can only go on by moving the subject as the prompt says; and
+    clips, whose later blocks see it come round again. In the first three the exact teacher's prediction, the mean of all that may be,
+    stands for the one video that was drawn: the same minimum, with a small part of the noise in the gradient.
     """
 
     def __init__(self, network: WanTransformer, *, steps: int, batch: int, lr: float, seed: int) -> None:
@@ -97,10 +96,8 @@ class WorldStage:
         self.teacher = ExactTeacher()
         self.bidirectional = FlowMatching(network)
         self.forced = TeacherForcing(network, block=BLOCK, window=WINDOW)
-        self.learner = Pretraining(network.requires_grad_(True), steps=steps, lr=lr, ema_decay=0.99, bfloat16=True, seed=seed)
-        self.generator = self.learner.generator
+        super().__init__(Pretraining(network.requires_grad_(True), steps=steps, lr=lr, ema_decay=0.99, bfloat16=True, seed=seed))
         self.captions = training_set()
-        self._batch: dict[str, Any] = {}
 
     def step(self, number: int) -> dict[str, float]:
         alike = number > self.steps // 2
@@ -124,7 +121,7 @@ class WorldStage:
         video has one level for all frames.
 
         A clear frame before a noisy one shows which way a word of motion means. With all frames alike, that left is not right can only
-        be found together with before not being after: nothing is gained by either alone, and after 3000 steps neither was known.
+        be found together with before not being after, and nothing is gained by either alone: in 3000 steps it was not found.
         """
         clip, text, noise = self._draw(name, batch, num_frames)
         drawn = torch.rand(batch, num_frames, generator=self.generator)
@@ -161,24 +158,8 @@ class WorldStage:
     def _few_levels(self, *shape: int) -> Tensor:
         return torch.tensor(STEPS)[torch.randint(len(STEPS), shape, generator=self.generator)]
 
-    def batch(self) -> dict[str, Any]:
-        return self._batch
-
-    @property
-    def at_rest(self) -> bool:
-        return True
-
     def validate(self, folder: Path, number: int) -> dict[str, float]:
         return {}
-
-    def state(self) -> dict[str, Any]:
-        return self.learner.state()
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.learner.load(state)
-
-    def export(self, folder: Path) -> None:
-        self.learner.export(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +204,7 @@ def distillation_stage(generator: WanTransformer, critic: WanTransformer, settin
     here = World()
     return _Distilled(
         _tuner(generator, settings, random["noise"], seed, here),
-        DMD(ExactTeacher(), Denoiser(critic), guidance=0.0, shift=SHIFT),  # type: ignore[arg-type]  # stands where a Denoiser does
+        DMD(ExactTeacher(), Denoiser(critic), guidance=0.0, shift=SHIFT),
         *learners,
         negative=negative(settings.batch),
         random=random,

@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from experiments import ROOT
+
 INTRODUCTION = """# The paper's claims, measured in miniature
 
 `bash scripts/experiments.sh` trains what is missing and measures; `python -m experiments.pixels` repeats the main ones with the

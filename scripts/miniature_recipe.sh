@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the miniature from nothing: every stage of the recipe, each at most an hour on 2 cores, in runs/miniature (or RUNS=…).
+# Trains the miniature from nothing: every stage of the recipe, in runs/miniature (or RUNS=…). docs/miniature.md has the times.
 # Stopped and started again it goes on where it was. Further arguments go to every stage: key=value of longlive/config.py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

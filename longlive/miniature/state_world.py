@@ -195,14 +195,14 @@ class StateReading:
         return {name: _majority(getattr(self, name).cpu(), frames) == said[name][:, 0] for name in ATTRIBUTES}
 
     def identity_changed(self, reference: slice) -> dict[str, Bool[Tensor, "B F"]]:
-        """Whether the size of each frame differs from that of most `reference` frames, and the texture by more than 22.5 degrees from
-        that of most; what cannot be said has changed.
+        """Whether the size of each frame differs from that of most `reference` frames, and the texture from their mean direction by
+        more than 22.5 degrees; what cannot be said has changed.
 
         Of two unrelated videos 2/3 differ in size and 7/8 in texture.
         """
-        size, texture = (values != _majority(values, reference)[:, None] for values in (self.size, self.texture))
-        texture &= self.turned(reference) > 22.5
-        return {"size": size | (self.size < 0), "texture": texture | (self.texture < 0)}
+        size = self.size != _majority(self.size, reference)[:, None]
+        alike = self.turned(reference) <= 22.5  # false where it is not a number
+        return {"size": size | (self.size < 0), "texture": ~alike | (self.texture < 0)}
 
     def turned(self, reference: slice) -> Float[Tensor, "B F"]:
         """Degrees between the light of each frame and the mean direction of the `reference` frames, 0 to 180; 90 is chance."""

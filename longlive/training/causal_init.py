@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -31,14 +30,14 @@ from longlive.models.wan import WanTransformer
 from longlive.ops.flow import NUM_LEVELS, shifted, warp_steps
 from longlive.training.caption_texts import CaptionTexts, weights
 from longlive.training.latent_videos import LatentVideos, save_strips, to_uint8
-from longlive.training.pretraining import Pretraining
+from longlive.training.pretraining import Pretraining, PretrainingStage
 from longlive.training.teacher_forcing import TeacherForcing
 
 PERIOD = 24  # latent frames after which a moving video repeats, a multiple of the block
 CLIP_BLOCKS = 5
 
 
-class CausalInitStage:
+class CausalInitStage(PretrainingStage):
     """Teacher forcing with a window and a sink; what is exported is the moving average of the weights.
 
     Args:
@@ -83,10 +82,8 @@ class CausalInitStage:
         self.shift, self.first_shift = shift, first_shift
         self.sampling = warp_steps(denoising_steps, shift)
         self.objective = TeacherForcing(network, block=block, window=window)
-        self.learner = Pretraining(network, steps=steps, lr=lr, ema_decay=ema_decay, bfloat16=bfloat16, seed=seed)
+        super().__init__(Pretraining(network, steps=steps, lr=lr, ema_decay=ema_decay, bfloat16=bfloat16, seed=seed))
         self.clip_every = clip_every
-        self._batch: dict[str, Any] = {}
-        self.generator = self.learner.generator
         captions = training_set()
         self.weights = weights(captions, hard_shapes, hard_weight)
         frames = CLIP_BLOCKS * block + 2 * block
@@ -104,13 +101,6 @@ class CausalInitStage:
             clip.backward()
             metrics["causal_init/clip_loss"] = clip.item()
         return metrics | {"causal_init/grad_norm": self.learner.update(number)}
-
-    @property
-    def at_rest(self) -> bool:
-        return True
-
-    def batch(self) -> dict[str, Any]:
-        return self._batch
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator)
@@ -175,12 +165,3 @@ class CausalInitStage:
             num_frames=num_frames,
         )
         return torch.cat([part.latents for part in made], dim=1)
-
-    def state(self) -> dict[str, Any]:
-        return self.learner.state()
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.learner.load(state)
-
-    def export(self, folder: Path) -> None:
-        self.learner.export(folder)

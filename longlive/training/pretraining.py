@@ -55,3 +55,28 @@ class Pretraining:
     def export(self, folder: Path) -> None:
         """Write the average as `folder/transformer`."""
         self.ema.average.save_pretrained(folder / "transformer")
+
+
+class PretrainingStage:
+    """What the trainer asks of a stage that is no more than its learner: the step and what it measures are the stage's own."""
+
+    def __init__(self, learner: Pretraining) -> None:
+        self.learner, self.generator = learner, learner.generator
+        self._batch: dict[str, Any] = {}
+
+    @property
+    def at_rest(self) -> bool:
+        return True
+
+    def batch(self) -> dict[str, Any]:
+        """What the last step was made of."""
+        return self._batch
+
+    def state(self) -> dict[str, Any]:
+        return self.learner.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.learner.load(state)
+
+    def export(self, folder: Path) -> None:
+        self.learner.export(folder)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -25,10 +24,10 @@ from longlive.training.caption_texts import CaptionTexts, weights
 from longlive.training.flow_matching import FlowMatching
 from longlive.training.latent_videos import LatentVideos, save_strips, to_uint8
 from longlive.training.ode import trajectory
-from longlive.training.pretraining import Pretraining
+from longlive.training.pretraining import Pretraining, PretrainingStage
 
 
-class TeacherStage:
+class TeacherStage(PretrainingStage):
     """Flow matching of whole clips; what is exported is the moving average of the weights.
 
     Args:
@@ -67,14 +66,12 @@ class TeacherStage:
         self.clip_batch, self.clip_every, self.short_batch = clip_batch, clip_every, short_batch
         self.clip_frames, self.shift, self.guidance = clip_frames, shift, guidance
         self.objective = FlowMatching(network)
-        self.learner = Pretraining(network, steps=steps, lr=lr, ema_decay=ema_decay, bfloat16=bfloat16, seed=seed)
-        self.generator = self.learner.generator
+        super().__init__(Pretraining(network, steps=steps, lr=lr, ema_decay=ema_decay, bfloat16=bfloat16, seed=seed))
         captions = training_set()
         self.weights = weights(captions, hard_shapes, hard_weight)
         self.texts = CaptionTexts(text_encoder, captions, phrasings=phrasings, seed=seed + 3)
         self.clips = LatentVideos(data / "clips.pt", vae, captions, num_videos=num_clips, num_frames=clip_frames, seed=seed + 1)
         self.shorts = LatentVideos(data / "shorts.pt", vae, captions, num_videos=num_shorts, num_frames=short_frames, seed=seed + 2)
-        self._batch: dict[str, Any] = {}
 
     def step(self, number: int) -> dict[str, float]:
         metrics = {"teacher/short_loss": self._learn(self.shorts, self.short_batch)}
@@ -92,14 +89,6 @@ class TeacherStage:
         loss.backward()
         return loss.item()
 
-    @property
-    def at_rest(self) -> bool:
-        return True
-
-    def batch(self) -> dict[str, Any]:
-        """What the last step was made of."""
-        return self._batch
-
     @torch.no_grad()
     def validate(self, folder: Path, number: int, *, num_prompts: int = 32, num_steps: int = 24) -> dict[str, float]:
         """Guided clips of held-out prompts, read by the oracle; a sheet of them."""
@@ -114,12 +103,3 @@ class TeacherStage:
         save_strips(images[:12], folder / f"teacher_{number:06d}.png")
         correct = {f"oracle/{k}": v.float().mean().item() for k, v in reading.correct(captions).items()}
         return correct | {"oracle/iou": reading.iou.mean().item()}
-
-    def state(self) -> dict[str, Any]:
-        return self.learner.state()
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.learner.load(state)
-
-    def export(self, folder: Path) -> None:
-        self.learner.export(folder)
