@@ -27,6 +27,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from longlive.parallel.parts import Stored, read_parts, stored
+
 READ_APART = ("cross_attn.k", "cross_attn.norm_k", "cross_attn.v")
 """Modules of a block that reading a prompt calls, for all blocks, before the first block runs: they are gathered on their own."""
 
@@ -101,15 +103,24 @@ def full_state(network: nn.Module, *, trainable_only: bool = False) -> dict[str,
     Args:
         trainable_only: without frozen parameters, e.g. only the adapters.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trainable_only)
+    return _state(network, whole=True, trainable_only=trainable_only)
+
+
+def spread_state(network: nn.Module, *, trainable_only: bool = False) -> dict[str, Tensor]:
+    """The state dict under original names, on the CPU: of what is spread (DTensor) this rank's parts. All ranks must call."""
+    return _state(network, whole=False, trainable_only=trainable_only)
+
+
+def _state(network: nn.Module, *, whole: bool, trainable_only: bool) -> dict[str, Tensor]:
+    options = StateDictOptions(full_state_dict=whole, cpu_offload=True, ignore_frozen_params=trainable_only)
     return get_model_state_dict(network, options=options)  # type: ignore[return-value]
 
 
-def load_full_state(network: nn.Module, state: Mapping[str, Tensor], *, trainable_only: bool = False) -> None:
-    """The inverse of `full_state`; every rank must be given the whole state and takes its part.
+def load_state(network: nn.Module, state: Mapping[str, Tensor | Stored], *, trainable_only: bool = False) -> None:
+    """The inverse of `full_state`, of which every rank must be given all, and of `spread_state` whose parts were stored.
 
     Raises:
-        ValueError: on all ranks, when names are missing or unknown.
+        ValueError: on all ranks, when names are missing or unknown, or a stored part is not there.
     """
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad} if trainable_only else set()
     wanted, given = set(network.state_dict()) - frozen, set(state)
@@ -118,27 +129,31 @@ def load_full_state(network: nn.Module, state: Mapping[str, Tensor], *, trainabl
             f"this state does not fit: {len(wanted - given)} names missing {sorted(wanted - given)[:2]}, "
             f"{len(given - wanted)} unknown {sorted(given - wanted)[:2]}"
         )
-    options = StateDictOptions(full_state_dict=True, strict=not trainable_only)
+    if parts := stored(state):
+        state = read_parts(dict(state), spread_state(network, trainable_only=trainable_only))
+    options = StateDictOptions(full_state_dict=not parts, strict=not trainable_only)
     set_model_state_dict(network, dict(state), options=options)
 
 
-def full_optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimiser's state by parameter names, whole, on the CPU: it fits any number of ranks. On rank 0; empty elsewhere, and everywhere
-    before the first step. All ranks must call."""
+def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimiser's state by parameter names, on the CPU, of what is spread this rank's parts; empty before the first step.
+    All ranks must call."""
     if not optimizer.state:
         return {}
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_optimizer_state_dict(network, optimizer, options=options)
+    return get_optimizer_state_dict(network, optimizer, options=StateDictOptions(cpu_offload=True))
 
 
-def load_full_optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """The inverse of `full_optimizer_state`; every rank must be given the whole state. An empty one leaves the optimiser new.
+def load_optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """The inverse of `optimizer_state`: whole, or with its parts stored. An empty one leaves the optimiser new.
 
     Gradients are dropped: torch lays out the state of a new optimiser by an update of size zero, which it does not make over them.
     """
-    if state:
-        optimizer.zero_grad(set_to_none=True)
-        set_optimizer_state_dict(network, optimizer, dict(state), options=StateDictOptions(full_state_dict=True))
+    if not state:
+        return
+    optimizer.zero_grad(set_to_none=True)
+    if parts := stored(state):
+        state = read_parts(dict(state), get_optimizer_state_dict(network, optimizer, options=StateDictOptions(cpu_offload=True)))
+    set_optimizer_state_dict(network, optimizer, dict(state), options=StateDictOptions(full_state_dict=not parts))
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:

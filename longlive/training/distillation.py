@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from longlive.checkpoints import store
 from longlive.models.wan import WanTransformer
-from longlive.parallel.shard import full_state, load_full_state
+from longlive.parallel.shard import load_state, spread_state
 from longlive.parallel.world import World, gather
 from longlive.training.clips import Clip, StreamingTuner
 from longlive.training.dmd import DMD
@@ -143,7 +143,7 @@ class DistillationStage:
         return {
             "generator": self.generator.state(),
             "critic": self.critic.state(),
-            "average": full_state(self.average.average) if self.average is not None and self._averaging else None,
+            "average": spread_state(self.average.average) if self.average is not None and self._averaging else None,
             "choices": self.tuner.choices.state(),
             "ranks": gather(own, self.here),
         }
@@ -156,7 +156,7 @@ class DistillationStage:
         self.critic.load(state["critic"])
         self._averaging = state["average"] is not None
         if self.average is not None and state["average"] is not None:
-            load_full_state(self.average.average, state["average"])
+            load_state(self.average.average, state["average"])
         self.tuner.choices.load(state["choices"])
         own = state["ranks"][self.here.rank]
         self.tuner.load(own["tuner"], device=self.negative.device)

@@ -15,11 +15,12 @@ from longlive.models.wan import WanTransformer
 from longlive.parallel.shard import (
     checkpoint_blocks,
     clip_gradients,
-    full_optimizer_state,
     full_state,
-    load_full_optimizer_state,
-    load_full_state,
+    load_optimizer_state,
+    load_state,
+    optimizer_state,
     shard,
+    spread_state,
 )
 
 
@@ -89,14 +90,14 @@ class Learner:
         return norm
 
     def state(self) -> dict[str, Any]:
-        """What is trained, and the optimiser's state, whole; on the first rank."""
-        weights = full_state(self.network, trainable_only=self.adapters_only)
-        return {"weights": weights, "optimizer": full_optimizer_state(self.network, self.optimizer)}
+        """What is trained, and the optimiser's state; of what is spread over ranks this rank's parts."""
+        weights = spread_state(self.network, trainable_only=self.adapters_only)
+        return {"weights": weights, "optimizer": optimizer_state(self.network, self.optimizer)}
 
     def load(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
-        load_full_state(self.network, state["weights"], trainable_only=self.adapters_only)
-        load_full_optimizer_state(self.network, self.optimizer, state["optimizer"])
+        load_state(self.network, state["weights"], trainable_only=self.adapters_only)
+        load_optimizer_state(self.network, self.optimizer, state["optimizer"])
 
     def adapters(self) -> dict[str, Tensor]:
         """The adapters in the released layout (`lora.pt`); on the first rank."""

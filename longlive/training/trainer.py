@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -23,6 +24,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from longlive.parallel.parts import located, write_parts
 from longlive.parallel.world import World, gather, mean_over_ranks, world
 from longlive.training.metrics import SPEED, LossWatch, RunLog, Tracking, commit, hardware, versions
 
@@ -62,7 +64,8 @@ class Stage(Protocol):
     def state(self) -> dict[str, Any]:
         """Everything that changes while training: weights, optimisers, generators, positions in the data.
 
-        What the first rank returns is saved and given to all ranks' `load`, so what differs between ranks is gathered here.
+        What the first rank returns is saved and given to all ranks' `load`, so what differs between ranks is gathered here; of
+        tensors that are spread over ranks every rank returns, and is given, its own parts.
         """
         ...
 
@@ -118,7 +121,10 @@ def set_random_states(states: Mapping[str, Any]) -> None:
 
 
 class Checkpoints:
-    """The newest state of a run in `checkpoint.pt` of its folder, stamped with what it belongs to. All ranks call, the first writes.
+    """The newest state of a run in `checkpoint.pt` of its folder, stamped with what it belongs to. All ranks call.
+
+    The first rank writes that file; of tensors that are spread over ranks each writes its parts into a folder `parts_000250` and so on
+    before. It is there when the file is, and goes when no file needs it.
 
     Args:
         base: hash of the weights the stage started from (`hash_of`); None when it started from nothing.
@@ -155,18 +161,29 @@ class Checkpoints:
             )
         if (then := saved.get("versions", versions())) != versions():
             log.warning("%s was saved with %s, this is %s: the run goes on, but perhaps not bit for bit", self.path, then, versions())
-        stage.load(saved["state"])
+        stage.load(located(saved["state"], self._parts(saved["step"])))
         if states:
             set_random_states(states[self._here.rank])
         return saved["step"]
 
     def save(self, stage: Stage, step: int) -> None:
         """Write the state after `step` steps; no rank goes on before it is there."""
-        state, states = stage.state(), gather(random_states(), self._here)
+        state, states = write_parts(stage.state(), self._parts(step)), gather(random_states(), self._here)
         if self._here.is_first:
             save_atomically({**self._stamp, "versions": versions(), "step": step, "random": states, "state": state}, self.path)
             self._name(step)
+            self._clear(step)
         gather(None, self._here)
+
+    def _parts(self, step: int) -> Path:
+        return self.path.with_name(f"parts_{step:06d}")
+
+    def _clear(self, newest: int) -> None:
+        """An end to parts that no checkpoint needs: those of older ones, and of one that was never finished."""
+        kept = {self._parts(newest)} | {self._parts(int(path.stem.split("_")[1])) for path in self.path.parent.glob("checkpoint_*.pt")}
+        for folder in self.path.parent.glob("parts_*"):
+            if folder not in kept:
+                shutil.rmtree(folder)
 
     def _name(self, step: int) -> None:
         """A second name for the newest checkpoint, and an end to the oldest of those."""

@@ -25,6 +25,7 @@ from longlive.training.dmd import DMD, GeneratorLoss
 from longlive.training.ema import EMA
 from longlive.training.networks import Learner, load_network, write_transformer
 from longlive.training.prompts import PromptPair, PromptSampler
+from longlive.training.trainer import Checkpoints
 from longlive.training.validation import Preview
 
 PAIRS = [PromptPair(f"old {n}", f"new {n}") for n in range(6)]
@@ -335,9 +336,9 @@ def rank_of_two(rank, port, folder):
         stage.tuner.clip = clip
         for number in range(5):
             if number == 3:
-                state = stage.state()
-                if here.is_first:
-                    torch.save(state, folder / "checkpoint.pt")
+                checkpoints = Checkpoints(folder, stage="init", kind="full", base=None, keep=1, here=here)
+                for step in (1, 2, 3):
+                    checkpoints.save(stage, step)
                 stage.validate(folder, number)  # of the average; changes nothing, and it goes on afterwards
             own.append(stage.step(number))
         stage.tuner.choices.check(here)
@@ -345,7 +346,8 @@ def rank_of_two(rank, port, folder):
         weights = full_state(stage.generator.network)
 
         resumed = make_stage(**settings, seed=1)
-        resumed.load(torch.load(folder / "checkpoint.pt", weights_only=False))
+        assert checkpoints.resume(resumed) == 3
+        assert [path.name for path in sorted(folder.glob("*_00*"))] == ["checkpoint_000003.pt", "parts_000003"]
         assert [resumed.step(number) for number in (3, 4)] == own[3:]
         for one, two in ((stage, resumed), (stage.critic, resumed.critic)):
             network = (one.best if one is stage else one.network, two.best if two is resumed else two.network)
@@ -378,9 +380,8 @@ def test_two_processes_go_in_step_with_prompts_and_noise_of_their_own(tmp_path):
     for rank in (one, two):
         assert rank["blocks"][-len(rank["resumed"]) :] == rank["resumed"]
     alone = make_stage(ratio=2, ema_start=2)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=False)
-    with pytest.raises(ValueError, match="the run has 2 ranks, here are 1"):
-        alone.load(state)
+    with pytest.raises(ValueError, match="was saved by 2 ranks, not 1"):
+        Checkpoints(tmp_path, stage="init", kind="full", base=None, keep=1, here=World()).resume(alone)
     network = small_network()
     network.load_state_dict(found["weights"])  # whole tensors under their own names
     assert not torch.equal(network.head.head.weight, small_network().head.head.weight)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
@@ -14,6 +15,7 @@ from longlive.generation.rollout import Rollout
 from longlive.models.lora import add_lora, lora_state
 from longlive.models.wan import Block, WanTransformer
 from longlive.parallel import shard
+from longlive.parallel.parts import located, read_parts, write_parts
 from longlive.parallel.world import SharedChoices, World, choose_device, joined, mean_over_ranks, rank_generator, world
 
 BATCH, STEPS = 4, 2
@@ -72,6 +74,13 @@ def assert_same_optimizer(found: dict, wanted: dict, *, atol: float = 0.0) -> No
         assert groups[0] == groups[1]
 
 
+def whole_of(tree):
+    """A nested state with whole tensors for spread ones."""
+    if isinstance(tree, dict):
+        return {key: whole_of(value) for key, value in tree.items()}
+    return tree.full_tensor() if isinstance(tree, DTensor) else tree
+
+
 def rank_of_two(rank: int, port: int, folder: Path) -> None:
     """What each of two processes does; the first leaves what it found in `folder`."""
     torch.set_num_threads(1)
@@ -98,26 +107,35 @@ def rank_of_two(rank: int, port: int, folder: Path) -> None:
             held, whole = (sum(sizes) for sizes in zip(*((p.to_local().numel(), p.numel()) for p in network.parameters())))
             assert 0.4 < held / whole < 0.6
             optimizer = learn(network, rows)
-            full = shard.full_state(network)
-            moments = shard.full_optimizer_state(network, optimizer)
+            full, moments = shard.full_state(network), whole_of(shard.optimizer_state(network, optimizer))
             found[name] = {"weights": full, "trained": shard.full_state(network, trainable_only=True), "moments": moments}
-            if rank == 0:
-                torch.save(found, folder / "found.pt")
-            torch.distributed.barrier()
-            saved = torch.load(folder / "found.pt")[name]
 
-            shard.load_full_state(network, before)
+            parts, kept = folder / name, {"trainable_only": adapters}
+            own = {"weights": shard.spread_state(network, **kept), "moments": shard.optimizer_state(network, optimizer)}
+            held = sum(tensor.to_local().numel() for tensor in own["weights"].values())
+            assert held < 0.6 * sum(tensor.numel() for tensor in own["weights"].values())
+            in_file = write_parts(own, parts)
+            if rank == 0:
+                torch.save(in_file, folder / f"{name}.pt")
+            torch.distributed.barrier()
+            assert (folder / f"{name}.pt").stat().st_size < sum(file.stat().st_size for file in parts.iterdir()) / 2
+            saved = located(torch.load(folder / f"{name}.pt", weights_only=False), parts)
+
+            shard.load_state(network, before)
             torch.testing.assert_close(shard.full_state(network), before if rank == 0 else {}, atol=0, rtol=0)
-            kept = "trained" if adapters else "weights"
-            shard.load_full_state(network, saved[kept], trainable_only=adapters)
+            shard.load_state(network, saved["weights"], **kept)
             torch.testing.assert_close(shard.full_state(network), full, atol=0, rtol=0)
             fresh = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1.0)
-            shard.load_full_optimizer_state(network, fresh, {})
-            assert shard.full_optimizer_state(network, fresh) == {}
-            shard.load_full_optimizer_state(network, fresh, saved["moments"])
-            assert_same_optimizer(shard.full_optimizer_state(network, fresh), moments)
+            shard.load_optimizer_state(network, fresh, {})
+            assert shard.optimizer_state(network, fresh) == {}
+            shard.load_optimizer_state(network, fresh, saved["moments"])
+            assert_same_optimizer(whole_of(shard.optimizer_state(network, fresh)), moments)
             with pytest.raises(ValueError, match="1 names missing"):
-                shard.load_full_state(network, {k: v for k, v in before.items() if k != list(before)[-1]})
+                shard.load_state(network, {k: v for k, v in before.items() if k != list(before)[-1]})
+            with pytest.raises(ValueError, match="nowhere cannot be read"):
+                shard.load_state(network, located(saved["weights"], folder / "nowhere"), **kept)
+            with pytest.raises(ValueError, match="was spread over ranks when it was saved and is not here"):
+                read_parts(saved, {})
 
         rounded = small_network()
         shard.shard(rounded, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -154,10 +172,10 @@ def test_two_processes_learn_what_one_learns_from_the_whole_batch(of_two, name, 
     decay = (1 - 1e-2 * 0.1) ** STEPS
     still = [key for key in trained if (state[key] - decay * before[key]).abs().max() < 1e-4]
     assert all(key.endswith("self_attn.k.bias") for key in still)  # a softmax hardly feels it
-    assert_same_optimizer(found["moments"], shard.full_optimizer_state(network, optimizer), atol=1e-5)
+    assert_same_optimizer(found["moments"], shard.optimizer_state(network, optimizer), atol=1e-5)
     fresh = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad])
-    shard.load_full_optimizer_state(network, fresh, found["moments"])  # one process goes on where two were
-    assert_same_optimizer(shard.full_optimizer_state(network, fresh), found["moments"])
+    shard.load_optimizer_state(network, fresh, found["moments"])  # one process goes on where two were
+    assert_same_optimizer(shard.optimizer_state(network, fresh), found["moments"])
 
 
 def test_ranks_choose_alike(of_two):
