@@ -36,6 +36,7 @@ class InferenceConfig:
     # what is made
     prompt: str | None = None
     prompts: str | None = dataclasses.field(default=None, metadata=BESIDE)  # a .txt or .jsonl file
+    timeline: str | None = None  # of a live session, a .json file: the same video again, with its prompts, length, seed and sampling
     seconds: float | None = None  # rounded up to whole blocks
     num_frames: int | None = None  # latent frames, a multiple of the block; instead of seconds
     height: int | None = None
@@ -64,6 +65,10 @@ class InferenceConfig:
             raise ValueError("both prompt and prompts are given; choose one")
         if self.seconds is not None and self.num_frames is not None:
             raise ValueError("both seconds and num_frames are given; choose one")
+        if self.timeline is not None:
+            for name in ("prompt", "prompts", "seconds", "num_frames"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"both timeline and {name} are given; a timeline says both what is shown and how long")
         if self.seconds is not None and not 0 < self.seconds < float("inf"):
             raise ValueError(f"seconds {self.seconds}: a video lasts longer than 0 seconds")
         if self.num_frames is not None and self.num_frames < 1:
@@ -248,6 +253,7 @@ class DistillationConfig:
     ratio: int = 5  # critic updates for one of the generator
     lr: float = 2e-6
     critic_lr: float = 4e-7
+    lr_schedule: Literal["constant", "cosine"] = "constant"  # of both: as it is (paper), or down to a fiftieth at the last step
     betas: tuple[float, float] = (0.0, 0.999)
     weight_decay: float = 0.01
     max_norm: float = 10.0
@@ -257,6 +263,7 @@ class DistillationConfig:
     ema_decay: float | None = 0.99  # of the generator; not with adapters
     ema_start: int = 200
     checkpointing: bool = True  # activations of the blocks are computed again in the backward pass
+    bfloat16_linears: bool = False  # on a CPU; on GPUs networks compute in bfloat16 as they are
 
     # a look at it
     validation_prompts: str | None = dataclasses.field(default=None, metadata=BESIDE)  # .txt or .jsonl; None: the first of prompts

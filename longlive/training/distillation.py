@@ -39,6 +39,7 @@ class DistillationStage:
         ratio: critic updates for one update of the generator, which comes with the first of them.
         accumulate: clips a step for each network.
         max_norm: of the gradient of each network.
+        rate: factor on both learning rates at a step.
     """
 
     def __init__(
@@ -57,13 +58,14 @@ class DistillationStage:
         ratio: int = 5,
         accumulate: int = 1,
         max_norm: float = 10.0,
+        rate: Callable[[int], float] = lambda number: 1.0,
     ) -> None:
         if ratio < 1 or accumulate < 1:
             raise ValueError(f"ratio {ratio} and accumulate {accumulate} count updates and clips; choose 1 or more")
         self.tuner, self.objective, self.generator, self.critic = tuner, objective, generator, critic
         self.negative, self.random, self.here, self.max_norm = negative, random, here, max_norm
         self.ratio, self.accumulate, self.average, self.ema_start = ratio, accumulate, average, ema_start
-        self._validate = validate
+        self._validate, self._rate = validate, rate
         self._averaging = False
         self._batch: dict[str, Any] = {}
 
@@ -77,9 +79,9 @@ class DistillationStage:
             for name, value in parts.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value / self.accumulate
         if trains_generator:
-            sums["generator/grad_norm"] = self.generator.update(self.max_norm)
+            sums["generator/grad_norm"] = self.generator.update(self.max_norm, self._rate(number))
             self._follow(number)
-        sums["critic/grad_norm"] = self.critic.update(self.max_norm)
+        sums["critic/grad_norm"] = self.critic.update(self.max_norm, self._rate(number))
         return {name: float(value) for name, value in sums.items()} | {"video/frames": float(self.tuner.rollout.end)}
 
     def _train_generator(self) -> dict[str, Tensor]:

@@ -24,12 +24,16 @@ class _Linear(torch.autograd.Function):
         return F.linear(x, weight, bias.bfloat16()).float()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         flat = gradients[0].flatten(0, -2)
         rounded = flat.bfloat16()
-        into_x = (rounded @ weight).float().view(x.shape)
-        return into_x, (rounded.T @ x.flatten(0, -2)).float(), flat.sum(0)
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        return (
+            (rounded @ weight).float().view(x.shape) if for_x else None,
+            (rounded.T @ x.flatten(0, -2)).float() if for_weight else None,
+            flat.sum(0) if for_bias else None,
+        )
 
 
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -37,7 +41,8 @@ def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def use_bfloat16_linears(module: nn.Module) -> None:
-    """From now on the linear layers of `module` (with a bias, float32) compute in bfloat16; weights and names stay as they are."""
+    """From now on the linear layers of `module` (float32; those of adapters have no bias and stay) compute in bfloat16; weights and
+    names stay as they are."""
     for layer in module.modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear) and layer.bias is not None:
             layer.forward = partial(_forward, layer)  # type: ignore[method-assign]

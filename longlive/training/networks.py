@@ -64,7 +64,7 @@ class Learner:
         checkpointing: bool = False,
         compute: torch.dtype = torch.float32,
     ) -> None:
-        self.network, self.lora_alpha = network, lora_alpha
+        self.network, self.lora_alpha, self.lr = network, lora_alpha, lr
         self._adapted = None if lora_rank is None else add_lora(network, rank=lora_rank, alpha=lora_alpha)
         if self._adapted is None:
             network.requires_grad_(True)
@@ -78,9 +78,11 @@ class Learner:
     def adapters_only(self) -> bool:
         return self._adapted is not None
 
-    def update(self, max_norm: float) -> Tensor:
-        """Clip the gradient's joint norm, step, forget the gradient; returns the norm before clipping."""
+    def update(self, max_norm: float, rate: float = 1.0) -> Tensor:
+        """Clip the gradient's joint norm, step at `rate` times the learning rate, forget the gradient; returns the norm before clipping."""
         norm = clip_gradients(self.weights, max_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * self.lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if isinstance(self.network, FSDPModule):

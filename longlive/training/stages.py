@@ -33,13 +33,14 @@ from longlive.training.dmd import DMD
 from longlive.training.ema import EMA
 from longlive.training.embeddings import TextEmbeddings, fingerprint
 from longlive.training.language import LanguageStage
+from longlive.training.low_precision import use_bfloat16_linears
 from longlive.training.networks import Learner, load_network
 from longlive.training.ode import ODERegression
 from longlive.training.ode_init import OdeInitStage
 from longlive.training.ode_pairs import OdePairs
 from longlive.training.prompts import PromptPair, PromptSampler, read_pairs
 from longlive.training.teacher import TeacherStage
-from longlive.training.trainer import Kind, Stage, hash_of
+from longlive.training.trainer import Kind, Stage, hash_of, one_cycle
 from longlive.training.validation import Preview, read_by_oracle
 from longlive.types import Latents, Text
 
@@ -205,6 +206,9 @@ def _distillation(config: TrainConfig, settings: DistillationConfig, here: World
     ]
     for frozen in (teacher, *([average.average] if average else [])):
         shard(frozen, param_dtype=compute, reduce_dtype=torch.float32)
+    if settings.bfloat16_linears:
+        for one in (network, critic_network, teacher):
+            use_bfloat16_linears(one)
     random = {name: rank_generator(config.seed + n, here.rank) for n, name in enumerate(("noise", "levels"), 1)}
     tuner = _tuner(config, settings, network, vae, embed, pairs, random["noise"], here, device)
     stage = DistillationStage(
@@ -220,6 +224,7 @@ def _distillation(config: TrainConfig, settings: DistillationConfig, here: World
         ratio=settings.ratio,
         accumulate=settings.accumulate,
         max_norm=settings.max_norm,
+        rate=partial(one_cycle, steps=config.steps, warmup=0) if settings.lr_schedule == "cosine" else lambda number: 1.0,
     )
     return Built(stage, "full" if settings.lora_rank is None else "lora", base)
 

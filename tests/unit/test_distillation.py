@@ -159,7 +159,7 @@ def test_accumulated_clips_count_as_one_batch(monkeypatch):
     monkeypatch.setattr(stage.objective, "critic_loss", lambda *_, **__: next(factors) * other.sum())
     sums = weight.sum().item(), other.sum().item()
     for learner in (stage.generator, stage.critic):
-        monkeypatch.setattr(learner, "update", lambda max_norm, w=learner.weights[0]: given.append(w.grad.clone()) or w.grad.norm())
+        monkeypatch.setattr(learner, "update", lambda max_norm, rate, w=learner.weights[0]: given.append(w.grad.clone()) or w.grad.norm())
     metrics = stage.step(0)
     for gradient, expected in zip(given, (3.0, 30.0)):
         torch.testing.assert_close(gradient, torch.full_like(gradient, expected))
@@ -167,6 +167,22 @@ def test_accumulated_clips_count_as_one_batch(monkeypatch):
     assert metrics["critic/loss"] == pytest.approx(30 * sums[1], rel=1e-4)
     with pytest.raises(ValueError, match="ratio 0 and accumulate 1 count updates and clips"):
         make_stage(ratio=0)
+
+
+def test_a_schedule_scales_both_rates(monkeypatch):
+    """AdamW without a past moves each weight by its rate: half of it at half the rate, and nothing at none."""
+    moves = []
+    for rate in (1.0, 0.5, 0.0):
+        stage = make_stage(ratio=1, ema_start=1000, rate=lambda number, rate=rate: rate if number else 0.0)
+        before = [weight.detach().clone() for weight in (*stage.generator.weights, *stage.critic.weights)]
+        stage.step(0)
+        after = [*stage.generator.weights, *stage.critic.weights]
+        assert all(torch.equal(one, two) for one, two in zip(before, after))
+        stage.step(1)
+        moves.append([(two - one).detach() for one, two in zip(before, after)])
+    for whole, half, none in zip(*moves):
+        torch.testing.assert_close(half, whole / 2, atol=1e-7, rtol=1e-3)
+        assert whole.any() and not none.any()
 
 
 def everything(stage):

@@ -137,8 +137,8 @@ SMALL = {
                 "teacher.num_clips=2", "teacher.num_shorts=2", "teacher.phrasings=2"],
     "causal_init": ["steps=4", "causal_init.clip_batch=1", "causal_init.first_batch=2", "causal_init.num_videos=2",
                     "causal_init.num_first_videos=4", "causal_init.phrasings=2", "causal_init.denoising_steps=[1000]"],
-    "init": ["steps=4", "init.max_frames=[6]", "init.ema_start=1"],
-    "long": ["steps=4", "long.max_frames=[12]", "long.switch_at=[6,9]", "long.lora_rank=2"],
+    "init": ["steps=4", "init.max_frames=[6]", "init.ema_start=1", "init.lr_schedule=cosine", "init.bfloat16_linears=true"],
+    "long": ["steps=4", "long.max_frames=[12]", "long.switch_at=[6,9]", "long.lora_rank=2", "long.bfloat16_linears=true"],
 }  # fmt: skip
 DISTILLED = ["height=64", "width=64", "window=6", "clip_frames=6", "batch=1", "ratio=2", "validation_videos=1", "validation_frames=6"]
 
