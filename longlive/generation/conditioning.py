@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import torch
 
@@ -12,20 +14,35 @@ from longlive.types import TextKV
 
 
 class Conditioner:
-    """Remembers the text keys and values of the last few prompts; valid as long as the weights do not change."""
+    """Remembers the text keys and values of the last few prompts; valid as long as the weights do not change. For any thread."""
 
     def __init__(self, text_encoder: TextEncoder, network: WanTransformer, *, cached_prompts: int = 4) -> None:
         self.text_encoder, self.network, self.cached_prompts = text_encoder, network, cached_prompts
-        self._cache: OrderedDict[tuple[str, int], TextKV] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, int], Future[TextKV]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="text")
+
+    def read(self, prompt: str, batch: int = 1) -> TextKV:
+        """Keys and values of `prompt` for `batch` videos; waits when they are being computed."""
+        while True:
+            future = self.begin(prompt, batch)
+            try:
+                return future.result()
+            except CancelledError:  # others had so much to read that this one was forgotten before its turn
+                continue
+
+    def begin(self, prompt: str, batch: int = 1) -> Future[TextKV]:
+        """Has them computed on the side, unless they are there. Of many at once only the newest are."""
+        key = (clean(prompt), batch)
+        with self._lock:
+            known = self._cache.get(key)
+            if known is None or (known.done() and known.exception() is not None):
+                self._cache[key] = self._reader.submit(self._compute, prompt, batch)
+                if len(self._cache) > self.cached_prompts:
+                    self._cache.popitem(last=False)[1].cancel()
+            self._cache.move_to_end(key)
+            return self._cache[key]
 
     @torch.no_grad()
-    def read(self, prompt: str, batch: int = 1) -> TextKV:
-        """Keys and values of `prompt` for `batch` videos."""
-        key = (clean(prompt), batch)
-        if key not in self._cache:
-            embeddings = self.text_encoder.encode([prompt])
-            self._cache[key] = self.network.read(embeddings.expand(batch, -1, -1))
-            if len(self._cache) > self.cached_prompts:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
-        return self._cache[key]
+    def _compute(self, prompt: str, batch: int) -> TextKV:
+        return self.network.read(self.text_encoder.encode([prompt]).expand(batch, -1, -1))

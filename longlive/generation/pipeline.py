@@ -26,8 +26,9 @@ from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache, weight_bytes, working_bytes
 from longlive.generation.noise import Generators, Noise
 from longlive.generation.rollout import OnStep, Rollout
-from longlive.generation.session import Session
+from longlive.generation.session import Session, Take, TypedOver
 from longlive.generation.stream import Made, stream
+from longlive.generation.timeline import Timeline
 from longlive.models.lora import merge_lora
 from longlive.models.text import TextEncoder
 from longlive.models.vae import StreamDecoder, decode_video, settings_of
@@ -297,21 +298,41 @@ class LongLivePipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         batch: int = 1,
+        seed: int | None = None,
         generator: Generators = None,
+        ahead: bool = False,
     ) -> Session:
-        """A running video; endless when neither `seconds` nor `num_frames` is given. Same seed, same video as `__call__`."""
+        """A running video; endless when neither `seconds` nor `num_frames` is given. Same seed, same video as `__call__`.
+
+        Args:
+            seed: of the noise; drawn if neither it nor `generator` is given. `session.timeline` has it.
+            generator: as in `__call__`, instead of a seed; the timeline then says what it was seeded with last.
+            ahead: make a block while the one before is decoded and used.
+
+        Raises:
+            ValueError: what cannot be made (length, size), before anything is computed.
+        """
         if seconds is not None:
             if num_frames is not None:
                 raise ValueError("give seconds or num_frames, not both")
             num_frames = self.num_frames_for(seconds)
+        if seed is not None and generator is not None:
+            raise ValueError("give seed or generator, not both")
+        height, width = self._size(height, width)
         cues = PromptSchedule.single(prompt) if isinstance(prompt, str) else prompt
-
-        def make(cues: Cues) -> Iterable[Made]:
-            return self.stream(cues, num_frames=num_frames, height=height, width=width, batch=batch, generator=generator)
-
         if isinstance(cues, PromptSchedule) and num_frames is not None:
             cues.validate(num_frames)
-        return Session(make, cues, StreamDecoder(self.vae), now=self._clock())
+        settings = {**self.info._asdict(), "height": height, "width": width, "context_timestep": self.config.context_timestep}
+
+        def begin(number: int, cues: TypedOver, seed: int) -> Take:
+            source = torch.Generator().manual_seed(seed) if number or generator is None else generator
+            made = self.stream(cues, num_frames=num_frames, height=height, width=width, batch=batch, generator=source)
+            return Take(number, cues, made, StreamDecoder(self.vae), Timeline(seed, settings))
+
+        if seed is None:
+            first = generator if generator is None or isinstance(generator, torch.Generator) else generator[0]
+            seed = first.initial_seed() if first is not None else torch.Generator().seed() % 2**32
+        return Session(begin, cues, seed=seed, prepare=lambda text: self._text.begin(text, batch), now=self._clock(), ahead=ahead)
 
     def stream(
         self,

@@ -28,17 +28,20 @@ from longlive.generation import recording
 from longlive.generation.cues import PromptQueue, PromptSchedule
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.prompt_files import Script, read_scripts
+from longlive.generation.session import Session
 from longlive.generation.terminal import Typed
+from longlive.generation.timeline import Timeline
 from longlive.parallel.world import choose_device, choose_dtype, configure_logging, free_memory, world
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SECONDS = 5.0
 SMALL = 50_000_000  # weights of a pipeline that one CPU thread runs best
-FLAGS = ("prompt", "prompts", "seconds", "seed", "num_samples", "output", "model", "device", "dtype")
+FLAGS = ("prompt", "prompts", "timeline", "seconds", "seed", "num_samples", "output", "model", "device", "dtype")
 INSTEAD_OF = {  # what is said on the command line takes the place of what a file says in other words
     "prompt": ("prompts",),
     "prompts": ("prompt",),
+    "timeline": ("prompt", "prompts", "seconds", "num_frames"),
     "seconds": ("num_frames",),
     "num_frames": ("seconds",),
     "model": ("wan_dir", "checkpoint", "lora"),
@@ -130,6 +133,28 @@ def plan(config: InferenceConfig, scripts: Sequence[Script], pipe: LongLivePipel
             path = Path(config.output) / f"{recording.stem(index, script.prompts[0], seed)}.mp4"
             jobs.append(Job(seed, schedule, num_frames, path))
     return jobs
+
+
+def plan_again(config: InferenceConfig, timeline: Timeline, pipe: LongLivePipeline) -> Job:
+    """The video of a live session. Raises ValueError when this model cannot make it."""
+    made, now = (settings["block"] for settings in (timeline.settings, pipe.info._asdict()))
+    if made != now:
+        raise ValueError(f"{config.timeline} was made by a model with blocks of {made} latent frames; this one has blocks of {now}")
+    path = Path(config.output) / f"{Path(str(config.timeline)).name.removesuffix('.json').removesuffix('.timeline')}-again.mp4"
+    return Job(timeline.seed, timeline.schedule, timeline.num_frames, path)
+
+
+def sampled_as(config: InferenceConfig, timeline: Timeline) -> InferenceConfig:
+    """The settings with the size and sampling of a live session. Raises ValueError when others are asked for."""
+    then = {}
+    for name in ("height", "width", *SAMPLING):
+        if name not in timeline.settings:
+            raise ValueError(f"{config.timeline} does not say its {name}")
+        value = timeline.settings[name]
+        then[name] = tuple(value) if isinstance(value, list) else value
+        if (asked := getattr(config, name)) is not None and asked != then[name]:
+            raise ValueError(f"{config.timeline} was made with {name} {then[name]}, not {asked}; leave {name} to it")
+    return dataclasses.replace(config, **then)
 
 
 def length(config: InferenceConfig, pipe: LongLivePipeline) -> int | None:
@@ -244,9 +269,27 @@ def make(
 ) -> recording.Recording:
     """Makes the video of a job, until its end or until `stop(chunk)`."""
     height, width = size(config, pipe)
-    generator = torch.Generator().manual_seed(job.seed)  # on the CPU: the same video on every device
+    with pipe.session(job.prompts, num_frames=job.num_frames, height=height, width=width, seed=job.seed) as session:
+        try:
+            return _recorded(config, job, pipe, device, session, stop=stop, quiet=quiet)
+        finally:
+            if not isinstance(job.prompts, PromptSchedule) and session.timeline.num_frames:
+                session.timeline.save(job.path.with_suffix(".timeline.json"))
+
+
+def _recorded(
+    config: InferenceConfig,
+    job: Job,
+    pipe: LongLivePipeline,
+    device: torch.device,
+    session: Session,
+    *,
+    stop: Callable[[Any], bool],
+    quiet: bool,
+) -> recording.Recording:
+    height, width = size(config, pipe)
     return recording.record(
-        lambda: pipe.session(job.prompts, num_frames=job.num_frames, height=height, width=width, generator=generator),
+        session,
         job.path,
         fps=pipe.info.fps,
         scale=scale(config, height, width),
@@ -267,17 +310,21 @@ def make(
 def run(config: InferenceConfig, *, interactive: bool = False, terminal: int = 0) -> None:
     """Makes every video that the settings ask for: from prompts that are known, or that come from the terminal meanwhile."""
     here = world()
-    typing = interactive and config.prompts is None
+    timeline = None if config.timeline is None else Timeline.load(config.timeline)
+    if timeline is not None:
+        config = sampled_as(config, timeline)
+    typing = interactive and config.prompts is None and timeline is None
     if typing and here.size > 1:
         raise ValueError(f"{here.size} ranks cannot read one terminal; give prompts=FILE or start one process")
-    scripts = [] if typing else scripts_of(config, one_video=interactive)
+    scripts = [] if typing or timeline is not None else scripts_of(config, one_video=interactive)
     video.check_writable(config.output)
     device = choose_device(config.device, here)
     pipe = load_pipeline(config, choose_dtype(config.dtype, device))
     if typing:
         make_typed(config, pipe, device, terminal)
     else:
-        make_planned(config, plan(config, scripts, pipe)[here.rank :: here.size], pipe, device, quiet=not here.is_first)
+        jobs = plan(config, scripts, pipe) if timeline is None else [plan_again(config, timeline, pipe)]
+        make_planned(config, jobs[here.rank :: here.size], pipe, device, quiet=not here.is_first)
 
 
 def make_planned(config: InferenceConfig, jobs: Sequence[Job], pipe: LongLivePipeline, device: torch.device, *, quiet: bool) -> None:

@@ -83,7 +83,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def record(
-    start: Callable[[], Iterable[Any]],
+    chunks: Iterable[Any],
     path: Path,
     *,
     fps: float,
@@ -95,7 +95,7 @@ def record(
     stop: Callable[[Any], bool] = lambda chunk: False,
     quiet: bool = False,
 ) -> Recording:
-    """Writes what the session from `start()` yields to `path`, until it ends or `stop(chunk)` says so.
+    """Writes the chunks of a session to `path`, until it ends or `stop(chunk)` says so.
 
     `about` goes into the JSON file. Whatever interrupts it (Ctrl-C, NaN, a full disk) passes through, after the images so
     far have become a valid video with a JSON file that says `"complete": false`.
@@ -111,7 +111,7 @@ def record(
     writer = video.VideoWriter(path, fps=fps, scale=scale, crf=crf)
     try:
         with writer, tqdm(total=num_blocks, unit="block", disable=quiet, dynamic_ncols=True) as bar:
-            for chunk in start():
+            for chunk in chunks:
                 first = first or time.perf_counter() - began
                 if not prompts or prompts[-1][1] != chunk.prompt:
                     prompts.append((writer.num_images, chunk.prompt))
@@ -120,7 +120,10 @@ def record(
                 write += time.perf_counter() - writing
                 spent.update(dataclasses.asdict(chunk.seconds))
                 network += chunk.seconds.network
-                bar.set_postfix_str(f"{writer.num_images / fps:.1f} s of video", refresh=False)
+                speed = writer.num_images / (time.perf_counter() - began)
+                bar.set_postfix_str(
+                    f"{writer.num_images / fps:.1f} s of video, {speed:.0f} images/s, {_short(chunk.prompt)}", refresh=False
+                )
                 bar.update()
                 if stop(chunk):
                     break
@@ -144,6 +147,11 @@ def record(
             if not complete:
                 log.warning("stopped: %s holds the first %.1f s", path, writer.num_images / fps)
     return recording
+
+
+def _short(prompt: str, most: int = 60) -> str:
+    """The prompt in force, for a status line."""
+    return f'"{prompt}"' if len(prompt) <= most else f'"{prompt[: most - 1]}…"'
 
 
 def _finish(recording: Recording, prompts: list[tuple[int, str]], about: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """The two programs from command line to files, around a stand-in for the pipeline that costs nothing; and the bad-input list."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import threading
@@ -15,8 +17,10 @@ import torch
 from longlive import video
 from longlive.config import InferenceConfig, load
 from longlive.generation import programs
+from longlive.generation.cues import Cue
 from longlive.generation.pipeline import PipelineInfo
 from longlive.generation.stream import Seconds
+from longlive.generation.timeline import Timeline
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,20 +49,37 @@ class StandIn:
     def memory_needed(self, num_frames, height, width, batch=1):
         return 1000 * height * width
 
-    def session(self, prompts, *, num_frames, height, width, generator):
-        colour = torch.randint(256, (3,), generator=generator, dtype=torch.uint8)
+    def session(self, prompts, *, num_frames, height, width, seed):
+        timeline = Timeline(seed, {**self.info._asdict(), "height": height, "width": width, "context_timestep": 0.0})
+        return StandInSession(timeline, self.blocks(prompts, num_frames, height, width, timeline))
+
+    def blocks(self, prompts, num_frames, height, width, timeline):
+        colour = torch.randint(256, (3,), generator=torch.Generator().manual_seed(timeline.seed), dtype=torch.uint8)
         number = 0
         while num_frames is None or 3 * number < num_frames:
             if number in self.breaks_at:
                 raise self.breaks_at[number]
             if cue := prompts.due(3 * (number - 1) if number else -1, 3 * number):
                 prompt = cue.prompt
+                timeline.cues.append(dataclasses.replace(cue, frame=3 * number))
+            timeline.num_frames = 3 * number + 3
             time.sleep(self.pause)
             images = colour.expand(1, 12 - 3 * (number == 0), height, width, 3)
             yield SimpleNamespace(
                 images=images, frames=range(3 * number, 3 * number + 3), prompt=prompt, seconds=Seconds(denoise=0.01, decode=0.02)
             )
             number += 1
+
+
+class StandInSession(contextlib.nullcontext):
+    """What the programs see of a session."""
+
+    def __init__(self, timeline, blocks):
+        super().__init__(self)
+        self.timeline, self.blocks = timeline, blocks
+
+    def __iter__(self):
+        return self.blocks
 
 
 @pytest.fixture(autouse=True)
@@ -176,10 +197,37 @@ def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
     status, said = program(*(("--seconds", str(seconds)) if seconds else ()), interactive=True)
     typist.join()
     assert status == 0 and 'from the next block on: "twö"' in said
-    written = the_json()
+    written = the_json("typed-*[0-9]")
     assert [entry["prompt"] for entry in written["prompts"]] == ["one circle", "twö", "three"]
     assert written["complete"] and (not seconds or written["images"] == 165)
     os.close(read)
+
+    (file,) = Path("outputs").glob("*.timeline.json")
+    typed = Timeline.load(file)
+    assert [cue.prompt for cue in typed.cues] == ["one circle", "twö", "three"]
+    status, said = program("--timeline", str(file), interactive=True)
+    assert status == 0, said
+    again = json.loads(Path("outputs", file.name.replace(".timeline.json", "-again.json")).read_text())
+    assert again["images"] == 4 * typed.num_frames - 3 and [p["prompt"] for p in again["prompts"]] == [cue.prompt for cue in typed.cues]
+    assert [cue["frame"] for cue in again["request"]["cues"]] == [cue.frame for cue in typed.cues]
+
+
+@pytest.mark.parametrize(
+    ("argv", "change", "words"),
+    [
+        (["seconds=3"], {}, "both timeline and seconds are given"),
+        (["window=9"], {}, "was made with window 12, not 9"),
+        ([], {"settings": {}}, "does not say its height"),
+        ([], {"version": 7}, "version 7"),
+        ([], {"block": 2}, "was made by a model with blocks of 2 latent frames; this one has blocks of 3"),
+    ],
+)
+def test_timelines_that_cannot_be_made_again(program, tmp_path, argv, change, words):
+    settings = {**StandIn.info._asdict(), "context_timestep": 0.0, **({"block": change["block"]} if "block" in change else {})}
+    timeline = Timeline(5, settings, [Cue(0, "one")], 6).to_json() | change
+    (tmp_path / "t.json").write_text(json.dumps(timeline))
+    is_refused(*program("--timeline", "t.json", *argv, interactive=True), words)
+    is_refused(*program("--timeline", "other.json", interactive=True), "there is no timeline other.json")
 
 
 def test_nothing_typed(program, monkeypatch):

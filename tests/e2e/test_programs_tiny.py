@@ -122,16 +122,27 @@ def test_interrupted_from_outside(tiny, tmp_path):
     process = start(
         ROOT / "interactive_inference.py", "--model", tiny, "--output", tmp_path, "scale=1", stdin=subprocess.PIPE, cwd=tmp_path
     )
-    process.stdin.write("a red circle\n")
-    process.stdin.flush()
-    for _ in range(600):
-        if list(tmp_path.glob("*.mp4")) and next(tmp_path.glob("*.mp4")).stat().st_size > 10_000:
-            break
-        time.sleep(0.1)
+    for line in ("a red circle\n", "a blue square\n"):
+        process.stdin.write(line)
+        process.stdin.flush()
+        size = sum(path.stat().st_size for path in tmp_path.glob("*.mp4"))
+        for _ in range(600):
+            if sum(path.stat().st_size for path in tmp_path.glob("*.mp4")) > size + 10_000:
+                break
+            time.sleep(0.1)
     growing = video.read_video(next(tmp_path.glob("*.mp4")))
     os.kill(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said, said
-    written = json.loads(next(tmp_path.glob("*.json")).read_text())
+    written = json.loads(next(tmp_path.glob("*[0-9].json")).read_text())
     assert written["complete"] is False and written["images"] >= len(growing) > 0
-    assert len(video.read_video(next(tmp_path.glob("*.mp4")))) == written["images"]
+    shown = video.read_video(next(tmp_path.glob("*.mp4")))
+    assert len(shown) == written["images"]
+
+    timeline = next(tmp_path.glob("*.timeline.json"))
+    again = start(ROOT / "interactive_inference.py", "--timeline", timeline, "--model", tiny, "--output", "again", "scale=1", cwd=tmp_path)
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    repeated = video.read_video(next((tmp_path / "again").glob("*.mp4")))
+    assert len(repeated) >= len(shown) and (repeated[: len(shown)] == shown).all()
+    assert [entry["prompt"] for entry in written["prompts"]] == ["a red circle", "a blue square"]

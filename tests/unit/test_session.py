@@ -1,0 +1,185 @@
+"""A running video does what it is told from any thread, and its timeline makes it again."""
+
+import json
+import threading
+import time
+
+import pytest
+import torch
+
+from longlive import LongLivePipeline
+from longlive.generation.conditioning import Conditioner
+from longlive.generation.timeline import Timeline
+
+PROMPT = "a red circle moving right on a black background"
+OTHER = "a blue square moving up on a white background"
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny):
+    return LongLivePipeline.from_pretrained(tiny)
+
+
+def images(chunks):
+    return torch.cat([chunk.images for chunk in chunks], dim=1)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_timeline_makes_the_same_video_again(pipe, tmp_path, ahead):
+    session = pipe.session(PROMPT, seed=3, ahead=ahead)
+    chunks = [next(session), next(session)]
+    session.prompt(OTHER, keep_sink=False)
+    chunks += [next(session) for _ in range(4)]
+    session.stop()
+    assert next(session, None) is None
+    shown = chunks[-1].frames.stop
+    switch = next(chunk.frames.start for chunk in chunks if chunk.prompt == OTHER)
+    assert switch == 6 if not ahead else switch in (6, 9)
+    session.timeline.save(tmp_path / "timeline.json")
+    timeline = Timeline.load(tmp_path / "timeline.json")
+    assert [(cue.frame, cue.prompt, cue.keep_sink) for cue in timeline.cues] == [(0, PROMPT, None), (switch, OTHER, False)]
+    assert timeline.seed == 3 and shown <= timeline.num_frames <= shown + (3 if ahead else 0)
+    again = list(pipe.session(timeline.schedule, num_frames=timeline.num_frames, seed=timeline.seed))
+    assert torch.equal(images(again)[:, : images(chunks).shape[1]], images(chunks))
+    assert [chunk.prompt for chunk in again[: len(chunks)]] == [chunk.prompt for chunk in chunks]
+
+
+def test_a_session_without_a_seed_has_one_of_its_own(pipe):
+    one, two = pipe.session(PROMPT, num_frames=3), pipe.session(PROMPT, num_frames=3)
+    assert one.timeline.seed != two.timeline.seed
+    assert torch.equal(next(one).images, next(pipe.session(PROMPT, num_frames=3, seed=one.timeline.seed)).images)
+    with pytest.raises(ValueError, match="seed or generator"):
+        pipe.session(PROMPT, seed=1, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_pause_makes_who_iterates_wait(pipe, ahead):
+    with pipe.session(PROMPT, num_frames=12, seed=0, ahead=ahead) as session:
+        first = next(session)
+        session.pause()
+        assert session.paused
+        rest, begun = [], threading.Event()
+
+        def go():
+            begun.set()
+            rest.extend(session)
+
+        thread = threading.Thread(target=go)
+        thread.start()
+        begun.wait()
+        time.sleep(0.3)
+        assert len(rest) <= (1 if ahead else 0)  # the block that was under way
+        session.prompt(OTHER)
+        session.resume()
+        thread.join(30)
+        assert not thread.is_alive() and len(rest) == 3
+        assert (first.prompt, rest[-1].prompt) == (PROMPT, OTHER)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_stop_ends_a_paused_session(pipe, ahead):
+    session = pipe.session(PROMPT, seed=0, ahead=ahead)
+    next(session)
+    session.pause()
+    left = []
+    thread = threading.Thread(target=lambda: left.extend(session))
+    thread.start()
+    time.sleep(0.1)
+    session.stop()
+    session.stop()
+    thread.join(30)
+    assert not thread.is_alive() and len(left) <= 1 and session.stopped
+
+
+def test_restart_is_another_video_with_the_prompt_in_force(pipe):
+    session = pipe.session(PROMPT, seed=0)
+    first = [next(session), next(session)]
+    session.restart()
+    again = [next(session), next(session)]
+    assert torch.equal(images(again), images(first)) and [chunk.take for chunk in again] == [1, 1]
+    assert again[0].frames == range(3) and session.timeline.num_frames == 6
+    session.prompt(OTHER)
+    session.restart(7)  # what was typed before it was shown counts
+    other = next(session)
+    assert (other.prompt, other.take, session.timeline.seed) == (OTHER, 2, 7)
+    assert torch.equal(other.images, next(pipe.session(OTHER, seed=7)).images)
+    session.prompt(PROMPT)
+    next(session)
+    session.restart()
+    assert next(session).prompt == PROMPT
+
+
+def test_a_slow_consumer_slows_generation(pipe):
+    with pipe.session(PROMPT, seed=0, ahead=True) as session:
+        next(session)
+        time.sleep(0.5)
+        assert session.timeline.num_frames <= 6  # one block shown, one ahead
+
+
+def test_what_breaks_a_block_reaches_who_iterates(pipe, monkeypatch):
+    session = pipe.session(PROMPT, seed=0, ahead=True)
+    next(session)
+    broken = RuntimeError("the device is gone")
+
+    def fail(*_):
+        raise broken
+
+    monkeypatch.setattr(type(session._take), "advance", fail)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        for _ in range(3):
+            next(session)
+    session.stop()
+
+
+class SlowEncoder:
+    """Counts what it is asked, and waits to be let go."""
+
+    def __init__(self, encoder):
+        self.encoder, self.asked, self.go = encoder, [], threading.Event()
+
+    def encode(self, prompts):
+        self.asked += prompts
+        assert self.go.wait(30)
+        if prompts == ["bad"]:
+            raise RuntimeError("no")
+        return self.encoder.encode(prompts)
+
+
+def test_prompts_are_read_on_the_side_and_only_the_newest_of_many(pipe):
+    encoder = SlowEncoder(pipe._text.text_encoder)
+    conditioner = Conditioner(encoder, pipe.transformer)
+    futures = [conditioner.begin(f"prompt {n}") for n in range(100)]
+    assert conditioner.begin("prompt 99") is futures[99] and not futures[99].done()
+    encoder.go.set()
+    newest = conditioner.read("prompt 99")
+    assert len(encoder.asked) <= 6 and encoder.asked[-1] == "prompt 99"
+    found = pipe.transformer.read(encoder.encoder.encode(["prompt 99"]))
+    torch.testing.assert_close(newest, found, atol=0, rtol=0)
+    for _ in range(2):  # what failed is tried again
+        with pytest.raises(RuntimeError, match="no"):
+            conditioner.read("bad")
+    assert encoder.asked.count("bad") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": 2}, "timeline of version 2; this program reads version 1"),
+        ({"cues": None}, "is no timeline: TypeError"),
+        ({"num_frames": 0}, "ended before its first block"),
+        ({"cues": [{"frame": 3, "prompt": "a", "keep_sink": None}]}, "must begin at frame 0"),
+        ({"num_frames": 3, "cues": [{"frame": f, "prompt": "a", "keep_sink": None} for f in (0, 3)]}, "beyond the video's end"),
+    ],
+)
+def test_files_that_are_no_timelines(pipe, tmp_path, change, words):
+    session = pipe.session(PROMPT, seed=0)
+    next(session)
+    path = tmp_path / "timeline.json"
+    path.write_text(json.dumps(session.timeline.to_json() | change))
+    with pytest.raises(ValueError, match=words):
+        Timeline.load(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is no timeline"):
+        Timeline.load(path)
+    with pytest.raises(ValueError, match="there is no timeline"):
+        Timeline.load(tmp_path / "other.json")
