@@ -96,6 +96,35 @@ class InferenceConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Settings of `python -m longlive.serving`."""
+
+    host: str = "127.0.0.1"  # another address than this machine's own wants a token
+    port: int = 8000
+    token: str | None = None  # None: drawn and printed, where one is wanted
+    max_sessions: int | None = None  # at a time; None: as many as fit into memory, at most 8
+    prompt_chars: int = 2000
+    messages_per_second: float = 20.0  # of a client; of more only the newest count
+    idle_minutes: float = 10.0  # after which a session that nobody takes anything from ends
+    realtime: bool = True  # make no more than is about to be shown
+    output: str = "outputs/live"  # recordings and timelines
+    scale: int | None = None  # every pixel this many times; None: up to at least 256 pixels
+    video: InferenceConfig = dataclasses.field(default_factory=InferenceConfig)  # which model, its size and sampling
+
+    def __post_init__(self) -> None:
+        for name, least in (("port", 0), ("prompt_chars", 1), ("messages_per_second", 0.1), ("idle_minutes", 0.01)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)} is too small; choose at least {least}")
+        if self.max_sessions is not None and self.max_sessions < 1:
+            raise ValueError(f"max_sessions {self.max_sessions}: at least one session must fit")
+        if self.token is not None and len(self.token) < 8:
+            raise ValueError("the token is shorter than 8 characters; choose a longer one, or leave it out and one is drawn")
+        given = {name: getattr(self.video, name) for name in ("prompt", "prompts", "timeline", "seconds", "num_frames")}
+        if said := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"video.{said[0]} is given, but what is shown comes from those who type; leave it out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
     """Stage `language`: the miniature's tokenizer and text encoder."""
 
@@ -258,6 +287,7 @@ class DistillationConfig:
     weight_decay: float = 0.01
     max_norm: float = 10.0
     guidance: float = 3.0  # w of the teacher: r_c + w (r_c - r_n)
+    guidance_rescale: float = 0.0  # share by which that is brought back to the norm of r_c
     lora_rank: int | None = None  # adapters on generator and critic instead of all weights
     lora_alpha: float | None = None  # None: the rank
     ema_decay: float | None = 0.99  # of the generator; not with adapters

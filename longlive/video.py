@@ -71,13 +71,7 @@ class VideoWriter:
         if (stream.height, stream.width) != (height, width):
             raise ValueError(f"images of {height}x{width} in a video of {stream.height}x{stream.width}")
         for image in images:
-            enlarged = image.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(enlarged), format="rgb24").reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-            )
-            frame.pts = self.num_images
-            frame.time_base = 1 / self.fps
-            container.mux(stream.encode(frame))
+            container.mux(stream.encode(video_frame(image, self.num_images, fps=self.fps, scale=self.scale)))
             self.num_images += 1
 
     def _open(self, height: int, width: int) -> tuple[OutputContainer, av.VideoStream]:
@@ -89,12 +83,8 @@ class VideoWriter:
         container = av.open(str(self.path), "w", format="mp4", options=fragmented)
         options = {"crf": str(self.crf), "preset": "medium", "tune": "zerolatency"}
         stream = container.add_stream("libx264", rate=self.fps, options=options)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        context = stream.codec_context
-        context.gop_size = max(1, round(self.fps))
-        context.time_base = 1 / self.fps
-        context.colorspace = context.color_primaries = context.color_trc = BT709
-        context.color_range = ColorRange.MPEG
+        stream.codec_context.gop_size = max(1, round(self.fps))
+        set_picture(stream.codec_context, height, width, self.fps)
         return container, stream
 
     def close(self) -> None:
@@ -106,10 +96,30 @@ class VideoWriter:
             container.mux(stream.encode(None))
         finally:
             container.close()
-        _index_in_front(self.path)
+        index_in_front(self.path)
 
 
-def _index_in_front(path: Path) -> None:
+def set_picture(context: av.VideoCodecContext, height: int, width: int, fps: Fraction) -> None:
+    """Size, rate and colours of what `video_frame` makes. Raises ValueError for an odd size."""
+    if height % 2 or width % 2:
+        raise ValueError(f"{height}x{width} pixels: H.264 wants even sizes; choose scale 2 or another size")
+    context.height, context.width, context.pix_fmt = height, width, "yuv420p"
+    context.time_base = 1 / fps
+    context.colorspace = context.color_primaries = context.color_trc = BT709
+    context.color_range = ColorRange.MPEG
+
+
+def video_frame(image: np.ndarray, number: int, *, fps: Fraction, scale: int) -> av.VideoFrame:
+    """Image `[H, W, 3]`, number `number` of its video, every pixel `scale` times, as H.264 wants it."""
+    enlarged = image.repeat(scale, axis=0).repeat(scale, axis=1)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(enlarged), format="rgb24").reformat(
+        format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+    )
+    frame.pts, frame.time_base = number, 1 / fps
+    return frame
+
+
+def index_in_front(path: Path) -> None:
     """Rewrites a fragmented mp4 as a plain one without encoding it again; replaces the file at once or not at all."""
     plain = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -332,7 +333,7 @@ class LongLivePipeline(DiffusionPipeline):
         if seed is None:
             first = generator if generator is None or isinstance(generator, torch.Generator) else generator[0]
             seed = first.initial_seed() if first is not None else torch.Generator().seed() % 2**32
-        return Session(begin, cues, seed=seed, prepare=lambda text: self._text.begin(text, batch), now=self._clock(), ahead=ahead)
+        return Session(begin, cues, seed=seed, prepare=lambda text: self.prepare_prompt(text, batch=batch), now=self._clock(), ahead=ahead)
 
     def stream(
         self,
@@ -383,6 +384,29 @@ class LongLivePipeline(DiffusionPipeline):
                 now=self._clock(),
             )
         )
+
+    def prepare_prompt(self, prompt: str, *, batch: int = 1) -> Future[Any]:
+        """Has a prompt read on the side; done when a session can switch to it without waiting."""
+        return self._text.begin(prompt, batch)
+
+    def session_bytes(self, height: int | None = None, width: int | None = None) -> int:
+        """Estimated bytes that every further session holds: its key-value cache, and what its decoder remembers."""
+        height, width = self._size(height, width)
+        one, none = (
+            working_bytes(
+                self.transformer,
+                self.vae,
+                height // self._vae_stride,
+                width // self._vae_stride,
+                visible=visible,
+                block=self.config.block,
+                batch=1,
+                relative=self.config.relative_rope,
+            )
+            for visible in (self.config.window, 0)
+        )
+        decoder = 2 * settings_of(self.vae).base_dim * 8 * height * width * self.vae.dtype.itemsize  # two frames before every convolution
+        return one - none + decoder
 
     def load_lora_weights(self, path: str | Path, *, alpha: float | None = None) -> None:
         """Merge a LoRA (`lora.pt`, a peft folder or safetensors file) into the transformer, for good. `alpha` defaults to its rank.

@@ -357,7 +357,7 @@ def make_typed(config: InferenceConfig, pipe: LongLivePipeline, device: torch.de
 def main(argv: Sequence[str] | None = None, *, description: str, default_config: Path, interactive: bool = False) -> int:
     """Runs a program to its exit status. `interactive`: without a file of prompts they are read from the terminal."""
     configure_logging(world())
-    _hush()
+    hush()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job keeps its video as after Ctrl-C
     try:
         config = parse(argv, description=description, default_config=default_config)
@@ -373,7 +373,7 @@ def main(argv: Sequence[str] | None = None, *, description: str, default_config:
     return 0
 
 
-def _hush() -> None:
+def hush() -> None:
     """Keeps the libraries' own progress bars, and their advice to whoever calls them, off the terminal."""
     diffusers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()

@@ -95,7 +95,7 @@ class Session:
         cues: Cues,
         *,
         seed: int,
-        prepare: Callable[[str], None],
+        prepare: Callable[[str], object],
         now: Callable[[], float],
         ahead: bool = False,
     ) -> None:
@@ -156,10 +156,14 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def take(self) -> int:
+        """How often it has been restarted."""
+        return self._take.number
+
     def advance(self) -> tuple[Take, Made] | None:
-        """The next block, undecoded, with the take that decodes it; waits while the session is paused; None at the end."""
+        """The next block, undecoded, with the take that decodes it, also of a session that is paused; None at the end."""
         with self._lock:
-            self._lock.wait_for(lambda: not self._paused or self._stopped)
             if self._stopped:
                 return None
             if self._restart is not None:
@@ -183,11 +187,16 @@ class Session:
         return self
 
     def __next__(self) -> Chunk:
-        block = self.advance() if self._thread is None else self._one_ahead(self._thread)
+        block = self._advance_unless_paused() if self._thread is None else self._one_ahead(self._thread)
         if block is None:
             self.stop()
             raise StopIteration
         return self.decode(*block)
+
+    def _advance_unless_paused(self) -> tuple[Take, Made] | None:
+        with self._lock:
+            self._lock.wait_for(lambda: not self._paused or self._stopped)
+        return self.advance()
 
     def _one_ahead(self, thread: ThreadPoolExecutor) -> tuple[Take, Made] | None:
         """The block that is being made; the next one is begun."""
@@ -202,4 +211,4 @@ class Session:
         with self._lock:
             if self._stopped:
                 raise CancelledError
-            return thread.submit(self.advance)
+            return thread.submit(self._advance_unless_paused)

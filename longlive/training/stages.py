@@ -213,7 +213,13 @@ def _distillation(config: TrainConfig, settings: DistillationConfig, here: World
     tuner = _tuner(config, settings, network, vae, embed, pairs, random["noise"], here, device)
     stage = DistillationStage(
         tuner,
-        DMD(Denoiser(teacher), Denoiser(critic_network), guidance=settings.guidance, shift=settings.timestep_shift),
+        DMD(
+            Denoiser(teacher),
+            Denoiser(critic_network),
+            guidance=settings.guidance,
+            guidance_rescale=settings.guidance_rescale,
+            shift=settings.timestep_shift,
+        ),
         *learners,
         negative=negative.expand(settings.batch, -1, -1),
         random=random,

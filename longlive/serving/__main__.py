@@ -1,0 +1,116 @@
+"""`python -m longlive.serving`: type prompts into a running video, in the browser."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from longlive import video
+from longlive.config import ServeConfig, load
+from longlive.generation import programs
+from longlive.parallel.world import choose_device, choose_dtype, configure_logging, free_memory, world
+from longlive.serving.app import create_app, token_for
+from longlive.serving.hub import Hub
+from longlive.serving.metrics import Metrics
+
+FLAGS = ("host", "port", "token", "max_sessions", "output")
+MOST = 8  # sessions, where the settings do not say
+MESSAGE_BYTES = 65_536  # of a client's message; a longer one ends its connection
+
+log = logging.getLogger("longlive.serving")  # run as a program this module has no name of its own
+
+
+def parse(argv: Sequence[str] | None) -> ServeConfig:
+    """Settings from the command line: flags, `key=value` words, and the YAML file that `--config` names."""
+    parser = argparse.ArgumentParser(prog="python -m longlive.serving", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", metavar="YAML", help="settings that differ from the defaults (without it: the miniature)")
+    parser.add_argument("--model", help="the same as video.model=…: a folder in diffusers layout, or miniature")
+    parser.add_argument("--device", help="the same as video.device=…")
+    for name in FLAGS:
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=f"the same as {name}=…")
+    names = [field.name for field in dataclasses.fields(ServeConfig)]
+    parser.add_argument("settings", nargs="*", metavar="key=value", help=f"any setting: {', '.join(names)}; longlive/config.py explains")
+    arguments = vars(parser.parse_intermixed_args(argv))
+    flags: dict[str, Any] = {name: arguments[name] for name in FLAGS if arguments[name] is not None}
+    words = [f"video.{name}={arguments[name]}" for name in ("model", "device") if arguments[name] is not None]
+    return load(ServeConfig, arguments["config"], [*words, *arguments["settings"]], flags)
+
+
+def load_hub(config: ServeConfig, metrics: Metrics) -> Hub:
+    """The model on its device, and room for sessions. Raises ValueError when it does not fit."""
+    device = choose_device(config.video.device, world())
+    pipe = programs.load_pipeline(config.video, choose_dtype(config.video.dtype, device))
+    height, width = programs.size(config.video, pipe)
+    programs.place(config.video, pipe, device)
+    each, there = pipe.session_bytes(height, width), free_memory(device)
+    fit = int(0.8 * there // each)
+    if fit < 1:
+        raise ValueError(f"a session needs about {each / 2**30:.2f} GiB on {device}, {there / 2**30:.2f} GiB are there")
+    most = min(fit, config.max_sessions or MOST)
+    log.info("%s on %s: %.1f MiB a session, %d fit", config.video.model or "the model", device, each / 2**20, fit)
+    # The first block of a process is slow (kernels are chosen, memory is found): nobody should wait for it.
+    next(pipe.session("-", num_frames=pipe.info.block, height=height, width=width, seed=0))
+    return Hub(
+        pipe,
+        folder=Path(config.output),
+        most=most,
+        height=height,
+        width=width,
+        scale=config.scale or programs.scale(config.video, height, width),
+        idle_seconds=60 * config.idle_minutes,
+        realtime=config.realtime,
+        observe=metrics.observe,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address. Raises ValueError when it cannot be."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise ValueError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port or --host") from error
+    return bound
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    configure_logging(world())
+    programs.hush()
+    try:
+        config = parse(argv)
+        video.check_writable(config.output)
+        bound = listen(config.host, config.port)
+    except (ValueError, FileNotFoundError) as error:
+        log.error("error: %s", error)
+        return 2
+    token = token_for(config)
+    app = create_app(config, lambda metrics: load_hub(config, metrics), token=token)
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    log.info("open http://%s:%d/%s", shown, port, f"?token={token}" if token else "")
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", ws_max_size=MESSAGE_BYTES, ws_ping_interval=20.0, timeout_graceful_shutdown=10)
+    )
+    try:
+        server.run(sockets=[bound])
+    except KeyboardInterrupt:
+        return 130
+    finally:  # also when a second Ctrl-C cuts the server's own farewell short
+        if (hub := app.state.server.hub) is not None:
+            hub.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+// The page: wires its controls to a session and shows what the session says.
+
+import { address, parameters } from "./access.js";
+import { bestFormat } from "./player.js";
+import { PromptLine } from "./prompt_line.js";
+import { KEPT } from "./connection.js";
+import { Session } from "./session.js";
+import { Stage } from "./stage.js";
+import { forget, recall, remember } from "./storage.js";
+import { Timeline, clock } from "./timeline.js";
+
+const POLL = 700; // milliseconds between two looks at a server that is not ready
+const KEPT_SESSION = "session";
+
+const TINY = 128; // pixels; a model of such images knows only a small world
+const EXAMPLES = {
+  tiny: ["a red circle moving right on a black background", "a blue ring moving up on a white background", "a green cross standing still on a pink background"],
+  full: ["a sailing boat on a calm sea at sunrise", "a fox runs through deep snow", "rain on a neon street at night"],
+};
+
+const element = (id) => document.getElementById(id);
+const stage = new Stage();
+const timeline = new Timeline((prompt) => {
+  line.text = prompt;
+  element("prompt").focus();
+});
+const line = new PromptLine(send);
+const format = bestFormat(parameters.get("format"));
+
+let session = null;
+let waiting = { title: "Connecting to the server", text: "" }; // until there is a model; null then
+
+// what the person does
+
+function start() {
+  const prompt = line.text || timeline.segments.at(-1)?.prompt || line.example;
+  session?.close();
+  timeline.clear();
+  element("time").textContent = clock(0, 1);
+  session = new Session(format, stage.screen, events);
+  line.sent(prompt);
+  session.start({ prompt, seed: wantedSeed(), keepSink: element("keep-sink").checked });
+  line.focus();
+}
+
+function send(text) {
+  if (waiting !== null) return;
+  if (!running()) {
+    start();
+  } else if (text !== "" && text !== session.pending?.prompt) {
+    line.sent(text);
+    session.prompt(text, element("keep-sink").checked);
+  }
+}
+
+function restart() {
+  if (!running()) start();
+  else if (session.state !== "queued") session.restart(wantedSeed());
+}
+
+function pause() {
+  if (running() && session.state !== "queued") session.pause(!session.paused);
+}
+
+const running = () => session !== null && session.over === null;
+
+function wantedSeed() {
+  const digits = element("seed").value.trim();
+  return /^\d{1,15}$/.test(digits) ? Number(digits) : null;
+}
+
+element("start").addEventListener("click", start);
+element("examples").addEventListener("click", ({ target }) => {
+  if (target.tagName !== "BUTTON") return;
+  line.text = target.textContent;
+  element("prompt").focus();
+});
+element("continue").addEventListener("click", () => session.takeBack());
+element("pause").addEventListener("click", pause);
+element("restart").addEventListener("click", restart);
+element("stop").addEventListener("click", () => session.stop());
+element("shuffle").addEventListener("click", () => {
+  element("seed").value = Math.floor(Math.random() * 1_000_000);
+});
+element("seed").addEventListener("keydown", ({ key }) => {
+  if (key !== "Enter") return;
+  restart();
+  line.focus();
+});
+element("help").addEventListener("click", () => element("help-dialog").showModal());
+element("help-dialog").addEventListener("click", ({ target }) => {
+  if (target === element("help-dialog")) target.close(); // its backdrop
+});
+element("help-dialog").addEventListener("close", () => line.focus());
+
+document.addEventListener("keydown", (event) => {
+  if (event.isComposing || event.repeat || element("help-dialog").open) return;
+  const shortcut = event.altKey ? { KeyR: restart, KeyK: () => element("keep-sink").click() }[event.code] : null;
+  const action = event.key === "Escape" ? pause : shortcut;
+  if (!action) return;
+  event.preventDefault();
+  action();
+});
+
+// what the session says
+
+const events = {
+  changed: show,
+  model: showModel,
+  limits: ({ prompt_chars }) => (line.longest = prompt_chars),
+  chunk: (about) => {
+    timeline.add(about, session.seconds);
+    remember(KEPT_SESSION, { ...session.kept, segments: timeline.segments, at: Date.now() });
+  },
+  shown: (about, time) => {
+    element("time").textContent = clock(time, 1);
+    timeline.show(about);
+  },
+  notice: (text) => stage.notice(text),
+};
+
+function showModel({ name, width, height }) {
+  element("model").textContent = `${name}, ${width} × ${height}`;
+  stage.size = { width, height };
+  const examples = width <= TINY ? EXAMPLES.tiny : EXAMPLES.full;
+  line.example = examples[0];
+  for (const [index, button] of [...element("examples").children].entries()) button.textContent = examples[index];
+}
+
+function show() {
+  const state = waiting !== null ? (waiting.state ?? "loading") : (session?.state ?? "idle");
+  const words = waiting?.title ?? session?.words ?? "Ready";
+  const status = element("state");
+  status.dataset.state = state;
+  if (status.textContent !== words) status.textContent = words; // else screen readers would say it again
+  stage.panel(panel(state, words));
+
+  const live = running();
+  element("send").querySelector("span").textContent = live ? "Send" : "Start";
+  element("send").disabled = waiting !== null;
+  element("stop").disabled = !live;
+  element("pause").disabled = !live || state === "queued";
+  element("restart").disabled = session === null || state === "queued";
+  element("pause").querySelector("span").textContent = session?.paused ? "Resume" : "Pause";
+  element("pause").querySelector("use").setAttribute("href", session?.paused ? "#icon-play" : "#icon-pause");
+  showDownloads();
+  if (session === null) return;
+
+  showSeed();
+  showNumbers();
+  timeline.announce(session.pending !== null && session.pending.first === null ? session.pending.prompt : null);
+  stage.description = session.shown === null ? "Generated video" : `Generated video: ${session.shown.prompt}`;
+  if (session.over !== null) forget(KEPT_SESSION);
+}
+
+function panel(state, words) {
+  if (waiting !== null) return { ...waiting, actions: [] };
+  if (state === "idle") {
+    const text = "Say what the video should show and press Enter. Go on typing while it plays: it follows.";
+    return { title: "Describe a video", text, actions: ["examples", "start"] };
+  }
+  if (state === "queued") return { title: words, text: "It begins by itself when a place is free.", actions: [] };
+  if (session.over === null) return null;
+  return { ...session.over, actions: session.over.theirs ? ["continue", "start"] : ["start"] };
+}
+
+function showDownloads() {
+  for (const [id, path, file] of [
+    ["download-recording", `/recording/${session?.id}.mp4`, "longlive.mp4"],
+    ["download-timeline", `/timeline/${session?.id}`, "longlive.timeline.json"],
+  ]) {
+    const link = element(id);
+    const ready = session !== null && session.chunks > 0;
+    link.toggleAttribute("aria-disabled", !ready);
+    if (ready) {
+      link.href = address(path);
+      link.download = file;
+    } else {
+      link.removeAttribute("href");
+    }
+  }
+}
+
+let seedShown = null; // what the server said last; anything else in the field was typed
+
+function showSeed() {
+  const seed = session.seed;
+  if (seed === null || seed === seedShown) return;
+  seedShown = seed;
+  if (document.activeElement !== element("seed")) element("seed").value = seed;
+}
+
+let ticking = null;
+
+function showNumbers() {
+  const { pending, latency, fps, timings } = session;
+  const since = pending === null ? latency : (performance.now() - pending.since) / 1000;
+  element("latency").textContent = since === null ? "–" : `${since.toFixed(2)} s`;
+  element("latency").classList.toggle("running", pending !== null);
+  element("fps").textContent = fps === null ? "–" : fps.toFixed(1);
+  if (timings !== null) {
+    const parts = Object.entries(timings).map(([part, seconds]) => `${part} ${(1000 * seconds).toFixed(0)} ms`);
+    element("fps").title = `the chunk on screen took: ${parts.join(", ")}`;
+  }
+  if (pending === null || session.paused) {
+    clearInterval(ticking);
+    ticking = null;
+  } else {
+    ticking ??= setInterval(showNumbers, 100);
+  }
+}
+
+// for debugging, and for tests from outside
+window.longlive = {
+  get state() {
+    return element("state").dataset.state;
+  },
+  get session() {
+    return session?.id ?? null;
+  },
+  get chunks() {
+    return session?.chunks ?? 0;
+  },
+  get latency() {
+    return session?.latency ?? null;
+  },
+};
+
+// the beginning
+
+const pauseFor = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+/** What hinders us from starting, in words; null once nothing does. */
+async function obstacle() {
+  let health;
+  try {
+    health = await fetch(address("/health"));
+  } catch {
+    return { title: "The server does not answer", text: "The page goes on trying. Is the server running?" };
+  }
+  if (!health.ok) {
+    const { detail } = await health.json().catch(() => ({}));
+    if (detail && detail !== "loading") return { state: "error", title: "The model could not be loaded", text: detail };
+    return { title: "Loading the model", text: "This takes a moment after the server has started." };
+  }
+  const models = await fetch(address("/models"));
+  if (models.status === 401 || models.status === 403) {
+    return { state: "error", title: "The token is missing", text: "Open the address that the server printed when it started; the token is part of it." };
+  }
+  const [model] = [await models.json()].flat();
+  showModel(model);
+  element("keep-sink").checked = model.keep_sink ?? true; // what the model was made for
+  return null;
+}
+
+async function begin() {
+  show();
+  while ((waiting = await obstacle()) !== null) {
+    show();
+    await pauseFor(POLL);
+  }
+  const kept = recall(KEPT_SESSION);
+  if (kept !== null && Date.now() - kept.at < KEPT) {
+    timeline.restore(kept.segments);
+    line.remember(kept.segments.map(({ prompt }) => prompt));
+    session = new Session(format, stage.screen, events);
+    session.resume(kept);
+  }
+  show();
+}
+
+begin();
