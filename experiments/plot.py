@@ -138,7 +138,10 @@ def _panel(picture: Image.Image, panel: Panel, left: float, top: float, colors: 
         across, _ = axes.at(x, axes.y[0])
         for part in range(int(y0), int(y1), FINE * 8):
             pen.line([across, part, across, min(part + FINE * 4, y1)], fill="#888888", width=FINE)
-        pen.text((across + FINE * 4, y0 + FINE * 2), words, font=_font(11.5), fill="#666666")
+        right = x > sum(axes.x) / 2  # there is more room on the left
+        pen.text(
+            (across + FINE * (-4 if right else 4), y0 + FINE * 2), words, font=_font(11.5), fill="#666666", anchor="ra" if right else "la"
+        )
 
     shades = Image.new("RGBA", picture.size, (0, 0, 0, 0))
     for line in panel.lines:

@@ -265,6 +265,25 @@ def test_a_gaussian_generator_becomes_what_teacher_and_guidance_name(guidance):
     assert scale.item() == pytest.approx(SCALE, abs=0.02)
 
 
+def test_rescaled_guidance_turns_the_mean_and_does_not_drive_it_beyond():
+    """Without it the mean goes to m_c + w (m_c - m_n), several times as far out; with it about as far as m_c, in that direction."""
+    text, negative = texts(64)
+    named = text[0].view(*SHAPE)
+    target = (text + 3.0 * (text - negative))[0].view(*SHAPE)
+    random = torch.Generator().manual_seed(1)
+    mean = torch.zeros(SHAPE, requires_grad=True)
+    for _ in range(200):
+        clip = mean + SCALE * torch.randn(64, *SHAPE, generator=random)
+        objective = DMD(Exact(), Exact(mean.detach()), guidance=3.0, guidance_rescale=1.0)
+        t, noise = objective.draw_levels(clip, random), torch.randn(clip.shape, generator=random)
+        (gradient,) = torch.autograd.grad(objective.generator_loss(clip, text, negative, t=t, noise=noise).loss, mean)
+        with torch.no_grad():
+            mean -= 0.3 * 24 * gradient
+    towards = torch.cosine_similarity(torch.stack([mean.detach().flatten(), named.flatten()]), target.flatten()[None])
+    assert target.norm() > 3 * named.norm() and mean.norm() < 1.3 * named.norm()
+    assert towards[0] > 0.95 and towards[0] > towards[1] + 0.05
+
+
 def test_a_gaussian_generator_follows_a_critic_that_learns():
     """Five updates of the critic for one of the generator: both end where the teacher is."""
     text, negative = texts(64)

@@ -14,7 +14,11 @@ const KEPT_SESSION = "session";
 
 const TINY = 128; // pixels; a model of such images knows only a small world
 const EXAMPLES = {
-  tiny: ["a red circle moving right on a black background", "a blue ring moving up on a white background", "a green cross standing still on a pink background"],
+  tiny: [
+    "a red circle moving right on a black background",
+    "a blue ring moving up on a white background",
+    "a green cross standing still on a pink background",
+  ],
   full: ["a sailing boat on a calm sea at sunrise", "a fox runs through deep snow", "rain on a neon street at night"],
 };
 
@@ -82,8 +86,9 @@ element("stop").addEventListener("click", () => session.stop());
 element("shuffle").addEventListener("click", () => {
   element("seed").value = Math.floor(Math.random() * 1_000_000);
 });
-element("seed").addEventListener("keydown", ({ key }) => {
-  if (key !== "Enter") return;
+element("seed").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault(); // the prompt line would send its text, as soon as it has the focus
   restart();
   line.focus();
 });
@@ -110,7 +115,7 @@ const events = {
   limits: ({ prompt_chars }) => (line.longest = prompt_chars),
   chunk: (about) => {
     timeline.add(about, session.seconds);
-    remember(KEPT_SESSION, { ...session.kept, segments: timeline.segments, at: Date.now() });
+    keep();
   },
   shown: (about, time) => {
     element("time").textContent = clock(time, 1);
@@ -118,6 +123,12 @@ const events = {
   },
   notice: (text) => stage.notice(text),
 };
+
+/** So that a page that is reloaded goes on with its session. */
+function keep() {
+  if (running() && session.chunks > 0) remember(KEPT_SESSION, { ...session.kept, segments: timeline.segments, at: Date.now() });
+}
+addEventListener("pagehide", keep);
 
 function showModel({ name, width, height }) {
   element("model").textContent = `${name}, ${width} × ${height}`;
@@ -171,7 +182,7 @@ function showDownloads() {
   ]) {
     const link = element(id);
     const ready = session !== null && session.chunks > 0;
-    link.toggleAttribute("aria-disabled", !ready);
+    link.ariaDisabled = String(!ready);
     if (ready) {
       link.href = address(path);
       link.download = file;
@@ -245,7 +256,8 @@ async function obstacle() {
   }
   const models = await fetch(address("/models"));
   if (models.status === 401 || models.status === 403) {
-    return { state: "error", title: "The token is missing", text: "Open the address that the server printed when it started; the token is part of it." };
+    const text = "Open the address that the server printed when it started; the token is part of it.";
+    return { state: "error", title: "The token is missing", text };
   }
   const [model] = [await models.json()].flat();
   showModel(model);

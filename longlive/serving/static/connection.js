@@ -94,13 +94,14 @@ export class Connection {
     this.#lostAt = null;
     this.#wait = SHORTEST_WAIT;
     if (message.type === "hello") this.#session = message.session;
-    const binary = message.type === "chunk" || (message.type === "header" && message.format === "mp4");
-    if (!binary) {
-      this.#events[message.type === "header" ? "header" : "message"](message, null);
-      return;
+    if (message.type === "chunk" || (message.type === "header" && message.format === "mp4")) {
+      this.#announced = message;
+      this.#parts = [];
+    } else if (message.type === "header") {
+      this.#events.header(message, null);
+    } else {
+      this.#events.message(message);
     }
-    this.#announced = message;
-    this.#parts = [];
   }
 
   #binary(data) {

@@ -12,7 +12,7 @@ function inQueue(place) {
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 const NO_ANSWER = { state: "error", title: "The server does not answer", text: "It was tried for half a minute. Is it running?" };
-const GONE = { state: "ended", title: "The session is over", text: "The connection was lost for too long, so the server let it go." };
+const GONE = { state: "ended", title: "The session is over", text: "The server does not have it any more. Start another one." };
 
 export class Session {
   id = null;
@@ -220,7 +220,7 @@ export class Session {
   #error({ code, message, fatal }) {
     const text = sentence(message);
     if (code === "taken_over") {
-      this.#end({ state: "ended", title: "Continued in another tab", text: "This session is shown in another tab or window now.", theirs: true });
+      this.#end({ state: "ended", title: "Continued in another tab", text: "Another tab or window shows this session now.", theirs: true });
     } else if (code === "unknown_session") {
       this.#end(GONE);
     } else if (code === "idle") {
