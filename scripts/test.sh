@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
-# Runs the tests, setting up what is missing first: the quick ones, or with --all the slow ones too (GPU ones where there is a GPU).
-# Further arguments go to pytest.
+# Runs the tests, setting up what is missing first: the quick ones, or with --all the slow ones too (GPU ones where there is a GPU),
+# or with --browser those of the page, in a Chromium that must be on the path. Further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
-select=(-m "not slow and not gpu")
+select=(-m "not slow and not gpu and not browser")
 if [[ "${1:-}" == "--all" ]]; then
     shift
     if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-        select=()
+        select=(-m "not browser")
     else
-        select=(-m "not gpu")
+        select=(-m "not gpu and not browser")
     fi
+elif [[ "${1:-}" == "--browser" ]]; then
+    shift
+    "$PYTHON" -c 'import playwright' 2>/dev/null || "$PYTHON" -m pip install --quiet --disable-pip-version-check "playwright>=1.40"
+    select=(-m browser)
 fi
 exec "$PYTHON" -m pytest -q ${select[@]+"${select[@]}"} "$@"

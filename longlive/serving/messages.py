@@ -23,7 +23,7 @@ class Transition(_Message):
 
 
 Prompts = Annotated[list[str | Prompt], Field(min_length=1, max_length=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**53)]  # what JavaScript counts exactly
 
 
 class Start(_Message):

@@ -1,0 +1,161 @@
+"""The page in a real Chromium, with the miniature: what a person sees is read from the screen's pixels by the oracle.
+
+Run by `bash scripts/test.sh --browser`, which installs Playwright; Chromium itself must be there.
+"""
+
+import contextlib
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+
+import pytest
+import torch
+
+from longlive import video
+from longlive.miniature import oracle
+from tests.e2e.test_serving import Served
+
+pytestmark = pytest.mark.browser
+
+FIRST = "a red circle moving right on a black background"
+SECOND = "a blue circle moving right on a white background"
+SEEN = """async (count) => {
+  const screen = document.querySelector('#video:not([hidden])') ?? document.querySelector('canvas#canvas');
+  const canvas = new OffscreenCanvas(64, 64), pen = canvas.getContext('2d', {willReadFrequently: true});
+  const images = [];
+  for (let n = 0; n < count; n++) {
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(screen, 0, 0, 64, 64);
+    images.push(Array.from(pen.getImageData(0, 0, 64, 64).data));
+    await new Promise(done => setTimeout(done, 62.5));
+  }
+  return images;
+}"""
+
+
+class Cable:
+    """Passes bytes between the browser and the server, until it is cut; mended, new connections get through again."""
+
+    def __init__(self, port):
+        self.port, self.whole, self.ends = port, True, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            near, _ = self.listener.accept()
+            if not self.whole:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self.port))
+            self.ends += [near, far]
+            for one, two in ((near, far), (far, near)):
+                threading.Thread(target=self.carry, args=(one, two), daemon=True).start()
+
+    @staticmethod
+    def carry(one, two):
+        try:
+            while data := one.recv(65536):
+                two.sendall(data)
+        except OSError:
+            pass
+        for end in (one, two):
+            end.close()
+
+    def cut(self):
+        self.whole = False
+        for end in self.ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self.ends.clear()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    server = Served("miniature", tmp_path_factory.mktemp("live"), "scale=4")
+    yield server
+    assert server.process.poll() is None, server.said
+    server.end(signal.SIGINT)
+    assert "Traceback" not in server.said, server.said
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="bash scripts/test.sh --browser installs it")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("there is no Chromium on the path")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def seen(page, count=24):
+    """What is on the screen, `[1, count, 3, 64, 64]` uint8."""
+    pixels = torch.tensor(page.evaluate(SEEN, count), dtype=torch.uint8).view(1, count, 64, 64, 4)
+    return pixels[..., :3].movedim(-1, 2)
+
+
+def read(images):
+    """Background and colour that the oracle reads in most of the images."""
+    reading = oracle.read(images)
+    return {name: Counter(getattr(reading, name)[0].tolist()).most_common(1)[0][0] for name in ("background", "color")}
+
+
+def until_state(page, state, seconds=30):
+    page.wait_for_function(f"window.longlive.state === {state!r}", timeout=1000 * seconds)
+
+
+@pytest.mark.parametrize("format", ["mp4", "jpeg"])
+def test_type_and_watch(served, browser, tmp_path, format):
+    cable = Cable(int(served.url.rsplit(":", 1)[1]))
+    context = browser.new_context(accept_downloads=True, viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(f"{cable.url}/?format={format}")
+    until_state(page, "idle")
+    page.keyboard.type(FIRST)  # the prompt line has the focus
+    page.keyboard.press("Enter")
+    until_state(page, "generating")
+    page.wait_for_function("window.longlive.chunks >= 3", timeout=30_000)
+    before = seen(page)
+    assert (before[:, 1:] != before[:, :-1]).flatten(2).any(dim=2).sum() >= 8  # it moves
+
+    page.keyboard.press("Control+A")
+    page.keyboard.type(SECOND)
+    page.keyboard.press("Enter")
+    page.wait_for_function("window.longlive.latency !== null && window.longlive.state === 'generating'", timeout=30_000)
+    time.sleep(1.5)
+    one, two = read(before), read(seen(page))
+    assert all(one[name] != two[name] for name in ("background", "color")), (one, two)
+    assert 0 < page.evaluate("window.longlive.latency") < 5
+
+    page.keyboard.press("Escape")
+    until_state(page, "paused")
+    time.sleep(1.0)
+    still = seen(page, 12)
+    assert (still == still[:, :1]).all()
+    page.keyboard.press("Escape")
+    until_state(page, "generating")
+
+    chunks = page.evaluate("window.longlive.chunks")
+    cable.cut()
+    until_state(page, "reconnecting")
+    cable.whole = True
+    until_state(page, "generating")
+    page.wait_for_function(f"window.longlive.chunks > {chunks} + 2", timeout=30_000)
+    assert read(seen(page)) == two
+
+    with page.expect_download() as waited:
+        page.click("#download-recording")
+    waited.value.save_as(tmp_path / "recording.mp4")
+    info = video.probe(tmp_path / "recording.mp4")
+    assert info.images > 60 and (info.height, info.width) == (256, 256)
+    assert not wrong, wrong
+    context.close()
