@@ -116,6 +116,11 @@ class PromptQueue:
         queue._next = None
         return queue
 
+    @property
+    def pending(self) -> bool:
+        """Whether there is a prompt that has not been in force yet."""
+        return self._next is not None
+
     def put(self, prompt: str, keep_sink: bool | None = None) -> None:
         """Raises ValueError when the prompt is empty."""
         if not prompt.strip():

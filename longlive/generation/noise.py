@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,17 @@ class Noise:
         if len(self._generators) == 1:
             return self._one(shape, self._generators[0])
         return torch.cat([self._one((1, *shape[1:]), generator) for generator in self._generators])
+
+    def mark(self) -> Callable[[], None]:
+        """Remembers where the generators are; what it returns takes them back there."""
+        states = [None if generator is None else generator.get_state() for generator in self._generators]
+
+        def back() -> None:
+            for generator, state in zip(self._generators, states, strict=True):
+                if generator is not None and state is not None:
+                    generator.set_state(state)
+
+        return back
 
     def like(self, latents: Tensor) -> Tensor:
         return self(latents.shape)

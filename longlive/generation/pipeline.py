@@ -302,6 +302,7 @@ class LongLivePipeline(DiffusionPipeline):
         seed: int | None = None,
         generator: Generators = None,
         ahead: bool = False,
+        hurry: Callable[[], bool] | None = None,
     ) -> Session:
         """A running video; endless when neither `seconds` nor `num_frames` is given. Same seed, same video as `__call__`.
 
@@ -309,6 +310,8 @@ class LongLivePipeline(DiffusionPipeline):
             seed: of the noise; drawn if neither it nor `generator` is given. `session.timeline` has it.
             generator: as in `__call__`, instead of a seed; the timeline then says what it was seeded with last.
             ahead: make a block while the one before is decoded and used.
+            hurry: asked, when a prompt comes while a block is being made, whether to drop that block and begin it anew with the prompt,
+                which shows a block earlier so.
 
         Raises:
             ValueError: what cannot be made (length, size), before anything is computed.
@@ -325,15 +328,25 @@ class LongLivePipeline(DiffusionPipeline):
             cues.validate(num_frames)
         settings = {**self.info._asdict(), "height": height, "width": width, "context_timestep": self.config.context_timestep}
 
+        now = self._clock()
+
         def begin(number: int, cues: TypedOver, seed: int) -> Take:
             source = torch.Generator().manual_seed(seed) if number or generator is None else generator
-            made = self.stream(cues, num_frames=num_frames, height=height, width=width, batch=batch, generator=source)
+            made = self.stream(
+                cues,
+                num_frames=num_frames,
+                height=height,
+                width=width,
+                batch=batch,
+                generator=source,
+                give_up=None if hurry is None else lambda: now() > 0 and cues.pending and hurry(),  # the clock waits for the device
+            )
             return Take(number, cues, made, StreamDecoder(self.vae), Timeline(seed, settings))
 
         if seed is None:
             first = generator if generator is None or isinstance(generator, torch.Generator) else generator[0]
             seed = first.initial_seed() if first is not None else torch.Generator().seed() % 2**32
-        return Session(begin, cues, seed=seed, prepare=lambda text: self.prepare_prompt(text, batch=batch), now=self._clock(), ahead=ahead)
+        return Session(begin, cues, seed=seed, prepare=lambda text: self.prepare_prompt(text, batch=batch), now=now, ahead=ahead)
 
     def stream(
         self,
@@ -346,8 +359,9 @@ class LongLivePipeline(DiffusionPipeline):
         generator: Generators = None,
         latents: Latents | None = None,
         on_step: OnStep | None = None,
+        give_up: Callable[[], bool] | None = None,
     ) -> Iterable[Made]:
-        """Latents block by block: what `__call__` and `session` are made of."""
+        """Latents block by block: what `__call__` and `session` are made of. `give_up`: see `generation.stream`."""
         height, width = self._size(height, width)
         if num_frames is not None and (num_frames <= 0 or num_frames % self.config.block):
             raise ValueError(f"{num_frames} frames cannot be cut into blocks of {self.config.block}; choose a multiple")
@@ -381,6 +395,8 @@ class LongLivePipeline(DiffusionPipeline):
                 num_frames=num_frames,
                 keep_sink=self.config.keep_sink,
                 guided_blocks=self.config.guided_blocks,
+                give_up=give_up,
+                mark=draw.mark,
                 now=self._clock(),
             )
         )

@@ -27,6 +27,10 @@ Recache = Literal["joint", "causal", "none", "clear"]
 only the text changes and old keys and values are kept; or everything is dropped. The last two are for comparison."""
 
 
+class GivenUp(Exception):
+    """A block was not wanted any more; it has left nothing behind."""
+
+
 class Rollout:
     """Makes blocks of clean latents from noise, each seeing what the cache shows of the video so far.
 
@@ -66,7 +70,16 @@ class Rollout:
         """Frames made and remembered so far."""
         return self.cache.end
 
-    def block(self, noise: Latents, text: Text | TextKV, *, stop_at: int | None = None, grad: bool = False, guided: bool = True) -> Latents:
+    def block(
+        self,
+        noise: Latents,
+        text: Text | TextKV,
+        *,
+        stop_at: int | None = None,
+        grad: bool = False,
+        guided: bool = True,
+        give_up: Callable[[], bool] | None = None,
+    ) -> Latents:
         """The clean latents of the next block; leaves nothing behind (`remember` does).
 
         Args:
@@ -74,6 +87,10 @@ class Rollout:
             stop_at: number of denoising passes, all of them if None.
             grad: whether the last pass (and only that) carries a gradient.
             guided: whether the denoiser's guidance, if it has any, is used.
+            give_up: asked between two passes whether the block is not wanted any more.
+
+        Raises:
+            GivenUp: when it is not.
 
         Whether the result is finite is not looked at here, where asking would make a GPU wait at every block: see `check_finite`.
         """
@@ -93,6 +110,8 @@ class Rollout:
                 clean = changed
             if last:
                 return clean
+            if give_up is not None and give_up():
+                raise GivenUp
             implied = prediction.noise if self.draw is None else self.draw(clean)
             noisy = add_noise(clean, implied, torch.full(noise.shape[:2], steps[number + 1], device=noise.device))
         raise ValueError(f"stop_at must be 1 to {len(self.steps)}, got {stop_at}")

@@ -42,6 +42,11 @@ class TypedOver:
     def put(self, prompt: str, keep_sink: bool | None) -> None:
         self._typed.put(prompt, keep_sink)
 
+    @property
+    def pending(self) -> bool:
+        """Whether something was typed since the last block began."""
+        return self._typed.pending
+
     def typed(self) -> Cue | None:
         """What was typed last and has not been in force yet; it counts as taken."""
         return self._typed.due(-1, 0)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from longlive.generation.cues import Cue, Cues
-from longlive.generation.rollout import Rollout
+from longlive.generation.rollout import GivenUp, Rollout
 from longlive.types import Latents, TextKV
 
 
@@ -48,6 +48,8 @@ def stream(
     num_frames: int | None = None,
     keep_sink: bool = True,
     guided_blocks: int | None = None,
+    give_up: Callable[[], bool] | None = None,
+    mark: Callable[[], Callable[[], None]] | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Made]:
     """Make a video of `num_frames` (None: endless), `block` frames at a time, from `rollout.end` on.
@@ -57,6 +59,8 @@ def stream(
         noise: the Gaussian latents of the given frames.
         keep_sink: what a cue that does not say does with the sink.
         guided_blocks: how many blocks of each prompt, from where it begins, use the denoiser's guidance; None: all.
+        give_up: whether a block that does not begin a prompt should be dropped and begun anew, since there is a newer cue.
+        mark: called before each block; what it returns takes the noise back to where it was. Needed with `give_up`.
         now: the clock, which on a GPU must wait for the device.
 
     Raises:
@@ -82,8 +86,15 @@ def stream(
         if cue is None or text is None:
             raise ValueError("there is no prompt for the first block")
         clock = now()
-        frames = range(start, start + block)
-        clean = rollout.block(noise(frames), text, guided=guided_blocks is None or age < guided_blocks)
+        frames, guided = range(start, start + block), guided_blocks is None or age < guided_blocks
+        back = mark() if mark is not None else None
+        try:
+            # A block that begins a prompt is never given up: its recache has changed what lies behind.
+            clean = rollout.block(noise(frames), text, guided=guided, give_up=give_up if new is None and back is not None else None)
+        except GivenUp:
+            assert back is not None
+            back()
+            continue
         rollout.check_finite()
         seconds.denoise = now() - clock
         made = Made(clean, frames, cue, new is not None, seconds)

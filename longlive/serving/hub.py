@@ -139,8 +139,9 @@ class Hub:
 
     def _begin(self, prompt: str, seed: int | None, keep_sink: bool | None) -> Live:
         seed = secrets.randbelow(2**32) if seed is None else seed
-        session = self.pipe.session(prompt, height=self.height, width=self.width, seed=seed)
-        return Live(
+        made: list[Live] = []
+        session = self.pipe.session(prompt, height=self.height, width=self.width, seed=seed, hurry=lambda: made[0].hurry())
+        live = Live(
             secrets.token_urlsafe(12),
             session,
             first=(prompt, keep_sink),
@@ -152,6 +153,8 @@ class Hub:
             wake=self.wake,
             observe=self._observe,
         )
+        made.append(live)
+        return live
 
     def _prepare(self, prompt: str) -> Future[Any]:
         return self.pipe.prepare_prompt(prompt)

@@ -213,6 +213,11 @@ class Live:
 
     # what the owner of the model does
 
+    def hurry(self) -> bool:
+        """Whether a block under way may be begun anew for a prompt that has come: when it is in time all the same, or late anyway."""
+        left = self._due + 1.25 * self._speed + MARGIN - time.monotonic()  # until it is needed
+        return not 0 < left < self._speed
+
     def ready_at(self) -> float | None:
         """When the next block may be begun (`time.monotonic`, may have passed); None while something else must happen first."""
         with self._lock:

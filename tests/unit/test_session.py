@@ -109,6 +109,28 @@ def test_restart_is_another_video_with_the_prompt_in_force(pipe):
     assert next(session).prompt == PROMPT
 
 
+def test_a_block_is_begun_anew_for_a_prompt_that_comes_meanwhile(pipe, monkeypatch):
+    """Typed during the first pass of the third block, which shows it then; the timeline still makes the same video."""
+    passes, session = [], None
+    forward = type(pipe.transformer).forward
+
+    def watched(network, x, t, *rest, **settings):
+        passes.append(float(t.flatten()[0]))
+        if session is not None and passes.count(1000.0) == 3 and len(session.timeline.cues) == 1 and not session._take.cues.pending:
+            session.prompt(OTHER)
+        return forward(network, x, t, *rest, **settings)
+
+    monkeypatch.setattr(type(pipe.transformer), "forward", watched)
+    asked = []
+    session = pipe.session(PROMPT, num_frames=15, seed=4, hurry=lambda: asked.append(1) is None)
+    chunks = list(session)
+    assert asked and [chunk.prompt for chunk in chunks] == [PROMPT] * 2 + [OTHER] * 3
+    assert passes.count(1000.0) == 6  # five blocks, one of them begun twice
+    monkeypatch.undo()
+    again = list(pipe.session(session.timeline.schedule, num_frames=15, seed=4))
+    assert torch.equal(images(again), images(chunks))
+
+
 def test_a_slow_consumer_slows_generation(pipe):
     with pipe.session(PROMPT, seed=0, ahead=True) as session:
         next(session)
