@@ -346,7 +346,7 @@ class LongLivePipeline(DiffusionPipeline):
         if seed is None:
             first = generator if generator is None or isinstance(generator, torch.Generator) else generator[0]
             seed = first.initial_seed() if first is not None else torch.Generator().seed() % 2**32
-        return Session(begin, cues, seed=seed, prepare=lambda text: self.prepare_prompt(text, batch=batch), now=now, ahead=ahead)
+        return Session(begin, cues, seed=seed, prepare=lambda text: self.prepare_prompt(text, batch=batch), ahead=ahead)
 
     def stream(
         self,
@@ -508,7 +508,7 @@ class LongLivePipeline(DiffusionPipeline):
 
         def now() -> float:
             if device.type == "cuda":
-                torch.cuda.synchronize(device)
+                torch.cuda.current_stream(device).synchronize()  # not the device: another thread may be decoding on it
             return time.perf_counter()
 
         return now

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from jaxtyping import UInt8
@@ -15,6 +18,7 @@ from longlive.generation.cues import Cue, Cues, PromptQueue, PromptSchedule
 from longlive.generation.stream import Made, Seconds
 from longlive.generation.timeline import Timeline
 from longlive.models.vae import StreamDecoder
+from longlive.types import Latents
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,31 @@ class Take:
         return made
 
     @torch.no_grad()
-    def decode(self, made: Made, now: Callable[[], float]) -> Chunk:
+    def decode(self, made: Made) -> Chunk:
         """Its images; blocks must come in their order."""
-        began = now()
-        decoded = self._decoder.decode(made.latents)
-        images = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
-        made.seconds.decode = now() - began
+        began = time.perf_counter()
+        with _beside(made.latents):
+            decoded = self._decoder.decode(made.latents)
+            images = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()  # waits for them
+        made.seconds.decode = time.perf_counter() - began
         return Chunk(images, made.frames, made.cue.prompt, made.switched, made.seconds, self.number)
+
+
+@lru_cache
+def _decoding_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device, priority=-1)
+
+
+def _beside(latents: Latents) -> AbstractContextManager[object]:
+    """On a GPU: before what another thread has queued for the next block, or an image would wait until that block is made.
+
+    The latents are there: whoever made them has waited for the device to know how long it took.
+    """
+    if latents.device.type != "cuda":
+        return nullcontext()
+    stream = _decoding_stream(latents.device)
+    latents.record_stream(stream)
+    return torch.cuda.stream(stream)
 
 
 class Session:
@@ -101,10 +123,9 @@ class Session:
         *,
         seed: int,
         prepare: Callable[[str], object],
-        now: Callable[[], float],
         ahead: bool = False,
     ) -> None:
-        self._begin, self._prepare, self._now = begin, prepare, now
+        self._begin, self._prepare = begin, prepare
         self._lock = threading.Condition()
         self._paused = self._stopped = False
         self._restart: int | None = None
@@ -179,7 +200,7 @@ class Session:
 
     def decode(self, take: Take, made: Made) -> Chunk:
         """The images of a block that `advance` gave, in the order it gave them."""
-        return take.decode(made, self._now)
+        return take.decode(made)
 
     def _again(self, seed: int) -> Take:
         """A new take, which begins with what was typed last, shown or not."""
