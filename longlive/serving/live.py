@@ -25,7 +25,7 @@ from longlive.serving.messages import Format
 from longlive.serving.recorder import Piece, Recorder
 
 UNACKNOWLEDGED = 3  # chunks that may be made before the client has said that it has them
-MARGIN = 0.15  # seconds by which a chunk should come before it is needed
+MARGIN = 0.1  # seconds by which a chunk should come before it is needed
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Live:
             self.heard = now
             if ahead is not None and self.realtime:
                 under_way = (self._made - 1 - chunk) * self._length
-                self._due = now + ahead + under_way - 1.25 * self._speed - MARGIN
+                self._due = now + ahead + under_way - 1.1 * self._speed - MARGIN
         self._wake()
 
     def update_prompt(self, text: str, keep_sink: bool | None) -> None:
@@ -215,7 +215,7 @@ class Live:
 
     def hurry(self) -> bool:
         """Whether a block under way may be begun anew for a prompt that has come: when it is in time all the same, or late anyway."""
-        left = self._due + 1.25 * self._speed + MARGIN - time.monotonic()  # until it is needed
+        left = self._due + 1.1 * self._speed + MARGIN - time.monotonic()  # until it is needed
         return not 0 < left < self._speed
 
     def ready_at(self) -> float | None:
@@ -245,6 +245,8 @@ class Live:
             return False
         with self._lock:
             self._made += 1
+            if self._due:
+                self._due += self._length  # until the client says how much it has left
         self._blocks.put((*block, began))
         return True
 

@@ -4,6 +4,7 @@ Run by `bash scripts/test.sh --browser`, which installs Playwright; Chromium its
 """
 
 import contextlib
+import json
 import shutil
 import signal
 import socket
@@ -107,8 +108,16 @@ def read(images):
     return {name: Counter(getattr(reading, name)[0].tolist()).most_common(1)[0][0] for name in ("background", "color")}
 
 
-def until_state(page, state, seconds=30):
-    page.wait_for_function(f"window.longlive.state === {state!r}", timeout=1000 * seconds)
+def until(page, expression, seconds=30):
+    """Waits until it is true in the page, whose policy forbids Playwright's own way of waiting."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, (expression, page.evaluate("({...window.longlive, state: window.longlive.state})"))
+        time.sleep(0.05)
+
+
+def until_state(page, state):
+    until(page, f"window.longlive.state === {state!r}")
 
 
 @pytest.mark.parametrize("format", ["mp4", "jpeg"])
@@ -123,14 +132,15 @@ def test_type_and_watch(served, browser, tmp_path, format):
     page.keyboard.type(FIRST)  # the prompt line has the focus
     page.keyboard.press("Enter")
     until_state(page, "generating")
-    page.wait_for_function("window.longlive.chunks >= 3", timeout=30_000)
+    until(page, "window.longlive.chunks >= 3")
     before = seen(page)
     assert (before[:, 1:] != before[:, :-1]).flatten(2).any(dim=2).sum() >= 8  # it moves
 
+    started = page.evaluate("window.longlive.latency")
     page.keyboard.press("Control+A")
     page.keyboard.type(SECOND)
     page.keyboard.press("Enter")
-    page.wait_for_function("window.longlive.latency !== null && window.longlive.state === 'generating'", timeout=30_000)
+    until(page, f"![null, {json.dumps(started)}].includes(window.longlive.latency) && window.longlive.state === 'generating'")
     time.sleep(1.5)
     one, two = read(before), read(seen(page))
     assert all(one[name] != two[name] for name in ("background", "color")), (one, two)
@@ -149,7 +159,7 @@ def test_type_and_watch(served, browser, tmp_path, format):
     until_state(page, "reconnecting")
     cable.whole = True
     until_state(page, "generating")
-    page.wait_for_function(f"window.longlive.chunks > {chunks} + 2", timeout=30_000)
+    until(page, f"window.longlive.chunks > {chunks} + 2")
     assert read(seen(page)) == two
 
     with page.expect_download() as waited:

@@ -201,6 +201,11 @@ def test_generation_keeps_pace_with_who_plays(hub):
     before, clock = len(watcher.pieces), time.monotonic()
     watcher.wait(lambda: len(watcher.pieces) >= before + 3)
     assert time.monotonic() - clock > 0.5  # far slower than it could
+    for _ in range(3):  # and evenly: never several at once
+        before = len(watcher.pieces)
+        watcher.wait(lambda least=before: len(watcher.pieces) > least)
+        time.sleep(0.1)
+        assert len(watcher.pieces) == before + 1
 
 
 def test_who_comes_too_many_waits_and_learns_the_place(hub):
