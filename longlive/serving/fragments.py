@@ -15,6 +15,7 @@ from PIL import Image
 
 from longlive.video import set_picture, video_frame
 
+SMALL = 300_000  # pixels of an image that one thread encodes best
 TIMESCALE = 90_000  # of the mp4's clock, ticks a second
 FRAGMENTED = {"movflags": "empty_moov+default_base_moof+frag_custom", "video_track_timescale": str(TIMESCALE)}
 
@@ -43,8 +44,10 @@ class FragmentEncoder:
         file = io.BytesIO()
         start = self.num_images
         with av.open(file, "w", format="mp4", options=FRAGMENTED) as container:
-            stream = container.add_stream("libx264", rate=self.fps, options=self._options)
-            set_picture(stream.codec_context, images.shape[1] * self.scale, images.shape[2] * self.scale, self.fps)
+            height, width = images.shape[1] * self.scale, images.shape[2] * self.scale
+            threads = {"threads": "1"} if height * width < SMALL else {}  # to start them would take longer than they save
+            stream = container.add_stream("libx264", rate=self.fps, options=self._options | threads)
+            set_picture(stream.codec_context, height, width, self.fps)
             stream.codec_context.gop_size = len(images)
             for number, image in enumerate(images):
                 container.mux(stream.encode(video_frame(image, number, fps=self.fps, scale=self.scale)))

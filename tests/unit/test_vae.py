@@ -43,6 +43,24 @@ def test_a_batch_equals_its_videos_one_by_one(vae, latents):
     torch.testing.assert_close(decode_video(vae, latents), alone, atol=1e-5, rtol=0)
 
 
+def test_convolutions_of_the_library_that_is_asked_for_are_the_same(vae, latents, monkeypatch):
+    """With a gradient, and where there is no oneDNN, torch chooses itself."""
+    with torch.no_grad():
+        fast = decode_video(vae, latents[:1])
+        images = torch.rand(1, 3, 9, *fast.shape[-2:]) * 2 - 1
+        encoded = encode_video(vae, images)
+        calls = []
+        monkeypatch.setattr(torch.Tensor, "to_mkldnn", lambda x, real=torch.Tensor.to_mkldnn: (calls.append(1), real(x))[1])
+        decode_video(vae, latents[:1])
+        assert bool(calls) == torch.backends.mkldnn.is_available()
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        torch.testing.assert_close(decode_video(vae, latents[:1]), fast, atol=1e-5, rtol=0)
+        torch.testing.assert_close(encode_video(vae, images), encoded, atol=1e-5, rtol=0)
+    calls.clear()
+    monkeypatch.undo()
+    torch.testing.assert_close(decode_video(vae, latents[:1].clone().requires_grad_()).detach(), fast, atol=1e-5, rtol=0)
+
+
 def test_two_streams_do_not_disturb_each_other(vae, latents):
     one, two, alone = StreamDecoder(vae), StreamDecoder(vae), StreamDecoder(vae)
     for part in latents.split(1, dim=1):
