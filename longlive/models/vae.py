@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 from torch import Tensor
@@ -43,7 +42,7 @@ def _convolve(layer: torch.nn.Conv3d, plain: Callable[..., Tensor], x: Tensor, w
     """`plain`, or on a CPU oneDNN, which torch itself does not choose for so few channels and one video: a quarter of the time."""
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return plain(x, weight, bias)
-    return F.conv3d(x.to_mkldnn(), weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups).to_dense()
+    return torch.mkldnn_convolution(x, weight, bias, layer.padding, layer.stride, layer.dilation, layer.groups)
 
 
 def _prefer_onednn(network: torch.nn.Module) -> None:
