@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -339,7 +340,7 @@ class LongLivePipeline(DiffusionPipeline):
                 width=width,
                 batch=batch,
                 generator=source,
-                give_up=None if hurry is None else lambda: now() > 0 and cues.pending and hurry(),  # the clock waits for the device
+                give_up=None if hurry is None else partial(_asked_to_hurry, now, cues, hurry),
             )
             return Take(number, cues, made, StreamDecoder(self.vae), Timeline(seed, settings))
 
@@ -518,6 +519,11 @@ class LongLivePipeline(DiffusionPipeline):
 
     def _postprocess(self, images: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image]]:
         return VideoProcessor(vae_scale_factor=self._vae_stride).postprocess_video(images.float(), output_type=output_type)
+
+
+def _asked_to_hurry(now: Callable[[], float], cues: TypedOver, hurry: Callable[[], bool]) -> bool:
+    now()  # waits for the device: passes that are only queued on it cannot be taken back
+    return cues.pending and hurry()
 
 
 def _no_grad(made: Iterable[Made]) -> Iterable[Made]:

@@ -42,7 +42,7 @@ def _convolve(layer: torch.nn.Conv3d, plain: Callable[..., Tensor], x: Tensor, w
     """`plain`, or on a CPU oneDNN, which torch itself does not choose for so few channels and one video: a quarter of the time."""
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return plain(x, weight, bias)
-    return torch.mkldnn_convolution(x, weight, bias, layer.padding, layer.stride, layer.dilation, layer.groups)
+    return torch.mkldnn_convolution(x, weight, bias, layer.padding, layer.stride, layer.dilation, layer.groups)  # type: ignore[arg-type]  # numbers, never words
 
 
 def _prefer_onednn(network: torch.nn.Module) -> None:

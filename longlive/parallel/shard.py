@@ -132,7 +132,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor | Stored], *, trai
     if parts := stored(state):
         state = read_parts(dict(state), spread_state(network, trainable_only=trainable_only))
     options = StateDictOptions(full_state_dict=not parts, strict=not trainable_only)
-    set_model_state_dict(network, dict(state), options=options)
+    set_model_state_dict(network, dict(state), options=options)  # type: ignore[arg-type]  # what was stored has been read
 
 
 def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
