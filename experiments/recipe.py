@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from experiments import ROOT
 from experiments.plot import Line, Panel, draw
 from longlive.miniature.world import ATTRIBUTES
@@ -104,8 +106,18 @@ def measure(runs: Path, stage: str, work: Path, num_prompts: int) -> dict[str, A
     return json.loads((output / "results.json").read_text(encoding="utf-8"))
 
 
-def page(stages: dict[str, dict[str, Any]]) -> str:
-    """A table of all stages."""
+def sheet(run: Path, to: Path, *, size: tuple[int, int] = (640, 640)) -> bool:
+    """The top of the newest picture that validation left in a run's folder; whether there is one."""
+    pictures = sorted(path for path in run.glob("*.png"))
+    if pictures:
+        with Image.open(pictures[-1]) as picture:
+            small = picture.convert("RGB").resize((size[0], round(picture.height * size[0] / picture.width)), Image.Resampling.LANCZOS)
+            small.crop((0, 0, size[0], min(size[1], small.height))).save(to)
+    return bool(pictures)
+
+
+def page(stages: dict[str, dict[str, Any]], pictures: Sequence[str]) -> str:
+    """A table of all stages, and what each showed last."""
     lines = ["# The recipe, stage by stage", "", "![losses and validation](recipe.png)", ""]
     head = ["stage", "steps", "minutes", *ATTRIBUTES, *(f"{name}, last second" for name in ATTRIBUTES), "seconds a video"]
     lines += ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
@@ -121,6 +133,8 @@ def page(stages: dict[str, dict[str, Any]]) -> str:
     measured = [found["videos"]["canonical"] for found in stages.values() if "videos" in found]
     if measured:
         lines += ["", f"Shares: {measured[0]['videos']} held-out prompts, {measured[0]['images']} images, the same noise for all stages."]
+    for stage in pictures:
+        lines += ["", f"## {stage}, at its last validation", "", f"![{stage}](stage_{stage}.png)"]
     lines += ["", "All numbers: [recipe.json](recipe.json). Written by `python -m experiments.recipe`.", ""]
     return "\n".join(lines)
 
@@ -145,8 +159,9 @@ def main(argv: list[str] | None = None) -> int:
         if stage in PIPELINES and (runs / stage / "export").is_dir():
             stages[stage]["videos"] = measure(runs, stage, runs / "evaluation", arguments.num_prompts)
     arguments.output.mkdir(parents=True, exist_ok=True)
+    pictures = [stage for stage in journals if sheet(runs / stage, arguments.output / f"stage_{stage}.png")]
     (arguments.output / "recipe.json").write_text(json.dumps(stages, indent=1) + "\n", encoding="utf-8")
-    (arguments.output / "recipe.md").write_text(page(stages), encoding="utf-8")
+    (arguments.output / "recipe.md").write_text(page(stages, pictures), encoding="utf-8")
     draw(panels(journals), arguments.output / "recipe.png", title="The miniature's stages", columns=3)
     return 0
 
