@@ -1,0 +1,134 @@
+"""From VBench's sixteen dimensions to Quality, Semantic and Total (Huang et al. 2024; the leaderboard's `cal_final_score.py`).
+
+Knows nothing of how a dimension is measured: it reads the JSON files that `vbench` leaves behind.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+
+class Dimension(NamedTuple):
+    """How a dimension counts: `low` and `high` become 0 and 1."""
+
+    part: Literal["quality", "semantic"]
+    low: float
+    high: float
+    weight: float = 1.0
+
+    def normalised(self, value: float) -> float:
+        return (value - self.low) / (self.high - self.low)
+
+
+DIMENSIONS = {
+    "subject_consistency": Dimension("quality", 0.1462, 1.0),
+    "background_consistency": Dimension("quality", 0.2615, 1.0),
+    "temporal_flickering": Dimension("quality", 0.6293, 1.0),
+    "motion_smoothness": Dimension("quality", 0.706, 0.9975),
+    "dynamic_degree": Dimension("quality", 0.0, 1.0, 0.5),
+    "aesthetic_quality": Dimension("quality", 0.0, 1.0),
+    "imaging_quality": Dimension("quality", 0.0, 1.0),
+    "object_class": Dimension("semantic", 0.0, 1.0),
+    "multiple_objects": Dimension("semantic", 0.0, 1.0),
+    "human_action": Dimension("semantic", 0.0, 1.0),
+    "color": Dimension("semantic", 0.0, 1.0),
+    "spatial_relationship": Dimension("semantic", 0.0, 1.0),
+    "scene": Dimension("semantic", 0.0, 0.8222),
+    "appearance_style": Dimension("semantic", 0.0009, 0.2855),
+    "temporal_style": Dimension("semantic", 0.0, 0.364),
+    "overall_consistency": Dimension("semantic", 0.0, 0.364),
+}
+
+
+class Row(NamedTuple):
+    """Totals in percent."""
+
+    total: float
+    quality: float
+    semantic: float
+
+
+PUBLISHED = {  # of 5-second videos, VBench; as the papers print them
+    "Wan2.1-1.3B": Row(84.26, 85.30, 80.09),
+    "SkyReels-V2-1.3B": Row(82.67, 84.70, 74.53),
+    "CausVid": Row(81.20, 84.05, 69.80),
+    "Self-Forcing (chunk)": Row(84.31, 85.07, 81.28),
+    "LongLive": Row(84.87, 86.97, 76.47),
+    "LongLive, INT8": Row(84.31, 86.20, 76.74),
+}
+PUBLISHED_LONG = {  # of 30-second videos, VBench-Long
+    "SkyReels-V2": Row(75.29, 80.77, 53.37),
+    "FramePack": Row(81.95, 83.61, 75.32),
+    "Self-Forcing": Row(81.59, 83.82, 72.70),
+    "LongLive": Row(83.52, 85.44, 75.82),
+}
+
+
+def total(quality: float, semantic: float) -> float:
+    """Total = (4 Quality + Semantic) / 5."""
+    return (4 * quality + semantic) / 5
+
+
+def score(results: Mapping[str, float]) -> Row:
+    """Quality, Semantic and Total, in percent, of all sixteen dimensions as `vbench` gives them, in [0, 1].
+
+    Raises:
+        ValueError: when dimensions are missing, unknown or out of range. There is no Total of a part of them.
+    """
+    if missing := [name for name in DIMENSIONS if name not in results]:
+        raise ValueError(
+            f"{len(missing)} of {len(DIMENSIONS)} dimensions are missing: {', '.join(missing)}; there is no Total without them"
+        )
+    if unknown := [name for name in results if name not in DIMENSIONS]:
+        raise ValueError(f"{unknown[0]} is no dimension of VBench; known are {', '.join(DIMENSIONS)}")
+    for name, value in results.items():
+        if not (math.isfinite(value) and 0 <= value <= 1):
+            raise ValueError(f"{name} is {value}; dimensions lie between 0 and 1 (percent are to be divided by 100)")
+    parts = {}
+    for part in ("quality", "semantic"):
+        chosen = {name: one for name, one in DIMENSIONS.items() if one.part == part}
+        weights = sum(one.weight for one in chosen.values())
+        parts[part] = 100 * sum(one.weight * one.normalised(results[name]) for name, one in chosen.items()) / weights
+    return Row(total(parts["quality"], parts["semantic"]), parts["quality"], parts["semantic"])
+
+
+def read_results(folder: str | Path) -> dict[str, float]:
+    """Averages by dimension from every `*_eval_results.json` of a folder.
+
+    Raises:
+        ValueError: when there is none, one cannot be read, or two disagree on a dimension.
+    """
+    found: dict[str, tuple[float, Path]] = {}
+    for file in sorted(Path(folder).glob("**/*_eval_results.json")):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            values = {name: float(result[0]) for name, result in content.items()}
+        except (json.JSONDecodeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise ValueError(f"{file} is no result of vbench: {error}") from error
+        for name, value in values.items():
+            if name in found and found[name][0] != value:
+                raise ValueError(f"{name} is {found[name][0]} in {found[name][1]} and {value} in {file}; keep one of them")
+            found[name] = value, file
+    if not found:
+        raise ValueError(f"{folder} holds no results of vbench (*_eval_results.json)")
+    return {name: value for name, (value, _) in found.items()}
+
+
+def table(results: Mapping[str, float], *, name: str = "this run") -> str:
+    """Markdown: every dimension, raw and normalised, and the totals beside published ones; without totals while any is missing."""
+    lines = ["| dimension | counts to | raw | normalised, % |", "| --- | --- | --- | --- |"]
+    for dimension, how in DIMENSIONS.items():
+        if dimension in results:
+            value = results[dimension]
+            lines.append(f"| {dimension} | {how.part} × {how.weight:g} | {value:.4f} | {100 * how.normalised(value):.2f} |")
+        else:
+            lines.append(f"| {dimension} | {how.part} × {how.weight:g} | missing |  |")
+    lines += ["", "| model | Total | Quality | Semantic |", "| --- | --- | --- | --- |"]
+    if all(dimension in results for dimension in DIMENSIONS):
+        lines.append(f"| **{name}** | " + " | ".join(f"**{value:.2f}**" for value in score(results)) + " |")
+    lines += [f"| {model} (published) | " + " | ".join(f"{value:.2f}" for value in row) + " |" for model, row in PUBLISHED.items()]
+    return "\n".join(lines) + "\n"
