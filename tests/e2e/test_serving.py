@@ -250,7 +250,7 @@ def test_a_thousand_prompts_at_once(served):
                 await bad.say(type="update", prompts=[f"prompt {n}"])
             await bad.until(type="chunk", prompt="prompt 999")
             assert sum(message.get("code") == "rate_limited" for message in bad.messages) >= 1
-            assert len(bad.messages) < 300
+            assert sum(message["type"] in ("error", "accepted") for message in bad.messages) < 200
             await good.hear_chunks(3)
 
     run(go())
