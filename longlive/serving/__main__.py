@@ -17,7 +17,7 @@ from longlive import video
 from longlive.config import ServeConfig, load
 from longlive.generation import programs
 from longlive.parallel.world import choose_device, choose_dtype, configure_logging, free_memory, world
-from longlive.serving.app import create_app, token_for
+from longlive.serving.app import create_app, model_name, token_for
 from longlive.serving.hub import Hub
 from longlive.serving.metrics import Metrics
 
@@ -55,7 +55,7 @@ def load_hub(config: ServeConfig, metrics: Metrics) -> Hub:
     if fit < 1:
         raise ValueError(f"a session needs about {each / 2**30:.2f} GiB on {device}, {there / 2**30:.2f} GiB are there")
     most = min(fit, config.max_sessions or MOST)
-    log.info("%s on %s: %.1f MiB a session, %d fit", config.video.model or "the model", device, each / 2**20, fit)
+    log.info("%s on %s: %.1f MiB a session, %d fit", model_name(config), device, each / 2**20, fit)
     # The first block of a process is slow (kernels are chosen, memory is found): nobody should wait for it.
     next(pipe.session("-", num_frames=pipe.info.block, height=height, width=width, seed=0))
     return Hub(
@@ -95,10 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("error: %s", error)
         return 2
     token = token_for(config)
-    app = create_app(config, lambda metrics: load_hub(config, metrics), token=token)
     host, port = bound.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    log.info("open http://%s:%d/%s", shown, port, f"?token={token}" if token else "")
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/{f'?token={token}' if token else ''}"
+    log.info("open %s (the model is loading)", address)
+    app = create_app(config, lambda metrics: load_hub(config, metrics), token=token, address=address)
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="warning", ws_max_size=MESSAGE_BYTES, ws_ping_interval=20.0, timeout_graceful_shutdown=10)
     )

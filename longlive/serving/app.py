@@ -59,6 +59,11 @@ def token_for(config: ServeConfig) -> str | None:
     return None if is_local(config.host) else secrets.token_urlsafe(16)
 
 
+def model_name(config: ServeConfig) -> str:
+    """What the model is called."""
+    return config.video.model or config.video.wan_dir or "miniature"
+
+
 def describe(hub: Hub, name: str) -> dict[str, Any]:
     """What is said of the model."""
     info = hub.pipe.info
@@ -73,8 +78,9 @@ def describe(hub: Hub, name: str) -> dict[str, Any]:
     } | {"height": hub.height, "width": hub.width}
 
 
-def create_app(config: ServeConfig, load: Callable[[Metrics], Hub], *, token: str | None = None) -> FastAPI:
-    """The application. `load` makes the hub, in a thread of its own while `/health` says that it is loading."""
+def create_app(config: ServeConfig, load: Callable[[Metrics], Hub], *, token: str | None, address: str) -> FastAPI:
+    """The application. `load` makes the hub, in a thread of its own while `/health` says that it is loading; then people are told to open
+    `address`."""
     server = Server(config, token)
     access = Access(token, host=config.host)
 
@@ -85,10 +91,10 @@ def create_app(config: ServeConfig, load: Callable[[Metrics], Hub], *, token: st
             server.failed = f"the model could not be loaded: {error}"
             log.error("error: %s", server.failed)
             return
-        server.model = describe(hub, config.video.model or config.video.wan_dir or "miniature")
+        server.model = describe(hub, model_name(config))
         hub.start()
         server.hub = hub
-        log.info("ready after %.1f s: up to %d sessions at a time", time.monotonic() - server.began, hub.most)
+        log.info("ready after %.1f s, up to %d sessions at a time: %s", time.monotonic() - server.began, hub.most, address)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
