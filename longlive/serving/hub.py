@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -21,10 +21,18 @@ from longlive.generation.pipeline import LongLivePipeline
 from longlive.serving.live import Client, Live
 from longlive.serving.messages import Refused
 
+SWEEP_SECONDS = 0.25  # between two looks at who has gone
 RECONNECT_SECONDS = 30.0  # that a session waits for its client to come back
 KEPT = 1000  # ended sessions whose files are still found by name
 
 log = logging.getLogger(__name__)
+
+
+class Files(NamedTuple):
+    """What an ended session has left."""
+
+    recording: Path
+    timeline_file: Path
 
 
 class Waiting(Client, Protocol):
@@ -66,12 +74,13 @@ class Hub:
         self.height, self.width, self.scale, self.realtime = height, width, scale, realtime
         self.idle_seconds, self.reconnect_seconds = idle_seconds, reconnect_seconds
         self.sessions: OrderedDict[str, Live] = OrderedDict()
-        self.over: OrderedDict[str, Live] = OrderedDict()
+        self.over: OrderedDict[str, Files] = OrderedDict()
         self._observe = observe
         self._queue: OrderedDict[Waiting, tuple[str, int | None, bool | None]] = OrderedDict()
         self._changed = threading.Condition()
         self._stopping = False
         self._turn = 0
+        self._swept = 0.0
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
@@ -115,8 +124,8 @@ class Hub:
             raise Refused("unknown_session", "this session has ended; begin a new one", fatal=True)
         return live
 
-    def known(self, name: str) -> Live | None:
-        """A session that runs or has ended."""
+    def known(self, name: str) -> Live | Files | None:
+        """A session that runs, or the files of one that has ended."""
         return self.sessions.get(name) or self.over.get(name)
 
     def wake(self) -> None:
@@ -126,7 +135,7 @@ class Hub:
 
     def _admit(self) -> None:
         """As many as there is room for, in their order; the rest learn their place. Under the lock."""
-        while self._queue and len(self.sessions) < self.most:
+        while self._queue and sum(live.ended is None for live in self.sessions.values()) < self.most:
             client, (prompt, seed, keep_sink) = self._queue.popitem(last=False)
             live = self._begin(prompt, seed, keep_sink)
             self.sessions[live.name] = live
@@ -163,6 +172,7 @@ class Hub:
         """A block of each session that is ready, in turn, for ever."""
         while True:
             with self._changed:
+                self._sweep()
                 live, wait = self._next()
                 while live is None and not self._stopping:
                     self._changed.wait(wait)
@@ -176,7 +186,7 @@ class Hub:
 
     def _next(self) -> tuple[Live | None, float]:
         """The session whose turn it is; or how long nothing will have to be made."""
-        now, soonest = time.monotonic(), 1.0
+        now, soonest = time.monotonic(), SWEEP_SECONDS
         names = list(self.sessions)
         for step in range(len(names)):
             live = self.sessions[names[(self._turn + step) % len(names)]]
@@ -190,15 +200,19 @@ class Hub:
         return None, soonest
 
     def _sweep(self) -> None:
-        """Ends sessions that nobody takes anything from, and lets others in where some have ended. Under the lock."""
+        """Now and then: ends who takes nothing any more, forgets those whose files are whole, lets others in. Under the lock."""
         now = time.monotonic()
+        if now - self._swept < SWEEP_SECONDS:
+            return
+        self._swept = now
         for live in list(self.sessions.values()):
             if live.ended is None and live.lost_at is not None and now - live.lost_at > self.reconnect_seconds:
                 live.end("the connection was lost")
             elif live.ended is None and now - live.heard > self.idle_seconds:
                 live.end("idle", "nothing was taken or typed for a while")
-            if live.ended is not None:
-                self.over[live.name] = self.sessions.pop(live.name)
+            if live.ended is not None and not live.is_working:
+                del self.sessions[live.name]
+                self.over[live.name] = Files(live.recording, live.timeline_file)
                 if len(self.over) > KEPT:
                     self.over.popitem(last=False)
         self._admit()

@@ -56,7 +56,7 @@ class Live:
     """A session among others.
 
     Args:
-        first: the prompt that the session begins with, and what it says about the sink.
+        first: the prompt that the session begins with, and what later ones that do not say do with the sink.
         prepare: begins to read a prompt; done when it can be switched to without waiting.
         scale: every pixel so many times, in what is sent and recorded.
         realtime: make no more than is about to be shown, once the client says how much it has left to play.
@@ -80,7 +80,7 @@ class Live:
         encoder: Callable[..., FragmentEncoder] = FragmentEncoder,
     ) -> None:
         self.name, self.session, self.fps, self.realtime = name, session, fps, realtime
-        self.prompt, self.keep_sink = first  # what was asked for last
+        self.prompt, self._keep_sink = first
         self.cost, self.began, self.heard = Cost(), time.monotonic(), time.monotonic()
         self.client: Client | None = None
         self.lost_at: float | None = time.monotonic()  # since when there is no client
@@ -142,7 +142,8 @@ class Live:
 
     def update_prompt(self, text: str, keep_sink: bool | None) -> None:
         """The prompt from the next block on, or from the first one after it has been read."""
-        self.prompt, self.keep_sink, self.heard = text, keep_sink, time.monotonic()
+        keep_sink = self._keep_sink if keep_sink is None else keep_sink
+        self.prompt, self.heard = text, time.monotonic()
         asked = (text, time.monotonic())
         self._asked = asked
 

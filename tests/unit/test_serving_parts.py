@@ -219,6 +219,29 @@ def test_who_comes_too_many_waits_and_learns_the_place(hub):
     four.wait(lambda: len(four.pieces) >= 1)
 
 
+def test_ended_sessions_make_room_while_others_are_always_ready(hub):
+    """And leave no more behind than the names of their files."""
+    busy, short = begin(hub), begin(hub)
+    after = begin(hub)
+    for watcher in (busy, short):
+        watcher.wait(lambda w=watcher: len(w.pieces) >= 2)
+    short.live.end("stopped")
+    after.wait(lambda: len(after.pieces) >= 2)
+    after.wait(lambda: short.live.name in hub.over, 5)
+    files = hub.known(short.live.name)
+    assert not isinstance(files, live_module.Live) and files.recording.is_file() and files.timeline_file.is_file()
+    assert set(hub.sessions) == {busy.live.name, after.live.name} and busy.live.ended is None
+
+
+def test_what_the_session_does_with_its_sink_unless_a_prompt_says(hub):
+    watcher = Watcher()
+    hub.open(watcher, PROMPT, seed=0, keep_sink=True)
+    for prompt, said, wanted in ((OTHER, None, True), (PROMPT, False, False)):
+        watcher.live.update_prompt(prompt, said)
+        watcher.wait(lambda p=prompt: watcher.pieces and watcher.pieces[-1].about["prompt"] == p)
+        assert watcher.live.session.timeline.cues[-1].keep_sink is wanted
+
+
 def test_a_lost_client_comes_back_in_time_or_not(hub):
     watcher = begin(hub)
     watcher.wait(lambda: len(watcher.pieces) >= 3)
@@ -243,7 +266,7 @@ def test_a_lost_client_comes_back_in_time_or_not(hub):
     assert live.ended == "the connection was lost"
     with pytest.raises(Refused, match="has ended"):
         hub.find(live.name)
-    assert hub.known(live.name) is live
+    assert hub.known(live.name) is not None
 
 
 def test_a_model_that_fails_in_one_session_serves_the_other(hub, monkeypatch):
