@@ -93,7 +93,8 @@ class Talk:
             count = 1 if self.header else message["images"]
             self.chunks.append((message, [await self.connection.recv() for _ in range(count)]))
             if self.takes:
-                await self.say(type="ack", chunk=message["chunk"])
+                with contextlib.suppress(websockets.ConnectionClosed):  # what came before the end can still be heard
+                    await self.say(type="ack", chunk=message["chunk"])
         return message
 
     async def until(self, **wanted):
