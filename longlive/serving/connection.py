@@ -192,7 +192,7 @@ class Connection:
                 if piece.about["take"] != take:
                     take = piece.about["take"]
                     await self._socket.send_json(live.state())
-                about, binaries = piece_messages(piece, self._format)
+                about, binaries = await asyncio.to_thread(piece_messages, piece, self._format)  # JPEG files are made here
                 await self._socket.send_json(about)
                 for binary in binaries:
                     await self._socket.send_bytes(binary)
