@@ -119,9 +119,12 @@ class ServeConfig:
             raise ValueError(f"max_sessions {self.max_sessions}: at least one session must fit")
         if self.token is not None and len(self.token) < 8:
             raise ValueError("the token is shorter than 8 characters; choose a longer one, or leave it out and one is drawn")
-        given = {name: getattr(self.video, name) for name in ("prompt", "prompts", "timeline", "seconds", "num_frames")}
-        if said := [name for name, value in given.items() if value is not None]:
-            raise ValueError(f"video.{said[0]} is given, but what is shown comes from those who type; leave it out")
+        shown = ("prompt", "prompts", "timeline", "seconds", "num_frames", "seed", "num_samples", "switch_frame_indices")
+        usual = InferenceConfig()
+        for name in (*shown, "output", "scale", "crf", "overwrite"):
+            if getattr(self.video, name) != getattr(usual, name):
+                whose = "comes from those who type" if name in shown else "is the server's own matter (output, scale)"
+                raise ValueError(f"video.{name} is given, but what is shown {whose}; leave it out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

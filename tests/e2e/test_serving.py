@@ -391,6 +391,7 @@ def test_what_cannot_be_served_is_said(tiny, tmp_path):
         for words, message in (
             (["--port", port, "--model", str(tiny)], f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose another"),
             (["video.seconds=3"], "video.seconds is given, but what is shown comes from those who type"),
+            (["video.crf=3"], "video.crf is given, but what is shown is the server's own matter"),
             (["--token", "short"], "shorter than 8 characters"),
             (["max_session=3"], "did you mean 'max_sessions'"),
             (["--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),
