@@ -11,9 +11,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -154,7 +153,7 @@ class Hub:
             secrets.token_urlsafe(12),
             session,
             first=(prompt, keep_sink),
-            prepare=self._prepare,
+            prepare=self.pipe.prepare_prompt,
             folder=self.folder,
             fps=self.pipe.info.fps,
             scale=self.scale,
@@ -164,9 +163,6 @@ class Hub:
         )
         made.append(live)
         return live
-
-    def _prepare(self, prompt: str) -> Future[Any]:
-        return self.pipe.prepare_prompt(prompt)
 
     def _run(self) -> None:
         """A block of each session that is ready, in turn, for ever."""

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from longlive.generation.session import Chunk, Session, Take
 from longlive.generation.stream import Made
+from longlive.generation.timeline import Timeline
 from longlive.serving.fragments import FragmentEncoder, jpegs
 from longlive.serving.messages import Format
 from longlive.serving.recorder import Piece, Recorder
@@ -167,7 +168,7 @@ class Live:
         else:
             self._due = 0.0
             self.session.resume()
-        self._tell_state()
+        self._tell(self.state())
         self._wake()
 
     def restart(self, seed: int | None) -> None:
@@ -232,24 +233,23 @@ class Live:
                 return None
             return self._due
 
-    def make(self) -> bool:
-        """One block; whether there was one. What breaks it ends this session and no other."""
+    def make(self) -> None:
+        """One block. What breaks it ends this session and no other."""
         began = min(time.monotonic(), self._due or float("inf"))
         try:
             block = self.session.advance()
         except Exception as error:  # whatever it is, the other sessions go on
             log.exception("session %s: a block failed", self.name)
             self.end("failed", f"the model failed: {type(error).__name__}: {error}")
-            return False
+            return
         if block is None:
             self.end("finished")
-            return False
+            return
         with self._lock:
             self._made += 1
             if self._due:
                 self._due += self._length  # until the client says how much it has left
         self._blocks.put((*block, began))
-        return True
 
     def end(self, reason: str, error: str | None = None) -> None:
         """No more chunks; the recording is finished in the session's own thread. The first reason counts."""
@@ -284,7 +284,7 @@ class Live:
                 self.end("failed", f"the video cannot be encoded: {type(error).__name__}: {error}")
                 break
             number += 1
-            self._record(piece)
+            self._record(piece, take.timeline)
             with self._lock:
                 self._pieces.append(piece)
                 client = self.client
@@ -302,8 +302,11 @@ class Live:
         now, self._length = time.monotonic(), len(images) / self.fps
         timings = asdict(chunk.seconds) | {"encode": now - encoding}
         self._speed = now - began if not self._speed else 0.8 * self._speed + 0.2 * (now - began)
-        if chunk.switched and self._asked is not None and self._asked[0] == chunk.prompt:
-            self._observe("answer", now - self._asked[1])
+        asked = self._asked
+        if chunk.switched and asked is not None and asked[0] == chunk.prompt:
+            self._observe("answer", now - asked[1])
+            if self._asked is asked:
+                self._asked = None  # a restart shows the same prompt anew and answers nobody
         for name, value in timings.items():
             self._observe(name, value)
         self.cost.seconds.update(timings)
@@ -322,9 +325,10 @@ class Live:
         }
         return Piece(about, fragment, images)
 
-    def _record(self, piece: Piece) -> None:
+    def _record(self, piece: Piece, timeline: Timeline) -> None:
+        """`timeline`: of the piece's own take; a restart may have begun another meanwhile."""
         try:
-            self._recorder.write(piece, self._encoder.header, self.session.timeline)
+            self._recorder.write(piece, self._encoder.header, timeline)
         except OSError as error:
             why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
             log.warning("session %s: %s; the recording ends here", self.name, why)
@@ -333,9 +337,6 @@ class Live:
     def _tell(self, message: dict[str, Any]) -> None:
         if (client := self.client) is not None:
             client.told(message)
-
-    def _tell_state(self) -> None:
-        self._tell(self.state())
 
 
 def piece_messages(piece: Piece, kind: Format) -> tuple[dict[str, Any], list[bytes]]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from longlive import LongLivePipeline, video
+from longlive.generation.timeline import Timeline
 from longlive.serving import live as live_module
 from longlive.serving.access import Access, Allowance, is_local
 from longlive.serving.fragments import FragmentEncoder, jpegs, placed
@@ -319,6 +320,8 @@ def test_a_restart_begins_another_recording(hub):
     again = next(hub.pipe.session(PROMPT, num_frames=3, seed=5)).images[0].numpy()
     piece = next(piece for piece in watcher.pieces if piece.about["take"] == 1)
     assert (piece.images == again).all() and piece.about["frames"] == [0, 3]
+    for file, seed in ((first, 0), (watcher.live.recording, 5)):
+        assert Timeline.load(file.with_suffix(".timeline.json")).seed == seed
     for file in (first, watcher.live.recording):
         images = video.read_video(file)
         assert len(images) in range(9, 12 * len(watcher.pieces))
