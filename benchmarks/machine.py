@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import diffusers
 import torch
 
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.ops import attention
+from longlive.parallel.machine import commit, processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +38,6 @@ class Setup:
     cudnn: int | None
     diffusers: str
     commit: str | None
-
-
-def _output_of(*command: str) -> str | None:
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def commit() -> str | None:
-    """The commit that is measured, with a + when files differ from it; None outside a git repository."""
-    known = _output_of("git", "rev-parse", "--short=12", "HEAD")
-    return known and known + ("+" if _output_of("git", "status", "--porcelain", "--untracked-files=no") else "")
-
-
-def processor() -> str:
-    """Model of the processor, and the cores and threads this process has of it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def describe(pipe: LongLivePipeline, *, size: str, height: int, width: int, attention_backend: str) -> Setup:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import commit, peak_memory, processor
+from machine import peak_memory
 from step_count import count, table_of_count
 from step_parts import PARTS, Held, Live, Parts, clips_of, held_by_clips, told_apart
 
@@ -35,6 +35,7 @@ import longlive.miniature
 from longlive.config import DistillationConfig, TrainConfig, load
 from longlive.miniature.prompt_pairs import write_pairs
 from longlive.models.zoo import ZOO, arguments
+from longlive.parallel.machine import commit, processor
 from longlive.parallel.world import World, choose_device
 from longlive.training.distillation import DistillationStage
 from longlive.training.stages import build

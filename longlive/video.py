@@ -134,21 +134,26 @@ def index_in_front(path: Path) -> None:
         plain.unlink(missing_ok=True)
 
 
-def _decode(path: str | Path) -> Iterator[np.ndarray]:
+def images_of(path: str | Path, *, as_opencv: bool = False) -> Iterator[np.ndarray]:
+    """The images of a video file one after the other, uint8 `[H, W, 3]`.
+
+    `as_opencv`: colours as OpenCV reads them, and so everybody who measures with it: by ITU-R BT.601 whatever the file says.
+    """
+    colours = {"src_colorspace": Colorspace.ITU601, "dst_colorspace": Colorspace.ITU601} if as_opencv else {}
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
-            yield frame.to_ndarray(format="rgb24")
+            yield frame.reformat(format="rgb24", **colours).to_ndarray()
 
 
 def read_video(path: str | Path) -> np.ndarray:
     """All images of a video file, uint8 `[T, H, W, 3]`."""
-    return np.stack(list(_decode(path)))
+    return np.stack(list(images_of(path)))
 
 
 def read_images(path: str | Path, indices: Iterable[int]) -> list[np.ndarray]:
     """Some images of a video file, each uint8 `[H, W, 3]`, in the order of the file; memory does not grow with its length."""
     wanted = set(indices)
-    return [image for index, image in enumerate(_decode(path)) if index in wanted]
+    return [image for index, image in enumerate(images_of(path)) if index in wanted]
 
 
 def probe(path: str | Path) -> VideoInfo:

@@ -9,14 +9,12 @@ import dataclasses
 import json
 import logging
 import os
-import platform
 import re
 import resource
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from longlive import video
+from longlive.parallel.machine import versions
 
 log = logging.getLogger(__name__)
 
@@ -60,19 +59,6 @@ def finished(path: Path, request: dict[str, Any]) -> bool:
     except (FileNotFoundError, json.JSONDecodeError):
         return False
     return path.is_file() and written.get("complete") is True and written.get("request") == json.loads(json.dumps(request))
-
-
-def versions() -> dict[str, str]:
-    """What the result depends on besides weights and settings."""
-    names = ("torch", "diffusers", "transformers", "peft", "numpy", "av")
-    return {"longlive": _version("longlive"), "python": platform.python_version()} | {name: _version(name) for name in names}
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def peak_memory(device: torch.device) -> int:

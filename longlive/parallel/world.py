@@ -6,6 +6,7 @@ Knows nothing about what is computed.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -166,6 +167,11 @@ class SharedChoices:
             raise RuntimeError(
                 f"shared random choices differ: ranks {apart} are not where rank 0 is; all must make the same draws in the same order"
             )
+
+
+def seed_of(*parts: int | str) -> int:
+    """One seed from several numbers and names, so that (0, 1) and (1, 0) have nothing in common."""
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
 
 
 def rank_generator(seed: int, rank: int) -> torch.Generator:

@@ -6,19 +6,14 @@ import json
 import logging
 import math
 import os
-import platform
 import secrets
 import statistics
-import subprocess
 from collections import deque
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-import psutil
-import torch
 from tqdm import tqdm
 
 Tracking = Literal["off", "offline", "online"]
@@ -28,37 +23,6 @@ SPEED = "seconds_per_step"  # what lines of training have and lines of validatio
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}{postfix}]"
 
 log = logging.getLogger(__name__)
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of everything that decides what a step computes."""
-    packages = ("torch", "diffusers", "transformers", "peft", "longlive")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-def commit() -> str | None:
-    """The git commit of this source tree, with "-dirty" where files differ from it; None when it is no repository."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError) as error:
-        log.warning("the commit is not known: %s", error)
-        return None
-
-
-def hardware(num_ranks: int) -> dict[str, Any]:
-    """The machine of this rank, as far as it decides speed and rounding."""
-    return {
-        "platform": platform.platform(),
-        "cores": psutil.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "ranks": num_ranks,
-    }
 
 
 def lines_until(path: Path, step: int) -> list[dict[str, Any]]:

@@ -13,17 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from longlive.parallel.world import seed_of
+
 
 class PromptPair(NamedTuple):
     """The prompt a video begins with and the one it goes on with; `switch` is None where videos keep their prompt."""
 
     prompt: str
     switch: str | None = None
-
-
-def seed_of(*parts: int | str) -> int:
-    """One seed from several numbers and names, so that (0, 1) and (1, 0) have nothing in common."""
-    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
 
 
 def read_pairs(prompts: str | Path, switch: str | Path | None = None) -> list[PromptPair]:

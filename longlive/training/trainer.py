@@ -24,9 +24,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from longlive.parallel.machine import commit, hardware, versions
 from longlive.parallel.parts import located, write_parts
 from longlive.parallel.world import World, gather, mean_over_ranks, world
-from longlive.training.metrics import SPEED, LossWatch, RunLog, Tracking, commit, hardware, versions
+from longlive.training.metrics import SPEED, LossWatch, RunLog, Tracking
 
 Kind = Literal["full", "lora"]
 """What a stage trains: whole networks, or adapters that mean nothing without the weights under them."""

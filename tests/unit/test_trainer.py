@@ -16,8 +16,9 @@ import torch
 
 import train as program
 from longlive.config import TrainConfig, load
+from longlive.parallel.machine import commit
 from longlive.parallel.world import choose_device, gather, joined, world
-from longlive.training.metrics import LossWatch, commit
+from longlive.training.metrics import LossWatch
 from longlive.training.trainer import Terminated, hash_of, train
 
 ASKED_ONCE = commit()
@@ -223,7 +224,7 @@ def test_settings_say_what_ran(tmp_path):
     walk(tmp_path, steps=1, settings={"seed": config.seed}, base="this")
     about = json.loads((tmp_path / "settings.json").read_text())
     assert about["stage"] == "walk" and about["base"] == "this" and about["settings"] == {"seed": 0}
-    assert set(about["versions"]) == {"python", "torch", "diffusers", "transformers", "peft", "longlive"}
+    assert set(about["versions"]) == {"python", "torch", "diffusers", "transformers", "peft", "longlive", "numpy", "av"}
     assert about["hardware"]["ranks"] == 1
     repository = Path(__file__).parents[2]
     assert (repository / ".git").exists() == (about["commit"] is not None)
