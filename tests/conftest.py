@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.miniature.language import build_text_encoder, build_tokenizer
@@ -38,4 +39,23 @@ def tiny(tmp_path_factory) -> Path:
     encoder = build_text_encoder(len(tokenizer), seed=0)
     settings = {"window": 9, "denoising_steps": (1000, 500), "height": 32, "width": 32}
     LongLivePipeline(transformer.eval(), vae.eval(), encoder, tokenizer, **settings).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def writer(tmp_path_factory) -> Path:
+    """A folder with a causal model that says words at random, a full stop one time in nine and the end one time in nine."""
+    folder, tokenizer = tmp_path_factory.mktemp("models") / "writer", build_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=1024, pad_token_id=0, bos_token_id=None, eos_token_id=1, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    model.model.embed_tokens.weight.data[:, 0] = 10  # after the norm a constant of about 4: the head's first column is a bias
+    model.lm_head.weight.data[:, 0] = 0
+    model.lm_head.weight.data[[1, tokenizer.convert_tokens_to_ids(".")], 0] = 1
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

@@ -1,73 +1,122 @@
-"""`python -m longlive.evaluation measure VIDEO…` and `… score FOLDER`: what can be said of videos without weights, and VBench's totals."""
+"""Videos of a benchmark are prepared, measured and compared: `python -m longlive.evaluation COMMAND --help`.
+
+prepare SUITE    make its videos (or adopt those of another program): prompts, seeds and names as the benchmark wants them
+run FOLDER       measure them: VBench's dimensions by the real vbench, the interactive protocol, or the miniature's oracle
+score FOLDER     tables and plots beside published rows
+compare A B      two models on the same prompts and seeds: paired differences with intervals
+measure PATH …   what needs no weights: flicker, drift, collapse, loops, motion
+rewrite          longer prompts by a language model of your own
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
+import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import av
+import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from longlive import video
-from longlive.evaluation import metrics, vbench_score
+from longlive.evaluation import commands
+from longlive.evaluation.suites import SUITES
+from longlive.evaluation.vbench_score import DIMENSIONS
+from longlive.generation.programs import hush
+from longlive.parallel.world import configure_logging, world
 
-
-def switches_of(path: Path) -> list[int]:
-    """Images at which prompts begin, the first aside, from the JSON file that the programs leave beside a video; none without it."""
-    beside = path.with_suffix(".json")
-    if not beside.is_file():
-        return []
-    try:
-        return [entry["image"] for entry in json.loads(beside.read_text(encoding="utf-8"))["prompts"][1:]]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{beside} does not say when prompts began: {error}") from error
+log = logging.getLogger(__name__)
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    """A line of JSON a video."""
-    for path in arguments.videos:
-        try:
-            images, info = video.read_video(path), video.probe(path)
-        except (av.FFmpegError, FileNotFoundError, IndexError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read as a video: {error}") from error
-        found = metrics.measure(images, switches=switches_of(path), block=arguments.block, fps=info.fps or 16.0)
-        sys.stdout.write(json.dumps({"video": str(path)} | {name: _plain(value) for name, value in found._asdict().items()}) + "\n")
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m longlive.evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    kinds = top.add_subparsers(required=True, metavar="COMMAND")
+    environment = {"type": Path, "metavar": "FOLDER", "help": "of vbench (default: $LONGLIVE_VBENCH, else .venv-vbench)"}
+
+    one = kinds.add_parser("prepare", help="make the videos of a suite")
+    one.add_argument("suite", choices=SUITES, metavar="SUITE", help="; ".join(f"{name}: {suite.title}" for name, suite in SUITES.items()))
+    one.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    one.add_argument("--config", type=Path, metavar="YAML", help="of the model, as inference.py reads them (default: the miniature)")
+    _add_part(one)
+    one.add_argument("--rewritten", type=Path, metavar="TXT", help="longer prompts to generate from, line i for entry i of VBench's list")
+    one.add_argument("--prompts", type=Path, metavar="JSONL", help="scripts of your own for the suite interactive")
+    one.add_argument("--videos", type=Path, metavar="FOLDER", help="take these videos, {prompt}-{i}.mp4, of another program")
+    one.add_argument("--name", help="of the model that made them, with --videos")
+    one.add_argument("--environment", **environment)
+    one.epilog = "Further words key=value: any setting of inference.py that the suite does not decide."
+    one.set_defaults(run=commands.prepare, settings=[])
+
+    two = kinds.add_parser("run", help="measure prepared videos")
+    two.add_argument("folder", type=Path)
+    two.add_argument("--dimensions", nargs="+", metavar="NAME", choices=DIMENSIONS, help="of VBench (default: all that the suite has)")
+    two.add_argument("--device", default="auto", help="of vbench: auto (all GPUs, a dimension each), cpu, cuda, cuda:1 …")
+    two.add_argument("--clip-lengths", choices=("intended", "released"), default="intended", help="of VBench-Long; see docs/evaluation.md")
+    two.add_argument("--static-filter", action="store_true", help="for temporal flickering count still videos only (wants RAFT)")
+    two.add_argument("--slow-fast", type=Path, metavar="FOLDER", help="VBench-Long's tables: compare clips with each other too")
+    two.add_argument("--clip", default=commands.CLIP, metavar="FOLDER", help="CLIP for the suite interactive (default %(default)s)")
+    two.add_argument("--again", action="store_true", help="also what is measured already")
+    two.add_argument("--environment", **environment)
+    two.set_defaults(run=commands.run)
+
+    three = kinds.add_parser("score", help="tables and plots of what was measured")
+    three.add_argument("folder", type=Path, help="prepared and measured, or one with results of vbench (*_eval_results.json)")
+    three.add_argument("--name", help="for the table")
+    three.add_argument("--long", action="store_true", help="of a folder that does not say so: results of VBench-Long")
+    three.set_defaults(run=commands.score)
+
+    four = kinds.add_parser("compare", help="two folders, same prompts and seeds")
+    four.add_argument("first", type=Path)
+    four.add_argument("second", type=Path)
+    four.add_argument("--names", nargs=2, metavar=("A", "B"))
+    four.add_argument("--resamples", type=int, default=10_000, help="of the bootstrap (default %(default)s)")
+    four.add_argument("--output", type=Path, metavar="FOLDER", help="table, JSON and plot go there (default: SECOND/results/compared)")
+    four.set_defaults(run=commands.compare)
+
+    five = kinds.add_parser("measure", help="flicker, drift, collapse, loops and motion of videos, without weights")
+    five.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="videos, or prepared folders")
+    five.add_argument("--block", type=int, default=3, help="latent frames a block (default %(default)s)")
+    five.add_argument("--output", type=Path, metavar="FOLDER", help="a plot over time and a contact sheet of every video go there")
+    five.set_defaults(run=commands.measure)
+
+    six = kinds.add_parser("rewrite", help="longer prompts by a causal language model of your own")
+    six.add_argument("--environment", **environment)
+    commands.add_rewrite(six)
+    six.set_defaults(run=commands.rewrite_prompts)
+    return top
 
 
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 5)
-
-
-def score(arguments: argparse.Namespace) -> None:
-    """A table; with every dimension there also a line of JSON."""
-    results = vbench_score.read_results(arguments.folder)
-    sys.stdout.write(vbench_score.table(results, name=arguments.name))
-    totals: dict[str, Any] = {name: round(value, 2) for name, value in vbench_score.score(results)._asdict().items()}
-    sys.stdout.write(json.dumps(totals | {"dimensions": results}) + "\n")
+def _add_part(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--dimensions", nargs="+", metavar="NAME", choices=DIMENSIONS, help="only prompts of these dimensions of VBench")
+    one.add_argument("--limit", type=int, help="only the first so many prompts (of each dimension asked for)")
+    one.add_argument("--samples", type=int, help="videos a prompt (default: the benchmark's)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m longlive.evaluation", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("measure", help="flicker, drift, collapse and motion of videos, without weights")
-    one.add_argument("videos", nargs="+", type=Path)
-    one.add_argument("--block", type=int, default=3, help="latent frames a block (default %(default)s)")
-    one.set_defaults(run=measure)
-    two = commands.add_parser("score", help="Quality, Semantic and Total of vbench's results in a folder")
-    two.add_argument("folder", type=Path)
-    two.add_argument("--name", default="this run", help="for the table")
-    two.set_defaults(run=score)
-    arguments = parser.parse_args(argv)
+    """Exit status: 0 done; 1 not all could be measured, or it broke; 2 a mistake of the user; 130 interrupted."""
+    command_line = parser()
+    arguments, words = command_line.parse_known_args(argv)
+    if words and ("settings" not in arguments or not all("=" in word and not word.startswith("-") for word in words)):
+        command_line.error(f"unrecognized arguments: {' '.join(words)}")
+    arguments.settings = words
+    configure_logging(world())
+    hush()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        arguments.run(arguments)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
+        with logging_redirect_tqdm():
+            return arguments.run(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        log.error("error: %s", error)
         return 2
-    return 0
+    except (FloatingPointError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        log.error("error: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.warning("interrupted; what was made so far stays, the same command goes on")
+        return 130
 
 
 if __name__ == "__main__":

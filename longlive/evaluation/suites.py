@@ -5,7 +5,6 @@ Knows nothing of models, nor of how videos are measured.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,6 +18,7 @@ from longlive.evaluation.vbench_score import DIMENSIONS
 from longlive.generation.prompt_files import Script, read_scripts
 from longlive.miniature.captions import canonical
 from longlive.miniature.world import ATTRIBUTES, Captioned, held_out
+from longlive.parallel.machine import digest_of
 
 SAMPLES = 5  # videos a prompt (VBench)
 STATIC_SAMPLES = 25  # of prompts for temporal flickering, since those that move are taken out
@@ -77,11 +77,6 @@ SUITES = {
     "miniature": Suite(title="held-out prompts of the miniature world", num_frames=42, measured_by="oracle"),
     "miniature_switches": Suite(title="prompts of the miniature world that follow each other", num_frames=None, measured_by="oracle"),
 }
-
-
-def digest_of(content: object) -> str:
-    """A short name for content that JSON can say: 16 hexadecimal digits of its SHA-256."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def find_suite(name: str) -> Suite:
@@ -225,7 +220,7 @@ def part_of(
     Raises:
         ValueError: for unknown dimensions, or when nothing is left.
     """
-    if limit is not None and limit < 1 or samples is not None and not 1 <= samples <= SEEDS_APART:
+    if (limit is not None and limit < 1) or (samples is not None and not 1 <= samples <= SEEDS_APART):
         raise ValueError(f"limit {limit}, samples {samples}: at least one of each, and at most {SEEDS_APART} samples")
     if dimensions is not None and (unknown := [name for name in dimensions if name not in DIMENSIONS]):
         raise ValueError(f"{unknown[0]} is no dimension of VBench; known are {', '.join(DIMENSIONS)}")

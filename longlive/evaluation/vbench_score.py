@@ -9,7 +9,11 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+
+Number = TypeVar("Number", float, np.ndarray)
 
 
 class Dimension(NamedTuple):
@@ -20,7 +24,7 @@ class Dimension(NamedTuple):
     high: float
     weight: float = 1.0
 
-    def normalised(self, value: float) -> float:
+    def normalised(self, value: Number) -> Number:
         return (value - self.low) / (self.high - self.low)
 
 
@@ -68,9 +72,30 @@ PUBLISHED_LONG = {  # of 30-second videos, VBench-Long
 }
 
 
-def total(quality: float, semantic: float) -> float:
+class InteractiveRow(NamedTuple):
+    """Quality in percent, and the CLIP score of each of six stretches of ten seconds."""
+
+    quality: float
+    clip: tuple[float, ...]
+
+
+PUBLISHED_INTERACTIVE = {  # of 60-second videos of six prompts; table 2 of the LongLive paper
+    "SkyReels-V2": InteractiveRow(80.49, (20.96, 22.51, 25.78, 18.45, 19.57, 19.61)),
+    "Self-Forcing": InteractiveRow(82.46, (28.46, 24.89, 23.53, 22.96, 23.07, 23.19)),
+    "LongLive": InteractiveRow(84.38, (28.85, 25.68, 24.64, 24.23, 24.32, 24.32)),
+}
+
+
+def total(quality: Number, semantic: Number) -> Number:
     """Total = (4 Quality + Semantic) / 5."""
     return (4 * quality + semantic) / 5
+
+
+def part(results: Mapping[str, Number], name: Literal["quality", "semantic"]) -> Number:
+    """Quality or Semantic, in percent: the weighted mean of its normalised dimensions."""
+    chosen = {dimension: one for dimension, one in DIMENSIONS.items() if one.part == name}
+    parts = [one.weight * one.normalised(results[dimension]) for dimension, one in chosen.items()]
+    return 100 * sum(parts[1:], start=parts[0]) / sum(one.weight for one in chosen.values())
 
 
 def score(results: Mapping[str, float]) -> Row:
@@ -88,12 +113,8 @@ def score(results: Mapping[str, float]) -> Row:
     for name, value in results.items():
         if not (math.isfinite(value) and 0 <= value <= 1):
             raise ValueError(f"{name} is {value}; dimensions lie between 0 and 1 (percent are to be divided by 100)")
-    parts = {}
-    for part in ("quality", "semantic"):
-        chosen = {name: one for name, one in DIMENSIONS.items() if one.part == part}
-        weights = sum(one.weight for one in chosen.values())
-        parts[part] = 100 * sum(one.weight * one.normalised(results[name]) for name, one in chosen.items()) / weights
-    return Row(total(parts["quality"], parts["semantic"]), parts["quality"], parts["semantic"])
+    quality, semantic = part(results, "quality"), part(results, "semantic")
+    return Row(total(quality, semantic), quality, semantic)
 
 
 def read_results(folder: str | Path) -> dict[str, float]:
@@ -118,7 +139,12 @@ def read_results(folder: str | Path) -> dict[str, float]:
     return {name: value for name, (value, _) in found.items()}
 
 
-def table(results: Mapping[str, float], *, name: str = "this run") -> str:
+def normalised(results: Mapping[str, float]) -> dict[str, float]:
+    """Every dimension in percent of its range."""
+    return {name: 100 * DIMENSIONS[name].normalised(value) for name, value in results.items()}
+
+
+def table(results: Mapping[str, float], *, name: str = "this run", published: Mapping[str, Row] = PUBLISHED) -> str:
     """Markdown: every dimension, raw and normalised, and the totals beside published ones; without totals while any is missing."""
     lines = ["| dimension | counts to | raw | normalised, % |", "| --- | --- | --- | --- |"]
     for dimension, how in DIMENSIONS.items():
@@ -130,5 +156,5 @@ def table(results: Mapping[str, float], *, name: str = "this run") -> str:
     lines += ["", "| model | Total | Quality | Semantic |", "| --- | --- | --- | --- |"]
     if all(dimension in results for dimension in DIMENSIONS):
         lines.append(f"| **{name}** | " + " | ".join(f"**{value:.2f}**" for value in score(results)) + " |")
-    lines += [f"| {model} (published) | " + " | ".join(f"{value:.2f}" for value in row) + " |" for model, row in PUBLISHED.items()]
+    lines += [f"| {model} (published) | " + " | ".join(f"{value:.2f}" for value in row) + " |" for model, row in published.items()]
     return "\n".join(lines) + "\n"

@@ -60,6 +60,18 @@ class Reading:
         )
         return result
 
+    def steady_motion(self, window: int) -> Tensor:
+        """The motion around every image, `[B, T]`: nearest to the mean of the `window` displacements around it; -1 where none is known."""
+        known = self.displacement.isfinite().all(-1, keepdim=True)
+        both = torch.cat([torch.where(known, self.displacement, 0.0), known.float()], -1)  # [B, T - 1, 3]
+        total = torch.nn.functional.pad(both, (0, 0, 1, 0)).cumsum(1)
+        images = torch.arange(total.shape[1])
+        begin = (images - window // 2).clamp(min=0)
+        end = (images + window - window // 2).clamp(max=total.shape[1] - 1)
+        around = total[:, end] - total[:, begin]
+        count = around[..., 2]
+        return torch.where(count > 0, _nearest_motion(around[..., :2] / count.clamp(min=1)[..., None]), -1)
+
 
 def _majority(values: Tensor) -> int:
     """The most frequent value, which may be -1 ("cannot say")."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import platform
@@ -61,3 +63,17 @@ def hardware(num_ranks: int = 1) -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "ranks": num_ranks,
     }
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 22):
+            found.update(part)
+    return found.hexdigest()
+
+
+def digest_of(content: object) -> str:
+    """By which contents that JSON can say are told apart in a record: 16 hexadecimal digits of SHA-256."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

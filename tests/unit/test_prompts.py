@@ -5,16 +5,17 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from longlive.miniature.captions import canonical, parse
 from longlive.miniature.language import build_tokenizer
 from longlive.miniature.prompt_pairs import draw_pair, write_pairs
 from longlive.miniature.prompt_pairs import main as prompt_pairs
 from longlive.miniature.world import Captioned, held_out, training_set
-from longlive.training.prompts import PromptPair, PromptSampler, read_pairs, seed_of
+from longlive.models.writer import Writer, tidy
+from longlive.parallel.world import seed_of
+from longlive.training.prompts import PromptPair, PromptSampler, read_pairs
 from scripts import make_switch_prompts
-from scripts.make_switch_prompts import continuations, tidy
+from scripts.make_switch_prompts import continuations
 
 PAIRS = [PromptPair(f"prompt {i}", f"switch {i}") for i in range(23)]
 
@@ -204,25 +205,6 @@ def test_bad_answers_are_asked_for_again_and_alone():
         continuations(["a", "b"], lambda requests, seed: [("b", True)] * len(requests), first_line=10, seed=0, attempts=3)
 
 
-@pytest.fixture(scope="module")
-def writer(tmp_path_factory):
-    """A folder with a causal model that says words at random, a full stop one time in nine and the end one time in nine."""
-    folder, tokenizer = tmp_path_factory.mktemp("models") / "writer", build_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=1024, pad_token_id=0, bos_token_id=None, eos_token_id=1, tie_word_embeddings=False,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    model.model.embed_tokens.weight.data[:, 0] = 10  # after the norm a constant of about 4: the head's first column is a bias
-    model.lm_head.weight.data[:, 0] = 0
-    model.lm_head.weight.data[[1, tokenizer.convert_tokens_to_ids(".")], 0] = 1
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def test_a_stopped_run_writes_what_it_would_have_written(tmp_path, write, writer, capsys, monkeypatch):
     prompts = write("prompts.txt", "a red circle moving up\na blue ring on black\na cross\nsome {odd} prompt\na dot at rest\n")
 
@@ -265,7 +247,7 @@ def test_a_chat_template_is_used_and_the_global_generator_is_not(writer, tmp_pat
         (folder / file.name).write_bytes(file.read_bytes())
     tokenizer.save_pretrained(folder)
     settings = {"device": torch.device("cpu"), "dtype": torch.float32, "max_new_tokens": 12, "temperature": 1.0, "top_p": 1.0}
-    plain, chat = (make_switch_prompts.Writer(path, **settings) for path in (writer, folder))
+    plain, chat = (Writer(path, **settings) for path in (writer, folder))
     assert tokenizer.decode(plain._tokens("a red circle")) == "a red circle"
     assert tokenizer.decode(chat._tokens("a red circle")) == "user says a red circle. you say"
     before = torch.get_rng_state()
@@ -273,4 +255,4 @@ def test_a_chat_template_is_used_and_the_global_generator_is_not(writer, tmp_pat
     assert first == same != other and len(first) == 2
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(ValueError, match="there is no model"):
-        make_switch_prompts.Writer(tmp_path / "none", **settings)
+        Writer(tmp_path / "none", **settings)

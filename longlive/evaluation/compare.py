@@ -1,0 +1,168 @@
+"""Two models on the same prompts and seeds: what differs, with intervals that know which videos belong together.
+
+The mean difference over videos, and its 95 % interval by a Bayesian bootstrap over prompts (Rubin 1981): every prompt gets an exponential
+weight, the same for all of its videos, in both folders and in all metrics, so that Quality, Semantic and Total have intervals too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from longlive.evaluation import charts, values
+from longlive.evaluation import folder as folders
+from longlive.evaluation.folder import Prepared
+from longlive.evaluation.suites import names_of
+from longlive.evaluation.values import Values
+from longlive.evaluation.vbench_score import DIMENSIONS, part, total
+
+LOWER_IS_BETTER = {"block_flicker", "switch_flicker", "colour_drift", "loop_similarity", "size_drift", "switch_seconds"}
+NEITHER_IS_BETTER = {"motion", "sink_similarity"}
+MUST_AGREE = ("suite", "prompt_list", "entries", "num_frames", "fps", "seed")
+
+
+class Compared(NamedTuple):
+    """A metric: means of both, second less first with its 95 % interval, over so many prompts and videos."""
+
+    metric: str
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    spread: float
+    prompts: int
+    videos: int
+
+    @property
+    def verdict(self) -> str:
+        """Which is better, where the interval says so and the metric has a better side."""
+        if self.low <= 0 <= self.high:
+            return "not told apart"
+        if self.metric in NEITHER_IS_BETTER:
+            return "more" if self.difference > 0 else "less"
+        return "better" if (self.difference > 0) != (self.metric in LOWER_IS_BETTER) else "worse"
+
+
+def check_paired(first: Prepared, second: Prepared, folders_: Sequence[Path]) -> None:
+    """Raises ValueError unless the videos of both belong together one by one."""
+    one, two = first.content(), second.content()
+    differ = [name for name in MUST_AGREE if one[name] != two[name]]
+    if first.seed is None or second.seed is None:  # of other programs: what their noise was, nobody knows
+        differ = [name for name in differ if name not in ("seed", "num_frames", "fps")]
+    if differ:
+        raise ValueError(
+            f"{folders_[0]} and {folders_[1]} cannot be compared video by video: they differ in {', '.join(differ)}; "
+            "prepare both with the same suite, part, seed and length"
+        )
+
+
+def compare(first: Values, second: Values, prepared: Prepared, *, resamples: int = 10_000, seed: int = 0) -> list[Compared]:
+    """Every metric that both have of the same videos; with all of VBench's dimensions Quality, Semantic and Total too.
+
+    Raises:
+        ValueError: when they have none in common, or not of the same videos.
+    """
+    if resamples < 100:
+        raise ValueError(f"{resamples} resamples give no interval; choose 100 or more")
+    prompt_of = {name: number for number, entry in enumerate(prepared.entries) for name in names_of([entry])}
+    weights = np.random.default_rng(seed).standard_exponential((resamples, len(prepared.entries)))
+    rows, drawn = [], {}
+    for metric in first:
+        if metric not in second:
+            continue
+        row, drawn[metric] = _one(metric, first[metric], second[metric], prompt_of, weights)
+        if row is not None:
+            rows.append(row)
+    if not rows:
+        raise ValueError(
+            f"nothing was measured on both: the first has {', '.join(first) or 'nothing'}, the second {', '.join(second) or 'nothing'}; "
+            "`run` and `measure` both folders"
+        )
+    if all(metric in drawn for metric in DIMENSIONS):
+        rows += _totals({row.metric: row for row in rows}, drawn)
+    return rows
+
+
+def _one(
+    metric: str, first: dict[str, float], second: dict[str, float], prompt_of: dict[str, int], weights: np.ndarray
+) -> tuple[Compared | None, np.ndarray]:
+    """A row, and the resampled means of both `[2, R]`."""
+    if first.keys() != second.keys():
+        apart = sorted(first.keys() ^ second.keys())
+        raise ValueError(f"{metric} was not measured on the same videos: {len(apart)} are in one folder only, {apart[0]} for example")
+    if strangers := [name for name in first if name not in prompt_of]:
+        raise ValueError(f"{metric} was measured on {strangers[0]}, which belongs to no prompt of the list")
+    names = [name for name in first if not math.isnan(first[name]) and not math.isnan(second[name])]
+    if not names:
+        return None, np.full((2, len(weights)), np.nan)
+    both = np.array([[of[name] for name in names] for of in (first, second)])
+    prompts, place = np.unique([prompt_of[name] for name in names], return_inverse=True)
+    sums = np.stack([np.bincount(place, values_, minlength=len(prompts)) for values_ in both])  # [2, P]
+    counts = np.bincount(place, minlength=len(prompts))
+    drawn = weights[:, prompts]
+    means = (drawn @ sums.T / (drawn @ counts)[:, None]).T
+    low, high = np.quantile(means[1] - means[0], [0.025, 0.975])
+    one, two = both.mean(axis=1)
+    row = Compared(metric, one, two, two - one, low, high, float(both.std(axis=1).mean()), len(prompts), len(names))
+    return row, means
+
+
+def _totals(rows: dict[str, Compared], drawn: dict[str, np.ndarray]) -> list[Compared]:
+    def parts(by_dimension: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        quality, semantic = part(by_dimension, "quality"), part(by_dimension, "semantic")
+        return {"quality": quality, "semantic": semantic, "total": total(quality, semantic)}
+
+    means = parts({name: np.array([rows[name].first, rows[name].second]) for name in DIMENSIONS})
+    spread = parts({name: drawn[name] for name in DIMENSIONS})
+    result = []
+    for name, (one, two) in means.items():
+        differences = spread[name][1] - spread[name][0]
+        low, high = np.quantile(differences, [0.025, 0.975])
+        prompts, videos = max(rows[d].prompts for d in DIMENSIONS), sum(rows[d].videos for d in DIMENSIONS)
+        result.append(Compared(name, one, two, two - one, low, high, float(differences.std()), prompts, videos))
+    return result
+
+
+def table(rows: Sequence[Compared], names: Sequence[str]) -> str:
+    """Markdown."""
+    lines = [f"| metric | {names[0]} | {names[1]} | difference, 95 % interval | {names[1]} is | prompts | videos |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        change = f"{row.difference:+.4g} [{row.low:+.4g}, {row.high:+.4g}]"
+        lines.append(f"| {row.metric} | {row.first:.4g} | {row.second:.4g} | {change} | {row.verdict} | {row.prompts} | {row.videos} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(rows: Sequence[Compared], names: Sequence[str], output: Path, about: dict[str, Any]) -> None:
+    """Table, JSON and plot."""
+    title = f"{names[1]} less {names[0]}"
+    content = {**about, "names": list(names), "rows": [{**row._asdict(), "verdict": row.verdict} for row in rows]}
+    folders.write_json(output / "compared.json", content)
+    (output / "compared.md").write_text(f"# {title}\n\n{table(rows, names)}", encoding="utf-8")
+    shown = [
+        charts.Difference(row.metric, row.difference / row.spread, row.low / row.spread, row.high / row.spread)
+        for row in rows
+        if row.spread > 0 and row.metric not in ("quality", "semantic", "total")
+    ]
+    if shown:
+        label = "mean difference, in standard deviations over videos, with its 95 % interval"
+        charts.differences(shown, output / "compared.png", title=title, x_label=label)
+
+
+def compare_folders(first: Path, second: Path, *, resamples: int) -> tuple[list[Compared], dict[str, Any]]:
+    """Rows for two folders, and where they come from. Raises ValueError when they do not belong together."""
+    prepared = [folders.load(folder) for folder in (first, second)]
+    check_paired(prepared[0], prepared[1], (first, second))
+    rows = compare(values.read_all(first), values.read_all(second), prepared[0], resamples=resamples)
+    about = {
+        "folders": [str(first), str(second)],
+        "models": [one.model for one in prepared],
+        "weights": [one.weights for one in prepared],
+        "interval": f"95 %, Bayesian bootstrap over prompts, {resamples} resamples",
+    }
+    return rows, about

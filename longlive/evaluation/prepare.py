@@ -1,0 +1,252 @@
+"""Makes the videos of a benchmark: every prompt and seed once, shared among ranks, gone on with where a run was stopped.
+
+Knows nothing about how they are measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from longlive import video
+from longlive.checkpoints.store import WEIGHTS
+from longlive.config import InferenceConfig
+from longlive.evaluation import folder as folders
+from longlive.evaluation.folder import Prepared
+from longlive.evaluation.suites import Entry, PromptList, find_suite
+from longlive.generation import programs
+from longlive.generation.cues import num_frames_for, num_images_of
+from longlive.generation.pipeline import BUNDLED, LongLivePipeline
+from longlive.parallel.machine import commit, file_digest, hardware, versions
+from longlive.parallel.world import World, choose_device, choose_dtype, gather, joined, world
+
+log = logging.getLogger(__name__)
+
+DECIDED_HERE = ("prompt", "prompts", "timeline", "num_samples", "switch_frame_indices", "output", "overwrite")
+DECIDES_THE_PICTURE = ("model", "checkpoint", "lora", "context_timestep", "height", "width", "dtype", "scale", "crf")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A video to be made."""
+
+    name: str
+    entry: Entry
+    seed: int
+    num_frames: int
+
+
+def check_settings(config: InferenceConfig) -> None:
+    """Raises ValueError for settings that a suite decides."""
+    usual = InferenceConfig()
+    for name in DECIDED_HERE:
+        if getattr(config, name) != getattr(usual, name):
+            raise ValueError(f"{name} is given, but the suite decides what is shown and where it goes; leave {name} out")
+
+
+def weight_files(config: InferenceConfig) -> list[Path]:
+    """The files that the model's weights come from."""
+    places = [Path(config.wan_dir)] if config.wan_dir is not None else [BUNDLED.get(config.model or "miniature") or Path(str(config.model))]
+    files = [file for place in places for file in sorted(place.rglob("*")) if file.suffix in WEIGHTS and file.is_file()]
+    if config.wan_dir is not None:  # the transformer there is not what is used
+        files = [file for file in files if not file.name.startswith("diffusion_pytorch_model")]
+    elif BUNDLED.get(config.model or "miniature"):
+        files = [file for file in files if "teacher" not in file.parts]
+    return files + [Path(one) for one in (config.checkpoint, config.lora) if one is not None]
+
+
+def describe_weights(files: Sequence[Path], known: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Name, bytes and digest of every file; those `known` by bytes and time of change are not read again."""
+    found = []
+    for path in files:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if not file.is_file():
+                continue
+            status = file.stat()
+            said = {"file": str(file), "bytes": status.st_size, "changed": int(status.st_mtime)}
+            before = next((one for one in known if all(one.get(key) == value for key, value in said.items())), None)
+            found.append(before or said | {"sha256": file_digest(file)})
+    return found
+
+
+def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, part: dict[str, Any], pipe: LongLivePipeline) -> Prepared:
+    """What `prepared.json` says before any video is made; weights and what it is made with come later."""
+    info = pipe.info
+    if config.seconds is None and config.num_frames is None:
+        num_frames = find_suite(suite).num_frames
+        if num_frames is not None and num_frames % info.block:
+            num_frames = -(-num_frames // info.block) * info.block
+    else:
+        num_frames = programs.length(config, pipe)
+    height, width = programs.size(config, pipe)
+    device = choose_device(config.device, world())
+    model = {name: getattr(config, name) for name in DECIDES_THE_PICTURE}
+    model |= {
+        "model": config.model or config.wan_dir or "miniature",
+        **info._asdict(),
+        "height": height,
+        "width": width,
+        "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
+        "scale": programs.scale(config, height, width),
+    }
+    return Prepared(
+        suite=suite,
+        prompt_list={"source": prompts.source, "digest": prompts.digest, **part},
+        rewritten=None,
+        seed=config.seed,
+        num_frames=num_frames,
+        fps=info.fps,
+        block=info.block,
+        model=model,
+        weights=[],
+        entries=prompts.entries,
+        settings=dataclasses.asdict(config),
+    )
+
+
+def jobs_of(prepared: Prepared) -> list[Job]:
+    """All videos, in the order of the list. Raises ValueError when prompts do not fit into their video."""
+    jobs = []
+    for entry in prepared.entries:
+        num_frames = prepared.frames_of(entry)
+        try:
+            entry.script.schedule(block=prepared.block, fps=prepared.fps).validate(num_frames)
+        except ValueError as error:
+            raise ValueError(f"{entry.script.where}: {error}") from error
+        for sample in range(entry.samples):
+            jobs.append(Job(name=f"{entry.name}-{sample}", entry=entry, seed=prepared.seed_of(entry, sample) or 0, num_frames=num_frames))
+    return jobs
+
+
+def prepare(
+    config: InferenceConfig,
+    suite: str,
+    prompts: PromptList,
+    output: Path,
+    *,
+    part: dict[str, Any],
+    rewritten: dict[str, Any] | None = None,
+) -> None:
+    """Make the videos of `prompts` that are not in `output` yet.
+
+    Args:
+        part: which part of the list `prompts` is, for the record.
+        rewritten: how the prompts that are generated from came to be, when they are not those of the list.
+
+    Raises:
+        ValueError: on all ranks, when the folder holds something else, or the videos cannot be made.
+    """
+    check_settings(config)
+    here = world()
+    video.check_writable(output)
+    device = choose_device(config.device, here)
+    pipe = programs.load_pipeline(config, choose_dtype(config.dtype, device))
+    wanted = dataclasses.replace(prepared_from(config, suite, prompts, part, pipe), rewritten=rewritten)
+    jobs = jobs_of(wanted)
+    _agree(output, wanted, config, here)
+    todo = [job for job in jobs[here.rank :: here.size] if folders.read_record(output, job.name) is None]
+    total = sum(folders.read_record(output, job.name) is None for job in jobs) if here.is_first else 0
+    log.info("%s: %d videos, %d of them to be made by %d process%s", output, len(jobs), total, here.size, "es" * (here.size > 1))
+    if not todo:
+        return
+    as_jobs = [programs.Job(job.seed, _schedule(wanted, job), job.num_frames, output / "videos" / f"{job.name}.mp4") for job in todo]
+    programs.check_resources(dataclasses.replace(config, output=str(output)), as_jobs, pipe, device)
+    programs.place(config, pipe, device)
+    for job in tqdm(todo, unit="video", disable=not here.is_first, dynamic_ncols=True, mininterval=1):
+        make(output, wanted, job, pipe, rank=here.rank)
+
+
+def _agree(output: Path, wanted: Prepared, config: InferenceConfig, here: World) -> None:
+    """The first rank writes `prepared.json`, or finds that the folder is another's; all hear of it before they begin."""
+    problem = None
+    with joined(here, torch.device("cpu")):
+        if here.is_first:
+            try:
+                known = folders.load(output).weights if (output / "prepared.json").exists() else []
+                weights = describe_weights(weight_files(config), known)
+                made_with = {"versions": versions(), "commit": commit(), "hardware": hardware(here.size)}
+                folders.settle(output, dataclasses.replace(wanted, weights=weights, made_with=[made_with]), write=True)
+            except (ValueError, OSError) as error:
+                problem = str(error)
+        problem = gather(problem, here)[0]
+    if problem is not None:
+        raise ValueError(problem)
+
+
+def _schedule(prepared: Prepared, job: Job):
+    return job.entry.script.schedule(block=prepared.block, fps=prepared.fps)
+
+
+def make(output: Path, prepared: Prepared, job: Job, pipe: LongLivePipeline, *, rank: int = 0) -> None:
+    """Make one video; it is in `videos/` when it is whole, and in `records/` after that."""
+    model, began = prepared.model, time.perf_counter()
+    partial = output / "partial" / f"{rank}.mp4"
+    partial.unlink(missing_ok=True)
+    schedule = _schedule(prepared, job)
+    size = {"height": model["height"], "width": model["width"]}
+    with (
+        pipe.session(schedule, num_frames=job.num_frames, seed=job.seed, **size) as session,
+        video.VideoWriter(partial, fps=prepared.fps, scale=model["scale"], crf=model["crf"]) as writer,
+    ):
+        for chunk in session:
+            writer.write(chunk.images[0])
+    about = {
+        "prompt": job.entry.name,
+        "cues": [{"frame": cue.frame, "prompt": cue.prompt} for cue in schedule.cues],
+        "seed": job.seed,
+        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - began, 3),
+        "rank": rank,
+    }
+    folders.finish(output, job.name, partial, images=num_images_of(job.num_frames), about=about)
+
+
+def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, part: dict[str, Any], name: str) -> None:
+    """Take videos that something else made, `{name}-{i}.mp4` in `source`, as those of a suite; they are linked or copied, never changed.
+
+    Raises:
+        ValueError: when any is missing or cannot be read, with how many.
+    """
+    names = [f"{entry.name}-{sample}" for entry in prompts.entries for sample in range(entry.samples)]
+    lacking = [one for one in names if not (source / f"{one}.mp4").is_file()]
+    if lacking:
+        raise ValueError(f"{len(lacking)} of {len(names)} videos are not in {source}: {lacking[0]}.mp4 …; names are {{prompt}}-{{i}}.mp4")
+    first = source / f"{names[0]}.mp4"
+    folders.size_of(first)
+    info = video.probe(first)
+    seconds = info.images / info.fps
+    wanted = Prepared(
+        suite=suite,
+        prompt_list={"source": prompts.source, "digest": prompts.digest, **part},
+        rewritten=None,
+        seed=None,
+        num_frames=num_frames_for(seconds, block=1, fps=info.fps),
+        fps=info.fps,
+        block=1,
+        model={"model": name, "videos": str(source)},
+        weights=[],
+        entries=prompts.entries,
+        made_with=[{"versions": versions(), "commit": commit(), "hardware": hardware()}],
+    )
+    folders.settle(output, wanted, write=True)
+    for one in tqdm(names, unit="video", mininterval=1):
+        if folders.read_record(output, one) is not None:
+            continue
+        partial = output / "partial" / "adopted.mp4"
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(source / f"{one}.mp4", partial)
+        except OSError:  # another disk
+            shutil.copyfile(source / f"{one}.mp4", partial)
+        folders.finish(output, one, partial, images=folders.size_of(partial).images, about={"seed": None, "adopted": str(source)})

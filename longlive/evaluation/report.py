@@ -1,0 +1,163 @@
+"""What was measured on a folder as tables and plots, beside what is published: `results/score.md`, `score.json` and PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longlive.evaluation import charts, values
+from longlive.evaluation import folder as folders
+from longlive.evaluation.folder import Prepared
+from longlive.evaluation.suites import find_suite
+from longlive.evaluation.vbench_run import INTERACTIVE
+from longlive.evaluation.vbench_score import DIMENSIONS, PUBLISHED, PUBLISHED_INTERACTIVE, PUBLISHED_LONG, Row, normalised, score, table
+from longlive.miniature.world import ATTRIBUTES
+
+FEW = 3  # a radar has at least so many axes
+
+
+def name_of(prepared: Prepared) -> str:
+    """The model, shortly."""
+    return Path(str(prepared.model["model"])).name
+
+
+def remarks(prepared: Prepared) -> list[str]:
+    """What a reader must know before comparing the numbers with others."""
+    part, said = prepared.prompt_list, []
+    if part.get("limit") or part.get("dimensions") or part.get("samples"):
+        taken = [f"{key} {part[key]}" for key in ("dimensions", "limit", "samples") if part.get(key)]
+        said.append(f"only a part of the benchmark was prepared ({'; '.join(taken)}): these numbers do not compare with published ones")
+    if prepared.rewritten is not None:
+        said.append(f"videos were generated from rewritten prompts ({prepared.rewritten.get('file')}); the original ones name the files")
+    if prepared.seed is None:
+        said.append("the videos were made by another program; their seeds are not known")
+    return said
+
+
+def vbench_report(folder: Path, prepared: Prepared, name: str) -> tuple[str, dict[str, Any], list[str]]:
+    """Markdown, content for JSON, and what keeps it from being whole."""
+    averages = values.of_vbench(folder)[1]
+    if not averages:
+        raise ValueError(f"no dimension of VBench was measured on {folder}; `run` it first")
+    long = find_suite(prepared.suite).measured_by == "vbench_long"
+    published = PUBLISHED_LONG if long else PUBLISHED
+    return vbench_pictures(averages, folder / "results", name, published, title=find_suite(prepared.suite).title)
+
+
+def vbench_pictures(
+    averages: Mapping[str, float], target: Path, name: str, published: Mapping[str, Row], *, title: str
+) -> tuple[str, dict[str, Any], list[str]]:
+    """Table and plots of averages by dimension; no totals, and what is missing, when it is not all."""
+    content: dict[str, Any] = {"dimensions": dict(averages), "normalised": normalised(averages)}
+    missing = [dimension for dimension in DIMENSIONS if dimension not in averages]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} of {len(DIMENSIONS)} dimensions are missing: {', '.join(missing)}; there is no Total without them")
+    else:
+        own = score(averages)
+        content |= own._asdict()
+        rows = {name: own} | {f"{model}, published": row for model, row in published.items()}
+        shown = {model: {"Total": row.total, "Quality": row.quality, "Semantic": row.semantic} for model, row in rows.items()}
+        charts.bars(shown, target / "bars.png", title=title, own=(name,))
+    if len(averages) >= FEW:
+        charts.radar({name: content["normalised"]}, target / "radar.png", title=f"{title}: dimensions, normalised")
+    return table(averages, name=name, published=published), content, problems
+
+
+def interactive_report(folder: Path, name: str) -> tuple[str, dict[str, Any], list[str]]:
+    """CLIP score by stretch and Quality beside published rows."""
+    averages = values.of_vbench(folder)[1]
+    clip = values.read(folder, "clip_score")
+    problems, content = [], {"dimensions": averages}
+    stretches: dict[str, float] = {} if clip is None else {metric: values.mean(of) for metric, of in clip[0].items()}
+    if clip is None:
+        problems.append("the CLIP score was not measured; `run` says what it lacks")
+    missing = [dimension for dimension in INTERACTIVE if dimension not in averages]
+    quality = None
+    if missing:
+        problems.append(f"Quality lacks {', '.join(missing)}")
+    else:
+        quality = float(np.mean([normalised(averages)[dimension] for dimension in INTERACTIVE]))
+    content |= {"quality": quality, "clip": stretches}
+    names = [metric.removeprefix("clip_").replace("_", "–") + " s" for metric in stretches] or [f"part {n + 1}" for n in range(6)]
+    lines = [f"| model | Quality | {' | '.join(names)} |", "| --- | --- |" + " --- |" * len(names)]
+    own = [f"{value:.2f}" for value in stretches.values()] or ["missing"] * len(names)
+    lines.append(f"| **{name}** | {'missing' if quality is None else f'{quality:.2f}'} | {' | '.join(own)} |")
+    for model, row in PUBLISHED_INTERACTIVE.items():
+        lines.append(f"| {model} (published) | {row.quality:.2f} | " + " | ".join(f"{value:.2f}" for value in row.clip) + " |")
+    if stretches:
+        middle = [5.0 + 10 * number for number in range(6)]
+        places = [sum(map(float, metric.removeprefix("clip_").split("_"))) / 2 for metric in stretches]
+        curves = [charts.Line(name, places, list(stretches.values()))]
+        curves += [charts.Line(f"{model}, published", middle, row.clip) for model, row in PUBLISHED_INTERACTIVE.items()]
+        panel = charts.Panel("CLIP score of each stretch against its prompt", "seconds", "cosine × 100", curves)
+        charts.over_time([panel], folder / "results" / "clip_score.png", title="Six prompts that follow each other", columns=1)
+    return "\n".join(lines) + "\n", content, problems
+
+
+def oracle_plot(adherence: np.ndarray, prepared: Prepared, path: Path) -> None:
+    """Share of videos' images that show each attribute, second by second `[videos, seconds, 4]`, with 95 % intervals over videos."""
+    seconds = np.arange(adherence.shape[1]) + 0.5
+    lines = []
+    for number, name in enumerate(ATTRIBUTES):
+        shown = 100 * adherence[:, :, number]
+        mean, count = np.nanmean(shown, axis=0), np.maximum((~np.isnan(shown)).sum(axis=0), 1)
+        around = 1.96 * np.nanstd(shown, axis=0) / np.sqrt(count)
+        low, high = np.clip(mean - around, 0, 100), np.clip(mean + around, 0, 100)
+        lines.append(charts.Line(name, seconds.tolist(), mean.tolist(), low.tolist(), high.tolist()))
+    durations = prepared.entries[0].script.durations
+    marks = {} if durations is None else {float(end): "next prompt" for end in np.cumsum(durations)[:-1]}
+    panel = charts.Panel("Images that show what the prompt in force says", "seconds", "percent", lines, (0.0, 105.0), marks)
+    charts.over_time([panel], path, title=f"{name_of(prepared)}, {len(adherence)} videos", columns=1)
+
+
+def values_report(folder: Path, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """Means of what we measure ourselves."""
+    lines, content = ["| metric | mean | lowest | highest | videos |", "| --- | --- | --- | --- | --- |"], {}
+    for kind in kinds:
+        found = values.read(folder, kind)
+        for metric, of in (found[0] if found else {}).items():
+            known = [value for value in of.values() if value == value]
+            if known:
+                content[metric] = values.mean(of)
+                lines.append(f"| {metric} | {content[metric]:.4f} | {min(known):.4f} | {max(known):.4f} | {len(known)} |")
+    return ("\n".join(lines) + "\n", content) if content else ("", {})
+
+
+def write(folder: Path, *, name: str | None = None) -> tuple[str, list[str]]:
+    """Tables and plots of a prepared folder into its `results/`; returns the text and what is missing in it.
+
+    Raises:
+        ValueError: when nothing was measured.
+    """
+    prepared = folders.load(folder)
+    name = name or name_of(prepared)
+    suite = find_suite(prepared.suite)
+    said = remarks(prepared)
+    problems: list[str] = []
+    parts, content = [], {"suite": prepared.suite, "name": name, "remarks": said, "model": prepared.model, "weights": prepared.weights}
+    measured_by_vbench = bool(values.of_vbench(folder)[1])
+    if suite.measured_by == "interactive":
+        text, more, problems = interactive_report(folder, name)
+        parts.append(text)
+        content |= more
+    elif measured_by_vbench or suite.measured_by != "oracle":
+        text, more, problems = vbench_report(folder, prepared, name)
+        if suite.measured_by == "oracle":
+            text, problems = text.split("\n\n")[0] + "\n", []
+        parts.append(text)
+        content |= more
+    text, more = values_report(folder, ("oracle", "measured"))
+    if text:
+        parts.append(text)
+        content["measures"] = more
+    if not parts:
+        raise ValueError(f"nothing was measured on {folder}; `run` or `measure` it first")
+    head = [f"# {suite.title}: {name}", *(f"**Note:** {line}." for line in said), *(f"**Missing:** {line}." for line in problems)]
+    whole = "\n\n".join([*head, *parts])
+    folders.write_json(folder / "results" / "score.json", content | {"missing": problems})
+    (folder / "results" / "score.md").write_text(whole, encoding="utf-8")
+    return whole, problems

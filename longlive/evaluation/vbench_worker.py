@@ -1,0 +1,136 @@
+"""Runs one dimension of the real `vbench` in its own environment: `python vbench_worker.py REQUEST.json`.
+
+Nothing of longlive is imported here. VBench's own code measures; what is replaced is how it finds videos (it lists a folder, takes the
+first name's ending for that of all, and five videos a prompt at most) and how long the clips of VBench-Long are (the longest that any
+dimension of the same prompt wants, so that aesthetic and imaging quality get ten seconds instead of two: VBench issue 186).
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+STATIC_KEPT = 5  # of the videos, or clips, of a prompt that stand still enough for temporal flickering
+
+
+def prepare_files(cache):
+    """Put what is installed, or lies under another name, where vbench looks for it."""
+    vocabulary = cache / "ViCLIP" / "bpe_simple_vocab_16e6.txt.gz"
+    if not vocabulary.exists():
+        import clip
+
+        vocabulary.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(str(clip.__file__)).parent / "bpe_simple_vocab_16e6.txt.gz", vocabulary)
+    dino = cache / "dino_model" / "dino_vitbase16_pretrain.pth"
+    known = Path(os.environ["TORCH_HOME"]) / "hub" / "checkpoints" / dino.name
+    if dino.exists() and not known.exists():
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.symlink_to(dino)
+
+
+def still(entries, device, cache):
+    """The entries with those videos alone that VBench's static filter lets through, five a prompt at most."""
+    import torch
+    from easydict import EasyDict
+    from vbench.cli import static_filter
+
+    class Filter(static_filter.StaticFilter):
+        def load_model(self):
+            model = torch.nn.DataParallel(static_filter.RAFT(self.args))
+            model.load_state_dict(torch.load(self.args.model, map_location="cpu"))
+            self.model = model.module.to(self.device).eval()
+
+    static_filter.DEVICE = device
+    model = cache / "raft_model" / "models" / "raft-things.pth"
+    judge = Filter(EasyDict(model=str(model), small=False, mixed_precision=False, alternate_corr=False), device)
+    for entry in entries:
+        kept = []
+        for path in entry["video_list"]:
+            if len(kept) < STATIC_KEPT and judge.infer(path):
+                kept.append(path)
+        entry["video_list"] = kept
+    return entries
+
+
+def measure(request):
+    import torch
+    from vbench import VBench
+    from vbench.utils import save_json
+
+    device, dimension = torch.device(request["device"]), request["dimension"]
+    work, output = Path(request["work"]), Path(request["output"])
+    cache = Path(os.environ["VBENCH_CACHE_DIR"])
+    entries = request["entries"]
+
+    def listed(self, videos_path, name, dimension_list, *args, **kwargs):
+        found = clips_of(entries) if request["clips"] else entries
+        if request["static_filter"]:
+            found = still(found, request["device"], cache)
+        path = output / f"{name}_full_info.json"
+        save_json(found, str(path))
+        return str(path)
+
+    options = {"imaging_quality_preprocessing_mode": "longer"}
+    if request["clips"]:
+        from vbench2_beta_long import VBenchLong
+        from vbench2_beta_long.utils import split_video_into_clips
+
+        split = work / "split_clip"
+
+        def cut(self, *args, **kwargs):
+            shutil.rmtree(work, ignore_errors=True)  # half a clip of a run that was stopped looks like a whole one
+            split.mkdir(parents=True)
+            for entry in entries:
+                for path in entry["video_list"]:
+                    split_video_into_clips(path, str(split), int(entry["clip_seconds"]))
+
+        def clips_of(entries):
+            cut_up = []
+            for entry in entries:
+                folders = [split / Path(path).stem for path in entry["video_list"]]
+                cut_up.append({**entry, "video_list": [str(clip) for folder in folders for clip in sorted(folder.glob("*.mp4"))]})
+            return cut_up
+
+        work.mkdir(parents=True, exist_ok=True)
+        kind = type("Listed", (VBenchLong,), {"build_full_info_json": listed, "preprocess": cut})
+        options |= across_clips(request["slow_fast"], work)
+    else:
+        kind = type("Listed", (VBench,), {"build_full_info_json": listed})
+    benchmark = kind(device, request["full_info"], str(output))
+    mode = "long_vbench_standard" if request["clips"] else "vbench_standard"
+    benchmark.evaluate(videos_path=str(work), name=request["name"], dimension_list=[dimension], local=True, mode=mode, **options)
+
+
+def across_clips(slow_fast, work):
+    """VBench-Long's comparison of clips with each other: weight nothing, as its program has it by default, or as `slow_fast` says."""
+    if slow_fast is not None:
+        tables = Path(slow_fast)
+        files = {
+            "slow_fast_eval_config": str(tables / "slow_fast_params.yaml"),
+            "sb_mapping_file_path": str(tables / "subject_mapping_table.yaml"),
+            "bg_mapping_file_path": str(tables / "background_mapping_table.yaml"),
+        }
+        return {**files, "sb_clip2clip_feat_extractor": "dinov2", "bg_clip2clip_feat_extractor": "dreamsim", "dev_flag": True,
+                "w_inclip": 1.0, "w_clip2clip": 0.0, "static_filter_flag": False}  # fmt: skip
+    tables = work.with_name(f"{work.name}-tables")
+    tables.mkdir(parents=True, exist_ok=True)
+    (tables / "none.yaml").write_text("{}\n")
+    (tables / "same.yaml").write_text("0.0: 0.0\n1.0: 1.0\n")
+    return {"slow_fast_eval_config": str(tables / "none.yaml"), "sb_mapping_file_path": str(tables / "same.yaml"),
+            "bg_mapping_file_path": str(tables / "same.yaml"), "sb_clip2clip_feat_extractor": "dino",
+            "bg_clip2clip_feat_extractor": "clip", "dev_flag": False, "w_inclip": 1.0, "w_clip2clip": 0.0,
+            "static_filter_flag": False}  # fmt: skip
+
+
+def main():
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    cache = Path(os.environ["VBENCH_CACHE_DIR"])
+    os.environ.setdefault("TORCH_HOME", str(cache / "torch"))
+    os.environ.setdefault("HF_HOME", str(cache / "huggingface"))
+    prepare_files(cache)
+    measure(request)
+
+
+if __name__ == "__main__":
+    main()

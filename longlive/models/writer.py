@@ -1,0 +1,210 @@
+"""A causal language model that writes lines of text: requests become answers, answers lines, lines a file that a stopped run goes on with.
+
+Knows nothing about what is asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from longlive.parallel.world import seed_of
+
+QUOTES = (("“", "”"), ("„", "“"), ("«", "»"), ("‘", "’"), ('"', '"'), ("'", "'"), ("**", "**"), ("*", "*"), ("`", "`"))
+LABEL = r"(?:new |next )?(?:description|prompt)\W{0,2}:"
+LEAD_IN = rf"^(?:(?:sure|certainly|of course|here is|here['’]s)\b[^:\n]{{0,100}}:|\W{{0,2}}{LABEL})\W{{0,2}}\s+"
+SENTENCE_END = r"[.!?][\"”’)]?(?=\s|$)|[。！？।]"
+
+Write = Callable[[Sequence[str], int], list[tuple[str, bool]]]  # requests and a seed -> answers, and whether each came to its end
+Lines = Callable[[Sequence[str], int], list[str]]  # some of the prompts and the number of the first one's line -> their lines
+
+
+class Writer:
+    """A causal language model that answers requests, sampled; the same requests and seed give the same answers."""
+
+    def __init__(
+        self, folder: Path, *, device: torch.device, dtype: torch.dtype, max_new_tokens: int, temperature: float, top_p: float
+    ) -> None:
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"there is no model in {folder}; give a folder with config.json, weights and tokenizer files")
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        self._model = model.to(device).eval()
+        self._sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        ends = self._model.generation_config.eos_token_id
+        ends = self._tokenizer.eos_token_id if ends is None else ends
+        self._ends = set(ends) if isinstance(ends, list) else {ends} - {None}
+
+    @torch.no_grad()
+    def __call__(self, requests: Sequence[str], seed: int) -> list[tuple[str, bool]]:
+        device = self._model.device
+        ids = [torch.tensor(self._tokens(request)) for request in requests]
+        pad = next(iter(self._ends), 0) if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id
+        masks = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True, padding_side="left")
+        padded = pad_sequence(ids, batch_first=True, padding_value=pad, padding_side="left")
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # transformers draws from the global generator
+            torch.manual_seed(seed)
+            made = self._model.generate(
+                input_ids=padded.to(device), attention_mask=masks.to(device), do_sample=True, top_k=0, pad_token_id=pad, **self._sampling
+            )
+        return [self._answer(row) for row in made[:, padded.shape[1] :].tolist()]
+
+    def _tokens(self, request: str) -> list[int]:
+        if self._tokenizer.chat_template is None:
+            ids = self._tokenizer(request).input_ids
+            return ids[:-1] if ids[-1] in self._ends else ids  # some tokenizers end every text, and nothing follows an end
+        chat = [{"role": "user", "content": request}]  # no system message: not every template has one
+        text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        return self._tokenizer(text, add_special_tokens=False).input_ids
+
+    def _answer(self, ids: list[int]) -> tuple[str, bool]:
+        end = next((i for i, token in enumerate(ids) if token in self._ends), None)
+        return self._tokenizer.decode(ids[:end], skip_special_tokens=True), end is not None
+
+
+def tidy(answer: str, *, ended: bool) -> str:
+    """The description within an answer, on one line: its first paragraph, without thoughts, labels, lead-in and quotation marks.
+
+    An answer that was cut off (`ended` false) loses its last, unfinished sentence. Empty when nothing is left.
+    """
+    answer = answer.rpartition("</think>")[2].replace("\r\n", "\n").strip()
+    if answer.startswith("<think>"):
+        return ""
+    paragraphs = [part.strip() for part in re.split(rf"\n\s*\n|\n(?=\W*{LABEL})", answer, flags=re.I)]
+    paragraphs = [part for part in (re.sub(LEAD_IN, "", f"{part} ", flags=re.I).strip() for part in paragraphs) if part]
+    if not paragraphs:
+        return ""
+    text = " ".join(paragraphs[0].split())
+    if not ended and len(paragraphs) == 1:
+        ends = [match.end() for match in re.finditer(SENTENCE_END, text)]
+        text = text[: ends[-1]] if ends else ""
+    for opening, closing in QUOTES:
+        within = text.removeprefix(opening).removesuffix(closing)
+        if text.startswith(opening) and opening not in within and closing not in within:
+            text = within.strip()
+    return text
+
+
+class Answer(NamedTuple):
+    """What was answered, tidied and not empty, and how many faults it has."""
+
+    text: str
+    faults: int
+
+
+def ask(
+    write: Write,
+    request: Callable[[int, int], str],
+    faults: Callable[[int, str], int],
+    *,
+    num: int,
+    first_line: int,
+    seed: int,
+    attempts: int,
+) -> dict[int, Answer]:
+    """The best answers to `num` questions: each the first without faults, else the first with the fewest; none where all were empty.
+
+    `request(i, attempt)` is what question i is asked with, `faults(i, text)` counts what is wrong with an answer to it. What has no
+    answer without faults is asked again, with another seed, in up to `attempts` attempts. Seeds depend on the line of question 0.
+    """
+    best: dict[int, Answer] = {}
+    for attempt in range(attempts):
+        wanted = [i for i in range(num) if i not in best or best[i].faults]
+        if not wanted:
+            break
+        answers = write([request(i, attempt) for i in wanted], seed_of(seed, first_line, attempt))
+        for i, (answer, ended) in zip(wanted, answers):
+            if text := tidy(answer, ended=ended):
+                found = Answer(text, faults(i, text))
+                if i not in best or found.faults < best[i].faults:
+                    best[i] = found
+    return best
+
+
+def write_lines(prompts: Sequence[str], output: Path, settings: Mapping[str, Any], begin: Callable[[], Lines], *, batch: int) -> str:
+    """Write a line for each prompt to `output`, `batch` at a time; returns a sentence for the terminal.
+
+    Until all lines are there they are in `<output>.partial`; `<output>.json` holds the settings. A run that was stopped goes on with the
+    batch it was in. `begin` makes what writes the lines, and is called only when some are missing.
+
+    Raises ValueError when there are lines that were made with other settings.
+    """
+    partial, record = output.with_name(f"{output.name}.partial"), record_of(output)
+    if output.exists():
+        _compare(output, record, settings)
+        return f"{output} is complete: {len(prompts)} lines"
+    done = _resume(partial, record, settings, batch=batch)
+    lines = begin()
+    with partial.open("ab") as file, tqdm(total=len(prompts), initial=done, unit=" prompts", mininterval=5) as progress:
+        for start in range(done, len(prompts), batch):
+            part = prompts[start : start + batch]
+            file.write("".join(f"{line}\n" for line in lines(part, start + 1)).encode())
+            file.flush()
+            progress.update(len(part))
+    os.replace(partial, output)
+    return f"wrote {output}: {len(prompts)} lines"
+
+
+def record_of(output: Path) -> Path:
+    """The file that says how `output` was made."""
+    return output.with_name(f"{output.name}.json")
+
+
+def note(record: Path, content: Mapping[str, Any]) -> None:
+    """Write a record whole or not at all."""
+    partial = record.with_name(f"{record.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, record)
+
+
+def _resume(partial: Path, record: Path, settings: Mapping[str, Any], *, batch: int) -> int:
+    """How many lines are there already, in whole batches; what was written beyond them is cut off. Notes the settings of a new run."""
+    if not partial.exists():
+        record.parent.mkdir(parents=True, exist_ok=True)
+        note(record, settings)
+        return 0
+    _compare(partial, record, settings)
+    with partial.open("rb+") as file:
+        lines = file.read().split(b"\n")[:-1]  # what follows the last line break is half a line
+        done = len(lines) // batch * batch
+        file.truncate(sum(len(line) + 1 for line in lines[:done]))
+    return done
+
+
+def _compare(lines: Path, record: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError unless `lines` were made with these settings."""
+    if not record.is_file():
+        raise ValueError(f"{lines} is there, but not {record}, which says how it was made; remove it or choose another --output")
+    before = json.loads(record.read_text(encoding="utf-8"))
+    different = [name for name in settings if before.get(name) != settings[name]]
+    if different:
+        what = ", ".join(f"{name} {before.get(name)!r} (this run: {settings[name]!r})" for name in different)
+        raise ValueError(f"{lines} was made with {what}; use the same, or choose another --output")
+
+
+def add_writer_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command that has lines written lets choose."""
+    parser.add_argument("--batch", type=int, default=16, help="prompts at a time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--attempts", type=int, default=5, help="for each prompt")
+    parser.add_argument("--max-new-tokens", type=int, default=400, help="an answer has at most")
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--top-p", type=float, default=0.95)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+
+
+def check_choices(output: Path, *, batch: int, attempts: int) -> None:
+    """Raises ValueError for what no lines can be written with."""
+    if output.suffix != ".txt" or batch < 1 or attempts < 1:
+        raise ValueError(f"--output {output} --batch {batch} --attempts {attempts}: a .txt file and at least 1 are wanted")
