@@ -12,7 +12,7 @@ new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev
 has_everything() {  # every import the programs need, and pytest; looks for modules without loading them
     new_enough "$1" && "$1" - "$LONGLIVE_ROOT" >/dev/null 2>&1 <<'PYTHON'
 import importlib.metadata, importlib.util, sys
-modules = "torch diffusers transformers accelerate peft omegaconf einops jaxtyping av safetensors ftfy sentencepiece tokenizers tqdm PIL numpy psutil pytest fastapi uvicorn websockets prometheus_client"
+modules = "torch diffusers transformers accelerate peft omegaconf einops jaxtyping av safetensors ftfy sentencepiece tokenizers tqdm PIL numpy psutil pytest fastapi uvicorn websockets prometheus_client matplotlib"
 missing = [name for name in modules.split() if importlib.util.find_spec(name) is None]
 version = tuple(int(part) for part in importlib.metadata.version("torch").split(".")[:2])
 sys.exit(bool(missing) or version < (2, 8))

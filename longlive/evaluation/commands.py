@@ -31,6 +31,7 @@ from longlive.parallel.world import choose_device, world
 
 log = logging.getLogger(__name__)
 
+OWN_NAME = {"temporal_flickering": "temporal_flickering_of_all"}  # vbench's own is of five videos a prompt
 CLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 
 
@@ -207,7 +208,7 @@ def measure_folder(folder: Path, prepared: Prepared, *, block: int, pictures: Pa
             measured = weightless.measure_file(folders.video_path(folder, name), prompts, block=block, pictures=pictures)
             for metric, value in measured._asdict().items():
                 if metric != "images":
-                    found.setdefault(metric, {})[name] = value
+                    found.setdefault(OWN_NAME.get(metric, metric), {})[name] = value
     found = {metric: of for metric, of in found.items() if not all(math.isnan(value) for value in of.values())}
     values.write(folder, "measured", found, {**_made_with(), "block": block})
     text, _ = report.values_report(folder, ("measured",))

@@ -10,6 +10,7 @@ Knows nothing about how videos are made or measured.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -274,3 +275,10 @@ def digest_of_video(folder: Path, name: str) -> str:
     """SHA-256 of a video's file, from its record where that is still true."""
     record = read_record(folder, name)
     return file_digest(video_path(folder, name)) if record is None else record["sha256"]
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Of a folder for what is half done, when nothing is left in it."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        with contextlib.suppress(OSError):  # another process came before
+            folder.rmdir()

@@ -164,6 +164,7 @@ def prepare(
     programs.place(config, pipe, device)
     for job in tqdm(todo, unit="video", disable=not here.is_first, dynamic_ncols=True, mininterval=1):
         make(output, wanted, job, pipe, rank=here.rank)
+    folders.remove_if_empty(output / "partial")
 
 
 def _agree(output: Path, wanted: Prepared, config: InferenceConfig, here: World) -> None:
@@ -250,3 +251,4 @@ def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, part: 
         except OSError:  # another disk
             shutil.copyfile(source / f"{one}.mp4", partial)
         folders.finish(output, one, partial, images=folders.size_of(partial).images, about={"seed": None, "adopted": str(source)})
+    folders.remove_if_empty(output / "partial")

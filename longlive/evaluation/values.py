@@ -53,7 +53,7 @@ def of_vbench(folder: Path) -> tuple[Values, dict[str, float]]:
             continue
         averages[dimension], videos = read_result(path, dimension)
         scale = 0.01 if dimension == "imaging_quality" else 1.0
-        found[dimension] = {Path(one["video_path"]).stem: scale * float(one["video_results"]) for one in videos if "video_path" in one}
+        found[dimension] = {name: scale * value for name, value in videos.items()}
     return found, averages
 
 

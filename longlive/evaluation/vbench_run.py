@@ -156,17 +156,24 @@ def asked(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_result(path: Path, dimension: str) -> tuple[float, list[dict[str, Any]]]:
-    """Average and videos of a result of vbench. Raises ValueError when it is none, or not a number."""
+def read_result(path: Path, dimension: str) -> tuple[float, dict[str, float]]:
+    """Average of a result of vbench, and the value of every video by its name; of VBench-Long the mean over its clips, which it lists one
+    by one.
+
+    Raises:
+        ValueError: when it is no such result, or not a number.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))[dimension]
-        average, videos = float(found[0]), found[-1]
-        values = [float(one["video_results"]) for one in videos if "video_results" in one]
+        average, listed = float(found[0]), found[-1]
+        values: dict[str, list[float]] = {}
+        for one in listed:
+            values.setdefault(Path(one["video_path"]).stem, []).append(float(one["video_results"]))
     except (OSError, json.JSONDecodeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no result of vbench for {dimension}: {error!r}") from error
     if not math.isfinite(average) or not values:
         raise ValueError(f"{path}: {dimension} is {average} of {len(values)} videos; vbench could not measure them")
-    return average, videos
+    return average, {name: sum(of) / len(of) for name, of in values.items()}
 
 
 def results_folder(folder: Path) -> Path:
@@ -290,6 +297,7 @@ def _measure(
     os.replace(made, results / made.name)
     folders.write_json(results / f"{dimension}_run.json", question | said)
     shutil.rmtree(work)
+    folders.remove_if_empty(work.parent)
     log.info("%s: %.4f", dimension, average)
     return Outcome(dimension, average)
 
