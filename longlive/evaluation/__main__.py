@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from longlive.generation.programs import hush
 from longlive.parallel.world import configure_logging, world
 
 log = logging.getLogger(__name__)
+
+SETTING = re.compile(r"[a-z_]+=")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,11 +100,13 @@ def _add_part(one: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done; 1 not all could be measured, or it broke; 2 a mistake of the user; 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    settings = [word for word in words if SETTING.match(word)]  # wherever they stand: argparse would count them to an option before them
     command_line = parser()
-    arguments, words = command_line.parse_known_args(argv)
-    if words and ("settings" not in arguments or not all("=" in word and not word.startswith("-") for word in words)):
-        command_line.error(f"unrecognized arguments: {' '.join(words)}")
-    arguments.settings = words
+    arguments = command_line.parse_args([word for word in words if word not in settings])
+    if settings and "settings" not in arguments:
+        command_line.error(f"unrecognized arguments: {' '.join(settings)}")
+    arguments.settings = settings
     configure_logging(world())
     hush()
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -24,8 +24,6 @@ from longlive.evaluation.suites import find_suite, names_of
 from longlive.evaluation.vbench_environment import VBenchEnvironment, default_environment
 from longlive.evaluation.vbench_score import PUBLISHED, PUBLISHED_LONG, read_results, table
 from longlive.evaluation.vbench_score import score as score_of
-from longlive.evaluation.weightless import Begun
-from longlive.generation.cues import num_images_of
 from longlive.parallel.machine import commit, digest_of, file_digest, hardware, versions
 from longlive.parallel.world import choose_device, world
 
@@ -202,8 +200,7 @@ def measure_folder(folder: Path, prepared: Prepared, *, block: int, pictures: Pa
     """Measures without weights of all videos of a prepared folder."""
     found: dict[str, dict[str, float]] = {}
     for entry in tqdm(prepared.entries, unit="prompt", mininterval=1):
-        cues = entry.script.schedule(block=block, fps=prepared.fps).cues
-        prompts = [Begun(num_images_of(cue.frame) if cue.frame else 0, cue.prompt) for cue in cues]
+        prompts = weightless.begun(entry.script.schedule(block=block, fps=prepared.fps).cues)
         for name in names_of([entry]):
             measured = weightless.measure_file(folders.video_path(folder, name), prompts, block=block, pictures=pictures)
             for metric, value in measured._asdict().items():

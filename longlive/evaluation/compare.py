@@ -20,8 +20,14 @@ from longlive.evaluation.suites import names_of
 from longlive.evaluation.values import Values
 from longlive.evaluation.vbench_score import DIMENSIONS, part, total
 
-LOWER_IS_BETTER = {"block_flicker", "switch_flicker", "colour_drift", "loop_similarity", "size_drift", "switch_seconds"}
-NEITHER_IS_BETTER = {"motion", "sink_similarity"}
+LOWER_IS_BETTER = {"block_flicker", "switch_flicker", "size_drift", "switch_seconds"}
+NEITHER_IS_BETTER = {
+    "temporal_flickering_of_all",
+    "motion",
+    "colour_drift",
+    "sink_similarity",
+    "loop_similarity",
+}  # it depends on the prompt
 MUST_AGREE = ("suite", "prompt_list", "entries", "num_frames", "fps", "seed")
 
 

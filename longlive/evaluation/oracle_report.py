@@ -16,6 +16,7 @@ from torch import Tensor
 from longlive import video
 from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import Entry
+from longlive.evaluation.weightless import begun
 from longlive.generation.cues import num_images_of
 from longlive.miniature import oracle
 from longlive.miniature.captions import parse
@@ -36,11 +37,10 @@ class Seen(NamedTuple):
 def meanings(entry: Entry, num_images: int, *, block: int, fps: float) -> list[tuple[int, Captioned]]:
     """The image with which each prompt begins, and what it says. Raises ValueError for a prompt that is not of the miniature world."""
     found = []
-    for cue in entry.script.schedule(block=block, fps=fps).cues:
-        said = parse(cue.prompt)
+    for first, prompt in begun(entry.script.schedule(block=block, fps=fps).cues):
+        said = parse(prompt)
         if said.keys() != ATTRIBUTES.keys():
-            raise ValueError(f'{entry.script.where}: "{cue.prompt}" does not say all that the miniature world has')
-        first = 0 if cue.frame == 0 else num_images_of(cue.frame)
+            raise ValueError(f'{entry.script.where}: "{prompt}" does not say all that the miniature world has')
         if first < num_images:
             found.append((first, Captioned(**said)))
     return found

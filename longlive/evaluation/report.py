@@ -17,6 +17,7 @@ from longlive.evaluation.vbench_score import DIMENSIONS, PUBLISHED, PUBLISHED_IN
 from longlive.miniature.world import ATTRIBUTES
 
 FEW = 3  # a radar has at least so many axes
+ROOM = 112.0  # percent: words of marks stand above the curves
 
 
 def name_of(prepared: Prepared) -> str:
@@ -110,7 +111,9 @@ def oracle_plot(adherence: np.ndarray, prepared: Prepared, path: Path) -> None:
         lines.append(charts.Line(name, seconds.tolist(), mean.tolist(), low.tolist(), high.tolist()))
     durations = prepared.entries[0].script.durations
     marks = {} if durations is None else {float(end): "next prompt" for end in np.cumsum(durations)[:-1]}
-    panel = charts.Panel("Images that show what the prompt in force says", "seconds", "percent", lines, (0.0, 105.0), marks)
+    panel = charts.Panel(
+        "Images that show what the prompt in force says", "seconds", "percent", lines, (0.0, 112.0), marks
+    )  # room for the words of the marks
     charts.over_time([panel], path, title=f"{name_of(prepared)}, {len(adherence)} videos", columns=1)
 
 

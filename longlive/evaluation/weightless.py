@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import av
 from longlive import video
 from longlive.evaluation import charts, metrics
 from longlive.evaluation.metrics import Measured, Traces
+from longlive.generation.cues import Cue, num_images_of
 
 TILES = 12
 
@@ -24,8 +25,18 @@ class Begun(NamedTuple):
     prompt: str
 
 
+def begun(cues: Iterable[Cue]) -> list[Begun]:
+    """The images with which cues begin: frame F of them have 4 F - 3 images."""
+    return [Begun(num_images_of(cue.frame) if cue.frame else 0, cue.prompt) for cue in cues]
+
+
 def prompts_beside(path: Path) -> list[Begun]:
-    """From the JSON file that the programs leave beside a video; none without it. Raises ValueError when it says something else."""
+    """From the JSON file that the programs leave beside a video, or the record of a prepared one; none without it. Raises ValueError when
+    it says something else."""
+    record = path.parent.parent / "records" / f"{path.stem}.json"
+    if record.is_file():
+        cues = json.loads(record.read_text(encoding="utf-8")).get("cues", [])
+        return begun([Cue(cue["frame"], cue["prompt"]) for cue in cues])
     beside = path.with_suffix(".json")
     if not beside.is_file():
         return []
@@ -47,7 +58,7 @@ def trace_file(path: Path) -> tuple[Traces, float]:
 def measure_file(path: Path, prompts: Sequence[Begun], *, block: int, pictures: Path | None = None) -> Measured:
     """Measures of a file; `pictures`: a folder for a plot over time and a contact sheet."""
     found, fps = trace_file(path)
-    switches = [begun.image for begun in prompts[1:]]
+    switches = [one.image for one in prompts[1:]]
     if pictures is not None:
         plot(found, prompts, pictures / f"{path.stem}_over_time.png", title=path.stem, block=block, fps=fps)
         sheet(path, found.num_images, prompts, pictures / f"{path.stem}_sheet.png", fps=fps)
@@ -57,7 +68,7 @@ def measure_file(path: Path, prompts: Sequence[Begun], *, block: int, pictures: 
 def plot(found: Traces, prompts: Sequence[Begun], path: Path, *, title: str, block: int, fps: float) -> None:
     """Change, colour drift, likeness to the sink and loops over time, with dashed lines where prompts begin."""
     seconds = [image / fps for image in range(found.num_images)]
-    marks = {begun.image / fps: begun.prompt for begun in prompts[1:]}
+    marks = {one.image / fps: one.prompt for one in prompts[1:]}
     borders = metrics.block_borders(found.num_images, block=block)
     at_borders = [found.changes[border - 1] if border in set(borders) else math.nan for border in range(found.num_images)]
     second = max(1, round(fps))
@@ -106,6 +117,6 @@ def sheet(path: Path, num_images: int, prompts: Sequence[Begun], target: Path, *
     shown = video.evenly_spaced(num_images, TILES)
     captions = []
     for index in shown:
-        in_force = [begun.prompt for begun in prompts if begun.image <= index]
+        in_force = [one.prompt for one in prompts if one.image <= index]
         captions.append(f"{index / fps:.1f} s\n{in_force[-1] if in_force else ''}".strip())
     video.contact_sheet(video.read_images(path, shown), target, captions=captions, title=path.name)

@@ -8,6 +8,7 @@ import pytest
 from longlive import video
 from longlive.evaluation import metrics, vbench_score
 from longlive.evaluation.__main__ import main
+from longlive.evaluation.metrics import traces
 from longlive.evaluation.vbench_score import DIMENSIONS, PUBLISHED, PUBLISHED_LONG, read_results, score, table, total
 
 MIDDLE = {name: (one.low + one.high) / 2 for name, one in DIMENSIONS.items()}
@@ -73,52 +74,93 @@ def rising(count, step=2):
     return np.broadcast_to((10 + step * np.arange(count))[:, None, None, None], (count, 8, 8, 3)).astype(np.uint8)
 
 
+def noise(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+
+
 def test_flicker_of_known_videos():
-    assert metrics.temporal_flickering(rising(20)) == pytest.approx((255 - 2) / 255)
-    assert metrics.temporal_flickering(np.zeros((5, 4, 4, 3), np.uint8)) == 1.0
-    noise = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
-    assert metrics.temporal_flickering(noise) == pytest.approx(1 - 85.33 / 255, abs=0.01)  # mean |a - b| of uniform bytes
+    assert metrics.temporal_flickering(traces(rising(20))) == pytest.approx((255 - 2) / 255)
+    assert metrics.temporal_flickering(traces(np.zeros((5, 4, 4, 3), np.uint8))) == 1.0
+    assert metrics.temporal_flickering(traces(noise(300))) == pytest.approx(1 - 85.33 / 255, abs=0.01)  # mean |a - b| of uniform bytes
 
 
 def test_flicker_at_borders():
     images = rising(33, 1).copy()
     images[21:] += 9  # the step into image 21 is ten times the others
+    found = traces(images)
     assert metrics.block_borders(33) == [9, 21] and metrics.block_borders(9) == []
-    assert metrics.border_flicker(images, [21]) == pytest.approx(10)
-    assert metrics.border_flicker(images, [9]) == pytest.approx(1)
-    assert np.isnan(metrics.border_flicker(images, [])) and np.isnan(metrics.border_flicker(images, [0, 40]))
-    measured = metrics.measure(images, switches=[21])
+    assert metrics.border_flicker(found, [21]) == pytest.approx(10)
+    assert metrics.border_flicker(found, [9]) == pytest.approx(1)
+    assert np.isnan(metrics.border_flicker(found, [])) and np.isnan(metrics.border_flicker(found, [0, 40]))
+    measured = metrics.measure(found, switches=[21])
     assert measured.switch_flicker == pytest.approx(10) and measured.block_flicker == pytest.approx(1) and measured.images == 33
 
 
 def test_colour_drift_and_collapse():
     red, blue = (np.full((40, 8, 8, 3), colour, np.uint8) for colour in ((200, 10, 10), (10, 10, 200)))
-    drift = metrics.colour_drift(np.concatenate([red, blue]))
+    drift = metrics.colour_drift(traces(np.concatenate([red, blue])))
     assert drift[:40].max() == 0 and drift[40:].min() == 1
-    noise = np.random.default_rng(1).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
-    away = metrics.sink_similarity(noise)
+    images = noise(60, seed=1)
+    away = metrics.sink_similarity(traces(images))
     assert away[:9] == pytest.approx(1, abs=1e-5) and away[9:].max() < 0.6
-    back = noise.copy()
-    back[50:] = noise[:10]
-    assert metrics.sink_similarity(back)[50:59].min() > 0.99
+    images[50:] = images[:10]
+    assert metrics.sink_similarity(traces(images))[50:59].min() > 0.99
 
 
-@pytest.mark.parametrize("images", [np.zeros((1, 4, 4, 3), np.uint8), np.zeros((3, 4, 4, 3)), np.zeros((3, 4, 4), np.uint8)])
+def test_loops():
+    """Something that comes back is a loop; standing still and moving on are none."""
+    images = noise(60, seed=2)
+    assert metrics.loop_similarity(traces(images), lag=20).max() < 0.9  # chance, of pictures of 64 pixels
+    images[40:] = images[:20]
+    back = metrics.loop_similarity(traces(images), lag=20)
+    assert back[:40].max() < 0.9 and back[40:].min() > 1.0  # all of the way back from no likeness
+    assert metrics.loop_similarity(traces(np.repeat(images[:1], 60, 0)), lag=20).max() == pytest.approx(0, abs=1e-6)
+    assert metrics.loop_similarity(traces(images), lag=59)[:59].max() == 0
+
+
+def test_memory_does_not_grow_with_pixels():
+    """What is kept of a large video is as much as of a small one."""
+    large, small = (traces(np.kron(noise(12), np.ones((1, k, k, 1), np.uint8))) for k in (16, 4))
+    assert [one.shape for one in large] == [one.shape for one in small] == [(11,), (12, 512), (12, 12)]
+    assert np.allclose(large.likeness, small.likeness, atol=0.02) and np.allclose(large.changes, small.changes)
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((1, 4, 4, 3), np.uint8), np.zeros((3, 4, 4, 3)), np.zeros((3, 4, 4), np.uint8), [rising(1)[0], noise(1)[0, :4]]]
+)
 def test_what_is_no_video(images):
-    with pytest.raises(ValueError, match=r"at least two|uint8"):
-        metrics.changes(images)
+    with pytest.raises(ValueError, match=r"at least two|uint8|in a video of"):
+        traces(images)
 
 
-def test_the_commands(tmp_path, capsys):
+def test_opencv_reads_colours_its_own_way(tmp_path):
+    """BT.601 of a file that says BT.709: grey is the same, saturated colours are not."""
+    red, grey = (np.broadcast_to(np.array(colour, np.uint8), (4, 16, 16, 3)) for colour in ((220, 20, 20), (120, 120, 120)))
+    for name, images in (("red", red), ("grey", grey)):
+        with video.VideoWriter(tmp_path / f"{name}.mp4", crf=0) as writer:
+            writer.write(images)
+    found = {name: np.stack(list(video.images_of(tmp_path / f"{name}.mp4", as_opencv=True))).astype(int) for name in ("red", "grey")}
+    assert np.abs(found["grey"] - grey).max() <= 2
+    red_709 = np.stack(list(video.images_of(tmp_path / "red.mp4"))).astype(int)
+    assert np.abs(red_709 - red).max() <= 3 and np.abs(found["red"] - red).max() > 8
+
+
+def test_the_commands(tmp_path, capsys, caplog):
     with video.VideoWriter(tmp_path / "a.mp4", crf=0) as writer:
         writer.write(np.repeat(np.repeat(rising(33), 4, 1), 4, 2))
     (tmp_path / "a.json").write_text(json.dumps({"prompts": [{"image": 0, "prompt": "x"}, {"image": 21, "prompt": "y"}]}))
-    assert main(["measure", str(tmp_path / "a.mp4")]) == 0
+    assert main(["measure", str(tmp_path / "a.mp4"), "--output", str(tmp_path / "pictures")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 33 and found["motion"] == pytest.approx(2, abs=0.3) and found["switch_flicker"] == pytest.approx(1, abs=0.5)
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["a_over_time.png", "a_sheet.png"]
     (tmp_path / "all_eval_results.json").write_text(json.dumps({name: [value, []] for name, value in MIDDLE.items()}))
     assert main(["score", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["total"] == 50
+    assert main(["score", str(tmp_path), "--long"]) == 0 and "FramePack (published) | 81.95" in capsys.readouterr().out
     (tmp_path / "all_eval_results.json").write_text(json.dumps({"scene": [0.4, []]}))
-    assert main(["score", str(tmp_path)]) == 2 and "15 of 16 dimensions are missing" in capsys.readouterr().err
-    assert main(["measure", str(tmp_path / "b.mp4")]) == 2 and "cannot be read as a video" in capsys.readouterr().err
+    assert main(["score", str(tmp_path)]) == 2 and "15 of 16 dimensions are missing" in caplog.text
+    assert main(["measure", str(tmp_path / "b.mp4")]) == 2 and "cannot be read as a video" in caplog.text
+    (tmp_path / "a.json").write_text("{}")
+    assert main(["measure", str(tmp_path / "a.mp4")]) == 2 and "does not say when prompts began" in caplog.text
+    with pytest.raises(SystemExit):
+        main(["score", str(tmp_path), "seconds=3"])

@@ -1,0 +1,82 @@
+"""CLIP score with a CLIP of random weights in transformers' layout: which images are looked at, and what is made of them."""
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast
+
+from longlive import video
+from longlive.evaluation.clip_score import ClipScore, Stretch, moments, stretches
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """A CLIP of one layer."""
+    folder = tmp_path_factory.mktemp("models") / "clip"
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    vocabulary = {token: number for number, token in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
+    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[], end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    tokenizer = CLIPTokenizerFast(vocab=vocabulary, merges=[], **ends)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 8}
+    text = small | {"vocab_size": len(vocabulary), "max_position_embeddings": 12, "bos_token_id": 0, "eos_token_id": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=small | {"image_size": 32, "patch_size": 16}, projection_dim=8))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip(clip_folder):
+    return ClipScore(str(clip_folder), device=torch.device("cpu"))
+
+
+def noise(seed, count=1):
+    return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+
+
+def test_two_images_a_second_in_the_middle():
+    parts = stretches(["a", "b"], [10.0, 5.0])
+    assert parts == [Stretch(0.0, 10.0, "a"), Stretch(10.0, 15.0, "b")]
+    looked = moments(parts[0], fps=16, num_images=1000)
+    assert len(looked) == 20 and looked[:3] == [4, 12, 20] and looked[-1] == 156
+    assert moments(parts[1], fps=16, num_images=1000)[0] == 164
+    assert moments(parts[1], fps=16, num_images=190) == [164, 172, 180, 188] and not moments(parts[1], fps=16, num_images=100)
+
+
+def test_a_score_is_the_mean_cosine(clip):
+    one, two = noise(0)[0], noise(1)[0]
+    scores = [clip.cosine([image], "a cat") for image in (one, two)]
+    assert scores[0] != pytest.approx(scores[1]) and all(abs(score) <= 100 for score in scores)
+    assert clip.cosine([one, two], "a cat") == pytest.approx(sum(scores) / 2, abs=1e-4)
+    assert clip.cosine([one], "a dog") != pytest.approx(scores[0])
+
+
+def test_the_end_of_a_long_prompt_is_not_read(clip):
+    assert clip.max_tokens == 12 and clip.num_tokens("a b c") == 5
+    assert clip.cosine(noise(0), "a b c d e f g h i j k") == clip.cosine(noise(0), "a b c d e f g h i j z z")
+    assert clip.cosine(noise(0), "a b c") != clip.cosine(noise(0), "a b d")
+
+
+def test_stretches_of_a_video(clip, tmp_path):
+    """Each stretch against its own prompt; one that the video does not reach has no score."""
+    images = np.repeat(np.concatenate([noise(0), noise(1)]), 32, 0)
+    with video.VideoWriter(tmp_path / "x.mp4", crf=0) as writer:
+        writer.write(images)
+    parts = stretches(["a cat", "a dog", "a cow"], [2.0, 2.0, 2.0])
+    found = clip.of_video(tmp_path / "x.mp4", parts)
+    read = video.read_video(tmp_path / "x.mp4")
+    assert found[0] == pytest.approx(clip.cosine([read[4]], "a cat"), abs=0.2)
+    assert found[1] == pytest.approx(clip.cosine([read[40]], "a dog"), abs=0.2) and np.isnan(found[2])
+
+
+def test_without_weights(tmp_path):
+    with pytest.raises(ValueError, match=r"CLIP is not there as .*hf download laion"):
+        ClipScore(str(tmp_path / "nowhere"), device=torch.device("cpu"))

@@ -1,0 +1,123 @@
+"""A folder of prepared videos: what is wrong with it is found, and nothing is taken for finished that is not."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from longlive import video
+from longlive.evaluation import folder as folders
+from longlive.evaluation.folder import Prepared
+from longlive.evaluation.suites import Entry
+from longlive.generation.prompt_files import Script
+
+ENTRIES = tuple(
+    Entry(index=i, name=name, script=Script("here", (name,)), samples=2, dimensions=("scene",)) for i, name in enumerate(("a cat", "a dog"))
+)
+PREPARED = Prepared(
+    suite="vbench",
+    prompt_list={"source": "here", "digest": "0", "dimensions": None, "limit": None, "samples": None},
+    rewritten=None,
+    seed=7,
+    num_frames=3,
+    fps=16.0,
+    block=3,
+    model={"model": "tiny", "window": 9},
+    weights=[{"file": "w", "sha256": "1"}],
+    entries=ENTRIES,
+    made_with=[{"commit": "a"}],
+)
+
+
+def write(path, images=9, size=16):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with video.VideoWriter(path) as writer:
+        writer.write(np.random.default_rng(0).integers(0, 256, (images, size, size, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """All four videos."""
+    folders.settle(tmp_path, PREPARED, write=True)
+    for name in PREPARED.names:
+        write(tmp_path / "partial" / "0.mp4")
+        folders.finish(tmp_path, name, tmp_path / "partial" / "0.mp4", images=9, about={"seed": 0})
+    return tmp_path
+
+
+def test_round_trip(folder):
+    assert folders.load(folder) == PREPARED
+    assert PREPARED.names == ["a cat-0", "a cat-1", "a dog-0", "a dog-1"]
+    assert [PREPARED.seed_of(entry, sample) for entry in ENTRIES for sample in range(2)] == [7, 8, 10_007, 10_008]
+    assert not folders.check(folder, PREPARED).any
+    assert sorted(path.name for path in (folder / "videos").iterdir()) == [f"{name}.mp4" for name in PREPARED.names]
+    scripted = dataclasses.replace(PREPARED, num_frames=None)
+    script = Script("here", ("a", "b"), durations=(1.0, 1.0))
+    assert scripted.frames_of(dataclasses.replace(ENTRIES[0], script=script)) == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 8}, "seed 7, this is 8"),
+        ({"num_frames": 6}, "num_frames 3, this is 6"),
+        ({"model": {"model": "tiny", "window": 12}}, "model.window 9, this is 12"),
+        ({"weights": [{"file": "w", "sha256": "2"}]}, r"other weights \(1 of them; the first that differs is number 1\)"),
+        ({"entries": ENTRIES[:1]}, r"other entries \(2 then, 1 now; the first that differs is number 2\)"),
+        ({"prompt_list": {**PREPARED.prompt_list, "digest": "1"}}, 'prompt_list.digest "0", this is "1"'),
+        ({"rewritten": {"file": "x"}}, "rewritten null, this is"),
+    ],
+)
+def test_a_folder_is_of_one_request(folder, change, words):
+    before = (folder / "prepared.json").read_bytes()
+    with pytest.raises(ValueError, match=words):
+        folders.settle(folder, dataclasses.replace(PREPARED, **change), write=True)
+    assert (folder / "prepared.json").read_bytes() == before
+
+
+def test_what_it_was_made_with_is_added_up(folder):
+    for commit in ("b", "a", "b"):
+        folders.settle(folder, dataclasses.replace(PREPARED, made_with=[{"commit": commit}], settings={"threads": 2}), write=True)
+    assert folders.load(folder).made_with == [{"commit": "a"}, {"commit": "b"}]
+
+
+def test_missing_strangers_unreadable(folder):
+    videos = folder / "videos"
+    (videos / "a cat-1.mp4").rename(videos / "a cats-1.mp4")
+    (videos / "a dog-0.mp4").write_bytes((videos / "a dog-0.mp4").read_bytes()[:100])
+    found = folders.check(folder, PREPARED)
+    assert found.missing == ["a cat-1.mp4"] and found.strangers == ["a cats-1.mp4"] and found.unreadable == ["a dog-0.mp4"]
+    for words in (
+        "1 videos are missing: a cat-1.mp4",
+        "perhaps a cats-1.mp4 should be a cat-1.mp4",
+        "1 videos cannot be read: a dog-0.mp4",
+    ):
+        assert words in str(found)
+    assert [folders.read_record(folder, name) is None for name in PREPARED.names] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(("images", "size"), [(12, 16), (9, 32)])
+def test_mixed(folder, images, size):
+    write(folder / "videos" / "a dog-1.mp4", images, size)
+    found = folders.check(folder, PREPARED)
+    assert found.mixed == {"9 images of 16x16": 3, f"{images} images of {size}x{size}": 1} and "not of one size" in str(found)
+
+
+def test_half_a_video_is_not_taken(folder):
+    write(folder / "partial" / "0.mp4", images=5)
+    with pytest.raises(ValueError, match="holds 5 images; 9 were wanted"):
+        folders.finish(folder, "a dog-1", folder / "partial" / "0.mp4", images=9, about={})
+    folders.record_path(folder, "a dog-1").unlink()  # killed between the video and its record
+    assert folders.read_record(folder, "a dog-1") is None and not folders.check(folder, PREPARED).any
+    folders.record_path(folder, "a dog-1").write_text("{")
+    assert folders.read_record(folder, "a dog-1") is None
+
+
+@pytest.mark.parametrize("content", ["{", "{}", json.dumps({"format": 1}), json.dumps({"format": 0})])
+def test_what_is_no_prepared_folder(tmp_path, content):
+    with pytest.raises(ValueError, match="run `prepare` first"):
+        folders.load(tmp_path)
+    (tmp_path / "prepared.json").write_text(content)
+    with pytest.raises(ValueError, match=r"cannot be read|another version"):
+        folders.load(tmp_path)
