@@ -52,6 +52,7 @@ class InferenceConfig:
     timestep_shift: float | None = None
     context_timestep: float | None = None  # noise level at which finished frames are remembered
     keep_sink: bool | None = None  # at a prompt switch; false refreshes it (global_sink of the released configurations)
+    recache: Literal["joint", "causal", "none", "clear"] | None = None  # the past at a switch; other than joint: for comparison
     relative_rope: bool | None = None  # number the visible frames 0, 1, 2 …: any length stays inside the trained range
 
     # what is written

@@ -14,7 +14,7 @@ esac
 suite="$1"
 folder="${2:?a folder for videos and results, as in: bash scripts/vbench.sh $suite evaluation/mine}"
 shift 2
-if [[ "$suite" == vbench || "$suite" == long || "$suite" == interactive ]]; then
+if [[ "$suite" == vbench || "$suite" == long || "$suite" == interactive || "$suite" == switch ]]; then
     bash "$here/setup_vbench.sh" > /dev/null
 fi
 gpus="${GPUS:-$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')}"

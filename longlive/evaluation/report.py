@@ -13,7 +13,17 @@ from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import find_suite
 from longlive.evaluation.vbench_run import INTERACTIVE
-from longlive.evaluation.vbench_score import DIMENSIONS, PUBLISHED, PUBLISHED_INTERACTIVE, PUBLISHED_LONG, Row, normalised, score, table
+from longlive.evaluation.vbench_score import (
+    DIMENSIONS,
+    PUBLISHED,
+    PUBLISHED_INTERACTIVE,
+    PUBLISHED_LONG,
+    PUBLISHED_SWITCH,
+    Row,
+    normalised,
+    score,
+    table,
+)
 from longlive.miniature.world import ATTRIBUTES
 
 FEW = 3  # a radar has at least so many axes
@@ -21,8 +31,9 @@ ROOM = 112.0  # percent: words of marks stand above the curves
 
 
 def name_of(prepared: Prepared) -> str:
-    """The model, shortly."""
-    return Path(str(prepared.model["model"])).name
+    """The model, shortly, and what a switch does with the past when that is not LongLive's way."""
+    recache = prepared.model.get("recache", "joint")
+    return Path(str(prepared.model["model"])).name + (f", recache={recache}" if recache != "joint" else "")
 
 
 def remarks(prepared: Prepared) -> list[str]:
@@ -99,6 +110,27 @@ def interactive_report(folder: Path, name: str) -> tuple[str, dict[str, Any], li
     return "\n".join(lines) + "\n", content, problems
 
 
+def switch_report(folder: Path, name: str) -> tuple[str, dict[str, Any], list[str]]:
+    """Consistency and CLIP score around one switch beside the published ablation, which does not say of which stretch its score is."""
+    averages = values.of_vbench(folder)[1]
+    clip = values.read(folder, "clip_score")
+    scores = {} if clip is None else {metric: values.mean(of) for metric, of in clip[0].items()}
+    wanted = ("background_consistency", "subject_consistency")
+    problems = [f"{dimension} was not measured" for dimension in wanted if dimension not in averages]
+    if not scores:
+        problems.append("the CLIP score was not measured; `run` says what it lacks")
+    stretches = [metric.removeprefix("clip_").replace("_", "–") + " s" for metric in scores] or ["first", "second"]
+    lines = [f"| what a switch does | background | subject | {' | '.join(f'CLIP, {one}' for one in stretches)} |"]
+    lines.append("| --- | --- | --- |" + " --- |" * len(stretches))
+    own = [f"{100 * averages[one]:.2f}" if one in averages else "missing" for one in wanted]
+    own += [f"{value:.2f}" for value in scores.values()] or ["missing"] * len(stretches)
+    lines.append(f"| **{name}** | " + " | ".join(own) + " |")
+    for model, row in PUBLISHED_SWITCH.items():
+        empty = " |" * (len(stretches) - 1)
+        lines.append(f"| {model} (published) | {row.background:.2f} | {row.subject:.2f} |{empty} {row.clip:.2f} |")
+    return "\n".join(lines) + "\n", {"dimensions": averages, "clip": scores}, problems
+
+
 def oracle_plot(adherence: np.ndarray, prepared: Prepared, path: Path) -> None:
     """Share of videos' images that show each attribute, second by second `[videos, seconds, 4]`, with 95 % intervals over videos."""
     seconds = np.arange(adherence.shape[1]) + 0.5
@@ -144,7 +176,8 @@ def write(folder: Path, *, name: str | None = None) -> tuple[str, list[str]]:
     parts, content = [], {"suite": prepared.suite, "name": name, "remarks": said, "model": prepared.model, "weights": prepared.weights}
     measured_by_vbench = bool(values.of_vbench(folder)[1])
     if suite.measured_by == "interactive":
-        text, more, problems = interactive_report(folder, name)
+        make = switch_report if prepared.suite == "switch" else interactive_report
+        text, more, problems = make(folder, name)
         parts.append(text)
         content |= more
     elif measured_by_vbench or suite.measured_by != "oracle":

@@ -74,6 +74,7 @@ SUITES = {
     "vbench": Suite(title="VBench, videos of 5 seconds", num_frames=21, measured_by="vbench"),
     "long": Suite(title="VBench-Long, videos of 30 seconds", num_frames=120, measured_by="vbench_long"),
     "interactive": Suite(title="interactive protocol, six prompts of 10 seconds", num_frames=240, measured_by="interactive"),
+    "switch": Suite(title="one switch of the prompt after five of ten seconds", num_frames=None, measured_by="interactive"),
     "miniature": Suite(title="held-out prompts of the miniature world", num_frames=42, measured_by="oracle"),
     "miniature_switches": Suite(title="prompts of the miniature world that follow each other", num_frames=None, measured_by="oracle"),
 }
@@ -99,13 +100,14 @@ def read_full_info(path: Path) -> list[dict[str, Any]]:
     return content
 
 
-def vbench_prompts(path: Path, *, rewritten: Path | None = None) -> PromptList:
+def vbench_prompts(path: Path, *, rewritten: Path | None = None, static_samples: int = STATIC_SAMPLES) -> PromptList:
     """VBench's own list, from the file that comes with the package.
 
     A prompt that stands in the list twice, for different dimensions, becomes one entry: its videos have the same names.
 
     Args:
         rewritten: longer prompts to generate from, a text file whose line i belongs to entry i of the list; names stay.
+        static_samples: videos of each prompt for temporal flickering.
     """
     content = read_full_info(path)
     longer = read_rewritten(rewritten, len(content)) if rewritten is not None else None
@@ -124,7 +126,7 @@ def vbench_prompts(path: Path, *, rewritten: Path | None = None) -> PromptList:
             index=index,
             name=name,
             script=Script(f"{path.name}, entry {index}", (text,)),
-            samples=STATIC_SAMPLES if "temporal_flickering" in dimensions else SAMPLES,
+            samples=static_samples if "temporal_flickering" in dimensions else SAMPLES,
             dimensions=dimensions,
             auxiliary=auxiliary,
         )
@@ -145,17 +147,22 @@ def read_rewritten(path: Path, count: int) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def interactive_prompts(path: Path | None = None, *, samples: int = 8) -> PromptList:
-    """Scripts of prompts that follow each other: the 20 that come with the package (160 videos), or those of a `.jsonl` file."""
+def interactive_prompts(path: Path | None = None, *, samples: int = 8, only: tuple[int, float] | None = None) -> PromptList:
+    """Scripts of prompts that follow each other: the 20 that come with the package (160 videos), or those of a `.jsonl` file.
+
+    `only`: the first so many prompts of each, and how many seconds each lasts.
+    """
     path = path or INTERACTIVE_PROMPTS
     scripts = read_scripts(path)
     entries = []
     for index, script in enumerate(scripts):
         if script.durations is None:
             raise ValueError(f'{script.where}: say how long each prompt lasts: {{"prompts": [{{"text": "…", "seconds": 10}}, …]}}')
+        if only is not None:
+            script = Script(script.where, script.prompts[: only[0]], durations=(only[1],) * len(script.prompts[: only[0]]))
         words = re.sub(r"[^a-z0-9]+", "-", script.prompts[0].lower()).strip("-")[:48].rstrip("-")
         entries.append(Entry(index=index, name=f"{index:03d}-{words}", script=script, samples=samples))
-    content = [[script.prompts, script.durations] for script in scripts]
+    content = [[entry.script.prompts, entry.script.durations] for entry in entries]
     return _checked(PromptList(tuple(entries), f"{path.name}, {len(scripts)} scripts", digest_of(content)))
 
 
@@ -195,20 +202,21 @@ def prompts_of(suite: str, *, full_info: Callable[[], Path], prompts: Path | Non
 
     Args:
         full_info: where VBench's list is; asked only where it is wanted.
-        prompts: scripts instead of the suite's own, for `interactive`.
+        prompts: scripts instead of our own, for `interactive` and `switch`.
 
     Raises:
         ValueError: when they cannot be read, or a file is given that this suite does not read.
     """
-    by_vbench = find_suite(suite).measured_by.startswith("vbench")
+    measured_by = find_suite(suite).measured_by
+    by_vbench = measured_by.startswith("vbench")
     if rewritten is not None and not by_vbench:
         raise ValueError(f"the suite {suite} has no rewritten prompts; they belong to vbench and long")
-    if prompts is not None and suite != "interactive":
-        raise ValueError(f"the suite {suite} has its own prompts; a file of scripts belongs to interactive")
-    if by_vbench:
-        return vbench_prompts(full_info(), rewritten=rewritten)
-    if suite == "interactive":
-        return interactive_prompts(prompts)
+    if prompts is not None and measured_by != "interactive":
+        raise ValueError(f"the suite {suite} has its own prompts; a file of scripts belongs to interactive and switch")
+    if by_vbench:  # of long videos the clips are filtered, and there are enough of them
+        return vbench_prompts(full_info(), rewritten=rewritten, static_samples=STATIC_SAMPLES if suite == "vbench" else SAMPLES)
+    if measured_by == "interactive":
+        return interactive_prompts(prompts, only=(2, 5.0) if suite == "switch" else None)
     return miniature_prompts() if suite == "miniature" else miniature_switches()
 
 

@@ -27,7 +27,7 @@ from longlive.generation.cues import TEMPORAL_STRIDE, Cues, PromptQueue, PromptS
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache, weight_bytes, working_bytes
 from longlive.generation.noise import Generators, Noise
-from longlive.generation.rollout import OnStep, Rollout
+from longlive.generation.rollout import OnStep, Recache, Rollout
 from longlive.generation.session import Session, Take, TypedOver
 from longlive.generation.stream import Made, stream
 from longlive.generation.timeline import Timeline
@@ -59,6 +59,7 @@ class PipelineInfo(NamedTuple):
     timestep_shift: float
     relative_rope: bool
     keep_sink: bool
+    recache: Recache
 
 
 @dataclass
@@ -82,6 +83,7 @@ class LongLivePipeline(DiffusionPipeline):
             prompt says, the following blocks follow the picture.
         relative_rope: the infinite mode; see `RingCache`.
         keep_sink: what a prompt switch does with the sink, unless its cue says so itself (`global_sink` in released files).
+        recache: what a prompt switch does with the past: "joint" is LongLive's; "none" and "clear" are for comparison (see `Recache`).
         height, width: default size in pixels.
     """
 
@@ -109,6 +111,7 @@ class LongLivePipeline(DiffusionPipeline):
         guided_blocks: int | None = None,
         relative_rope: bool = False,
         keep_sink: bool = True,
+        recache: Recache = "joint",
         height: int = 480,
         width: int = 832,
         fps: float = 16.0,
@@ -132,6 +135,7 @@ class LongLivePipeline(DiffusionPipeline):
             guided_blocks=guided_blocks,
             relative_rope=relative_rope,
             keep_sink=keep_sink,
+            recache=recache,
             height=height,
             width=width,
             fps=fps,
@@ -206,6 +210,7 @@ class LongLivePipeline(DiffusionPipeline):
             timestep_shift=config.timestep_shift,
             relative_rope=config.relative_rope,
             keep_sink=config.keep_sink,
+            recache=config.recache,
         )
 
     def num_frames_for(self, seconds: float) -> int:
@@ -379,6 +384,7 @@ class LongLivePipeline(DiffusionPipeline):
             draw=draw.like if self.config.fresh_noise else None,
             context_t=float(self.config.context_timestep),
             on_step=on_step,
+            recache=self.config.recache,
         )
 
         def noise(frames: range) -> Tensor:

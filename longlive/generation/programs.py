@@ -50,7 +50,7 @@ INSTEAD_OF = {  # what is said on the command line takes the place of what a fil
 RELEASED = """get the released weights, then use --config configs/inference.yaml:
   hf download Wan-AI/Wan2.1-T2V-1.3B --local-dir wan_models/Wan2.1-T2V-1.3B
   hf download Efficient-Large-Model/LongLive-1.3B --local-dir longlive_models"""
-SAMPLING = ("window", "sink", "denoising_steps", "timestep_shift", "context_timestep", "keep_sink", "relative_rope")
+SAMPLING = ("window", "sink", "denoising_steps", "timestep_shift", "context_timestep", "keep_sink", "recache", "relative_rope")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,8 @@ class Timeline:
             if version != VERSION:
                 raise ValueError(f"{where} is a timeline of version {version}; this program reads version {VERSION}")
             cues = [Cue(int(cue["frame"]), str(cue["prompt"]), cue["keep_sink"]) for cue in content["cues"]]
-            timeline = cls(int(content["seed"]), dict(content["settings"]), cues, int(content["num_frames"]))
+            settings = {"recache": "joint", **content["settings"]}  # older files do not say it, since there was no other
+            timeline = cls(int(content["seed"]), settings, cues, int(content["num_frames"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{where} is no timeline: {type(error).__name__} {error}") from error
         if timeline.num_frames <= 0:

@@ -288,6 +288,16 @@ def test_interactive_scripts(prepare, environment, cache, tmp_path, caplog):
     values.write(folder, "clip_score", found, {})
     assert main(["score", str(folder)]) == 2 and "Quality lacks subject_consistency" in caplog.text
     assert "| **tiny** | missing | 20.00 | 22.00 |" in (folder / "results" / "score.md").read_text()
+    status, other = prepare("switch", "--prompts", str(own), "--samples", "1", "recache=none", folder="switch")
+    assert status == 0 and folders.load(other).entries[0].script.durations == (5.0, 5.0)
+    has_weights(cache, "background_consistency", "subject_consistency")
+    assert (
+        main(["run", str(other), "--environment", str(environment), "--dimensions", "background_consistency", "temporal_flickering"]) == 1
+    )
+    assert main(["score", str(other)]) == 2 and "background_consistency" not in folders.load(other).settings
+    text = (other / "results" / "score.md").read_text()
+    assert "| **tiny, recache=none** |" in text and "| missing | missing | missing |" in text
+    assert "| cache cleared (published) | 92.75 | 89.59 | | 28.95 |" in text
     assert main(["measure", str(folder)]) == 0 and "switch_flicker" in values.read(folder, "measured")[0]
 
 

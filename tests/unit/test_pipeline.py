@@ -1,6 +1,7 @@
 """The pipeline: the same video however it is asked for, and clear words for what cannot be made."""
 
 import copy
+import itertools
 import threading
 
 import pytest
@@ -69,6 +70,21 @@ def test_schedule_queue_and_typing_agree(pipe):
         assert [(cue.frame, cue.prompt) for cue in session.timeline.cues] == [(0, PROMPT), (6, OTHER)]
         images = torch.cat([chunk.images for chunk in chunks], dim=1)
         assert (decoded.movedim(2, -1) * 255 - images).abs().max() <= 0.51
+
+
+def test_what_a_switch_does_with_the_past(tiny, tmp_path):
+    """All ways agree until the switch, and none after it; saved with the pipeline. A cleared past is a video that begins anew."""
+    plan = PromptSchedule((Cue(0, PROMPT), Cue(9, "a blue square moving up on a white background")))
+    made = {}
+    for recache in ("joint", "causal", "none", "clear"):
+        pipe = LongLivePipeline.from_pretrained(tiny, recache=recache)
+        made[recache] = latents(pipe, plan, num_frames=15)
+        assert pipe.info.recache == recache
+    pipe.save_pretrained(tmp_path)
+    assert LongLivePipeline.from_pretrained(tmp_path).info.recache == "clear"
+    for one, two in itertools.combinations(made, 2):
+        assert torch.equal(made[one][:, :9], made[two][:, :9])
+        assert not torch.equal(made[one][:, 9:], made[two][:, 9:]), (one, two)
 
 
 def test_output_types_and_shapes(pipe):

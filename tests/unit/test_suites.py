@@ -106,6 +106,9 @@ def test_scripts_that_come_with_the_package(tmp_path):
     for entry in found.entries:
         assert len(entry.script.prompts) == 6 and entry.script.durations == (10.0,) * 6
         assert len(set(entry.script.prompts)) == 6 and all(40 <= len(prompt.split()) <= 80 for prompt in entry.script.prompts)
+    switch = prompts_of("switch", full_info=lambda: tmp_path)
+    assert [entry.script.prompts for entry in switch.entries] == [entry.script.prompts[:2] for entry in found.entries]
+    assert all(entry.script.durations == (5.0, 5.0) for entry in switch.entries) and switch.digest != found.digest
     own = tmp_path / "own.jsonl"
     own.write_text('{"prompts": ["a", "b"], "switch_frame_indices": [3]}\n')
     with pytest.raises(ValueError, match="say how long each prompt lasts"):
@@ -123,9 +126,10 @@ def test_the_miniature_world():
 
 def test_files_belong_to_suites(full_info, tmp_path):
     assert prompts_of("vbench", full_info=lambda: full_info) == vbench_prompts(full_info)
+    assert [entry.samples for entry in prompts_of("long", full_info=lambda: full_info).entries] == [5, 5, 5, 5]
     for suite in SUITES:
-        if suite != "interactive":
-            with pytest.raises(ValueError, match="scripts belongs to interactive"):
+        if suite not in ("interactive", "switch"):
+            with pytest.raises(ValueError, match="scripts belongs to interactive and switch"):
                 prompts_of(suite, full_info=lambda: full_info, prompts=tmp_path / "x.jsonl")
     with pytest.raises(ValueError, match="belong to vbench and long"):
         prompts_of("miniature", full_info=lambda: full_info, rewritten=tmp_path / "x.txt")
