@@ -12,10 +12,10 @@ from experiments.arms import LENGTHS, Trained
 from experiments.command import main
 from experiments.measure import AFTER, SWITCH, SWITCH_COLUMNS, Case, Scores, claim, latency_claim, line, setting, switch_cells, switched
 from experiments.metrics import estimate, image_jump
-from experiments.plot import Panel
 from experiments.report import Report, Table
 from experiments.state_model import BLOCK, CLIP
 from experiments.videos import switch_pairs
+from longlive.evaluation.charts import Panel
 from longlive.types import Latents
 
 MODES = {"recache": "joint", "kept": "none", "cleared": "clear"}

@@ -12,11 +12,11 @@ import torch
 from experiments.arms import LONGEST, Trained
 from experiments.command import main
 from experiments.measure import DRIFT_COLUMNS, Case, Scores, claim, drift_cells, lasting, line, setting
-from experiments.plot import Line, Panel
 from experiments.report import Report, Table
 from experiments.state_model import BLOCK, CLIP, WINDOW
 from experiments.videos import Video
 from longlive.cache.window import Window
+from longlive.evaluation.charts import Line, Panel
 
 NAMES = {"sink": "window 9 + sink 3", "window": "window 12", "full": "full", "turned": "window 9 + sink 3, turned"}
 OWN = {"sink": "long", "window": "long_window", "full": "long_full", "turned": "long"}

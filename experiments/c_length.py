@@ -9,9 +9,9 @@ from functools import partial
 from experiments.arms import ARMS, LONGEST, Trained
 from experiments.command import main
 from experiments.measure import DRIFT_COLUMNS, Case, Scores, claim, drift_cells, lasting, line, setting
-from experiments.plot import Panel
 from experiments.report import Report, Table
 from experiments.state_model import CLIP
+from longlive.evaluation.charts import Panel
 
 NAMES = {"init": "init", "short": "clips only, as long", "long": "long tuning"}
 

@@ -23,9 +23,9 @@ from experiments.measure import (
     switch_cells,
     switched,
 )
-from experiments.plot import Panel
 from experiments.report import Report, Table
 from experiments.state_model import BLOCK, CLIP
+from longlive.evaluation.charts import Panel
 
 NAMES = {"long": "mended", "zero_sink": "zero sink", "context_noise": "context noise", "gradient_leak": "gradient leak"}
 KEEP_SINK = {"zero_sink": True}  # the public code trains without a sink after a switch, and runs with the old one

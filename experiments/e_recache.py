@@ -9,9 +9,9 @@ from functools import partial
 from experiments.arms import Trained
 from experiments.command import main
 from experiments.measure import AFTER, SWITCH, SWITCH_COLUMNS, Case, Scores, claim, line, setting, switch_cells, switched
-from experiments.plot import Panel
 from experiments.report import Report, Table
 from experiments.state_model import BLOCK
+from longlive.evaluation.charts import Panel
 
 CASES: dict[str, Case] = {
     "joint, refreshed": Case("long"),

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from experiments.arms import Trained
 from experiments.metrics import DriftScores, Estimate, SwitchScores, bootstrap, drift_scores, estimate, latency, slope, switch_scores
-from experiments.plot import Line
 from experiments.report import Claim, Expected
 from experiments.state_model import BLOCK, CLIP, WINDOW
 from experiments.videos import Cut, Video, make, switch_pairs
 from longlive.cache.window import Window
+from longlive.evaluation.charts import Line
 from longlive.generation.rollout import Recache
 from longlive.models.wan import WanTransformer
 from longlive.types import Latents

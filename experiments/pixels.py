@@ -19,11 +19,11 @@ from experiments import ROOT
 from experiments.measure import Scores, claim, line
 from experiments.metrics import SwitchPair, estimate, image_change, per_block
 from experiments.pixel_model import IMAGES, PixelCut, PixelModel, first_image, jump, radius_change, right
-from experiments.plot import Panel
 from experiments.report import Claim, Report, Table, write
 from experiments.summary import summarize
 from experiments.videos import switch_pairs
 from longlive.cache.window import Window
+from longlive.evaluation.charts import Panel
 from longlive.generation.rollout import Recache
 from longlive.miniature import oracle
 from longlive.miniature.captions import canonical

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from experiments import ROOT
-from experiments.plot import Line, Panel, draw
+from longlive.evaluation.charts import Line, Panel, over_time
 from longlive.miniature.world import ATTRIBUTES
 
 STAGES = ("language", "autoencoder", "teacher", "causal_init", "init", "long")
@@ -92,7 +92,7 @@ def panels(journals: dict[str, Journal]) -> list[Panel]:
             if len(values) > 1 and name.startswith("oracle/"):
                 lines.append(Line(name.split("/")[-1], steps, values, values, values))
         if lines:
-            made.append(Panel(f"{stage}: validation", "step", "share right", lines, (0.0, 1.0)))
+            made.append(Panel(f"{stage}: validation", "step", "share right", lines, (0.0, 1.04)))
     return made
 
 
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     pictures = [stage for stage in journals if sheet(runs / stage, arguments.output / f"stage_{stage}.png")]
     (arguments.output / "recipe.json").write_text(json.dumps(stages, indent=1) + "\n", encoding="utf-8")
     (arguments.output / "recipe.md").write_text(page(stages, pictures), encoding="utf-8")
-    draw(panels(journals), arguments.output / "recipe.png", title="The miniature's stages", columns=3)
+    over_time(panels(journals), arguments.output / "recipe.png", title="The miniature's stages", columns=3)
     return 0
 
 

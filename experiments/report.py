@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from experiments.metrics import Estimate
-from experiments.plot import Panel, draw
+from longlive.evaluation.charts import Panel, over_time
 
 Expected = Literal["less", "more", "equal"]
 Verdict = Literal["shows", "does not show", "reversed"]
@@ -85,7 +85,7 @@ def write(report: Report, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{report.name}.json").write_text(json.dumps(_data(report), indent=1) + "\n", encoding="utf-8")
     (folder / f"{report.name}.md").write_text(_page(report), encoding="utf-8")
-    draw(report.panels, folder / f"{report.name}.png", title=report.title)
+    over_time(report.panels, folder / f"{report.name}.png", title=report.title)
 
 
 def _plain(cell: Estimate | float) -> Any:

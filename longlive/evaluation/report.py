@@ -24,6 +24,7 @@ from longlive.evaluation.vbench_score import (
     score,
     table,
 )
+from longlive.evaluation.weightless import begun
 from longlive.miniature.world import ATTRIBUTES
 
 FEW = 3  # a radar has at least so many axes
@@ -33,7 +34,9 @@ ROOM = 112.0  # percent: words of marks stand above the curves
 def name_of(prepared: Prepared) -> str:
     """The model, shortly, and what a switch does with the past when that is not LongLive's way."""
     recache = prepared.model.get("recache", "joint")
-    return Path(str(prepared.model["model"])).name + (f", recache={recache}" if recache != "joint" else "")
+    place = Path(str(prepared.model["model"]))
+    short = "/".join(place.parts[-2:]) if place.name in ("pipeline", "export") else place.name
+    return short + (f", recache={recache}" if recache != "joint" else "")
 
 
 def remarks(prepared: Prepared) -> list[str]:
@@ -141,8 +144,8 @@ def oracle_plot(adherence: np.ndarray, prepared: Prepared, path: Path) -> None:
         around = 1.96 * np.nanstd(shown, axis=0) / np.sqrt(count)
         low, high = np.clip(mean - around, 0, 100), np.clip(mean + around, 0, 100)
         lines.append(charts.Line(name, seconds.tolist(), mean.tolist(), low.tolist(), high.tolist()))
-    durations = prepared.entries[0].script.durations
-    marks = {} if durations is None else {float(end): "next prompt" for end in np.cumsum(durations)[:-1]}
+    cues = prepared.entries[0].script.schedule(block=prepared.block, fps=prepared.fps).cues
+    marks = {one.image / prepared.fps: "next prompt" for one in begun(cues)[1:]}
     panel = charts.Panel(
         "Images that show what the prompt in force says", "seconds", "percent", lines, (0.0, 112.0), marks
     )  # room for the words of the marks

@@ -48,10 +48,11 @@ class VBench:
             for path in entry["video_list"]:
                 value = int(hashlib.sha256(Path(path).read_bytes()).hexdigest()[:4], 16) / 2**17 + 0.25
                 found.append({"video_path": path, "video_results": value})
-        if dimension == "scene" and not Path(sys.prefix, "scene_works").exists() and not Path(__file__).with_name("scene_works").exists():
+        if dimension == "scene" and not Path(__file__).with_name("scene_works").exists():
             raise RuntimeError("scene does not work today")
         average = sum(one["video_results"] for one in found) / len(found)
-        result = {dimension: [average, found[1:] if dimension == "color" and not Path(__file__).with_name("color_works").exists() else found]}
+        lost = dimension == "color" and not Path(__file__).with_name("color_works").exists()
+        result = {dimension: [average, found[1:] if lost else found]}
         (self.output / f"{name}_eval_results.json").write_text(json.dumps(result))
 '''
 

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -25,7 +24,6 @@ from experiments.metrics import (
     slope,
     switch_scores,
 )
-from experiments.plot import Line, Panel, draw, ticks
 from experiments.report import Claim, write
 from experiments.scale import QUICK
 from experiments.summary import summarize
@@ -209,20 +207,6 @@ def test_a_leaky_cache_has_the_values_of_a_plain_one_and_a_gradient_to_earlier_b
     rollout.remember(made[LeakyCache].detach(), text)  # its last pass had a gradient: the page is attached
     rollout.remember(rollout.block(noise[2], text, grad=False), text)  # a critic's clip: constants from here on
     assert not any(keys.requires_grad for page in rollout.cache._pages for keys in page.keys)
-
-
-def test_plots_show_lines_and_intervals(tmp_path):
-    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1] and ticks(12, 240) == [50, 100, 150, 200]
-    with pytest.raises(ValueError, match="has no length"):
-        ticks(1, 1)
-    line = Line("blue", [0, 1, 2], [0.2, 0.8, 0.5], [0.1, 0.7, 0.4], [0.3, 0.9, 0.6])
-    draw([Panel("one", "x", "y", [line])], tmp_path / "with.png", title="t")
-    draw([Panel("one", "x", "y", [replace(line, low=line.y, high=line.y)], y_range=(0.0, 1.0))], tmp_path / "without.png", title="t")
-    blue = []
-    for name in ("with.png", "without.png"):
-        red, _, most = np.moveaxis(np.asarray(Image.open(tmp_path / name).convert("RGB"), dtype=int), -1, 0)
-        blue.append(int((most - red > 20).sum()))
-    assert blue[0] > 3 * blue[1] > 0
 
 
 def test_a_quick_experiment_from_end_to_end(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What a benchmark wants to see: names, seeds and samples follow from its list, whatever part of it is taken."""
 
+import itertools
 import json
 
 import pytest
@@ -120,7 +121,7 @@ def test_the_miniature_world():
     for entry in miniature_switches(10).entries:
         said = [parse(prompt) for prompt in entry.script.prompts]
         assert len(said) == 4 and all(one.keys() == ATTRIBUTES.keys() for one in said)
-        assert all(sum(one[name] != two[name] for name in ATTRIBUTES) == 1 for one, two in zip(said, said[1:]))
+        assert all(sum(one[name] != two[name] for name in ATTRIBUTES) == 1 for one, two in itertools.pairwise(said))
     assert miniature_switches(10) == miniature_switches(10)
 
 
