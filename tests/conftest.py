@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast, LlamaConfig, LlamaForCausalLM
 
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.miniature.language import build_text_encoder, build_tokenizer
@@ -58,4 +58,25 @@ def writer(tmp_path_factory) -> Path:
     model.lm_head.weight.data[[1, tokenizer.convert_tokens_to_ids(".")], 0] = 1
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    """A CLIP of one layer and random weights, in transformers' layout."""
+    folder = tmp_path_factory.mktemp("models") / "clip"
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    vocabulary = {token: number for number, token in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
+    ends = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    tokenizer = CLIPTokenizerFast(vocab=vocabulary, merges=[], **ends)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 8}
+    text = small | {"vocab_size": len(vocabulary), "max_position_embeddings": 12, "bos_token_id": 0, "eos_token_id": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=small | {"image_size": 32, "patch_size": 16}, projection_dim=8))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
     return folder

@@ -46,6 +46,8 @@ def prepare(arguments: argparse.Namespace) -> int:
     part = {"dimensions": arguments.dimensions, "limit": arguments.limit, "samples": arguments.samples}
     prompts = suites.part_of(full, **part)
     if arguments.videos is not None:
+        if world().size > 1:
+            raise ValueError(f"{world().size} processes: --videos wants one")
         if arguments.settings or arguments.config or arguments.rewritten:
             raise ValueError("--videos takes videos as they are; leave out --config, --rewritten and settings")
         name = arguments.name or arguments.videos.resolve().name
@@ -53,12 +55,11 @@ def prepare(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.name is not None:
         raise ValueError("--name belongs to --videos")
-    config = settings.load(settings.InferenceConfig, arguments.config, arguments.settings, {"prompts": None})
-    if arguments.config is not None:  # how long a video is and what it shows the suite says, unless the command line does
-        said = {word.partition("=")[0] for word in arguments.settings}
-        config = dataclasses.replace(config, switch_frame_indices=None)
-        if not said & {"seconds", "num_frames"}:
-            config = dataclasses.replace(config, seconds=None, num_frames=None)
+    said = {word.partition("=")[0] for word in arguments.settings}
+    preparation.check_said(said)
+    config = settings.load(settings.InferenceConfig, arguments.config, arguments.settings, {"prompts": None, "switch_frame_indices": None})
+    if not said & {"seconds", "num_frames"}:  # the suite says how long a video is, unless the command line does
+        config = dataclasses.replace(config, seconds=None, num_frames=None)
     preparation.prepare(config, arguments.suite, prompts, arguments.output, part=part, rewritten=_rewritten(arguments.rewritten))
     return 0
 

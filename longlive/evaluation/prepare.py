@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,10 @@ class Job:
     num_frames: int
 
 
-def check_settings(config: InferenceConfig) -> None:
-    """Raises ValueError for settings that a suite decides."""
-    usual = InferenceConfig()
+def check_said(names: Collection[str]) -> None:
+    """Raises ValueError for a setting that the suite decides."""
     for name in DECIDED_HERE:
-        if getattr(config, name) != getattr(usual, name):
+        if name in names:
             raise ValueError(f"{name} is given, but the suite decides what is shown and where it goes; leave {name} out")
 
 
@@ -146,7 +145,8 @@ def prepare(
     Raises:
         ValueError: on all ranks, when the folder holds something else, or the videos cannot be made.
     """
-    check_settings(config)
+    usual = InferenceConfig()
+    check_said([name for name in DECIDED_HERE if getattr(config, name) != getattr(usual, name)])
     here = world()
     video.check_writable(output)
     device = choose_device(config.device, here)

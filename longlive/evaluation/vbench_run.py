@@ -274,13 +274,12 @@ def _measure(
         "name": dimension,
     }
     folders.write_json(work / "request.json", request)
-    visible = {"CUDA_VISIBLE_DEVICES": _visible(int(device.partition(":")[2]))} if ":" in device else {}
     logged = results / f"{dimension}.log"
     log.info("%s: %d videos on %s, %s", dimension, question["videos"], device, logged)
     began = time.perf_counter()
     with logged.open("w", encoding="utf-8") as output:
         command = [str(environment.python), str(WORKER), str(work / "request.json")]
-        surroundings = {**os.environ, **visible, "VBENCH_CACHE_DIR": str(cache_folder())}
+        surroundings = {**os.environ, **visible(device), "VBENCH_CACHE_DIR": str(cache_folder())}
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=surroundings, check=False)
     made = work / "out" / f"{dimension}_eval_results.json"
     try:
@@ -302,10 +301,12 @@ def _measure(
     return Outcome(dimension, average)
 
 
-def _visible(index: int) -> str:
-    """The GPU that is number `index` of those this process may see."""
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return seen.split(",")[index].strip() if seen else str(index)
+def visible(device: str) -> dict[str, str]:
+    """What a process is told in its environment, so that it sees this GPU only, of those that we see."""
+    if ":" not in device:
+        return {}
+    index, seen = int(device.partition(":")[2]), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return {"CUDA_VISIBLE_DEVICES": seen.split(",")[index].strip() if seen else str(index)}
 
 
 def _last_line(path: Path) -> str:

@@ -19,6 +19,7 @@ from longlive.evaluation import folder as folders
 from longlive.evaluation import metrics, values
 from longlive.evaluation.__main__ import main
 from longlive.evaluation.vbench_environment import WEIGHTS, default_environment
+from longlive.evaluation.vbench_run import devices_of, visible
 from longlive.evaluation.vbench_score import DIMENSIONS
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,7 @@ def environment(tmp_path_factory):
     """A folder like that of a virtual environment: an interpreter that finds the stand-in."""
     folder = tmp_path_factory.mktemp("vbench")
     packages = folder / "lib" / "python3.11" / "site-packages"
-    torch = "class cuda:\n    device_count = staticmethod(lambda: 0)\n\ndevice = str\n"  # the real one takes a second to import
+    torch = "import contextlib\n\nno_grad = contextlib.nullcontext\n\nclass cuda:\n    device_count = staticmethod(lambda: 0)\n\ndevice = str\n"  # the real one takes a second to import
     for package, source in (("vbench", STAND_IN), ("clip", ""), ("torch", torch)):
         (packages / package).mkdir(parents=True)
         (packages / package / "__init__.py").write_text(source)
@@ -135,12 +136,13 @@ def test_prepare_makes_each_video_once(prepare, caplog):
     assert stamps(folder) == after
 
 
-def test_several_processes_killed_and_gone_on_with(prepare, tiny, environment, tmp_path):
-    """Two ranks are killed in the middle; one process goes on: nothing is made twice, nothing is lost, and all is as if uninterrupted."""
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_killed_and_gone_on_with(prepare, tiny, environment, tmp_path, num_ranks):
+    """Ranks are killed in the middle; one process goes on: nothing is made twice, nothing is lost, and all is as if uninterrupted."""
     whole = prepare("vbench", "num_frames=3", "--samples", "4", folder="whole")[1]
     folder = tmp_path / "videos"
     arguments = ["prepare", "vbench", "--output", str(folder), "--environment", str(environment), "--samples", "4"]
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "longlive.evaluation"]
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}", "-m", "longlive.evaluation"]
     settings = [f"model={tiny}", "device=cpu", "scale=1", "num_frames=3"]
     running = subprocess.Popen(
         [*ranks, *arguments, *settings],
@@ -197,6 +199,18 @@ def test_videos_of_another_program(prepare, environment, tmp_path, caplog):
 def test_mistakes_of_prepare(prepare, caplog, suite, more, words):
     status, folder = prepare(suite, *more)
     assert status == 2 and words in caplog.text and not (folder / "videos").exists()
+
+
+def test_a_configuration_says_the_model_and_the_suite_the_rest(tiny, environment, tmp_path, caplog):
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(f"model: {tiny}\nprompts: prompts.txt\nnum_frames: 120\nswitch_frame_indices: [3]\ndevice: cpu\nscale: 1\nsink: 1\n")
+    command = ["prepare", "vbench", "--output", str(tmp_path / "x"), "--environment", str(environment), "--config", str(config)]
+    assert main([*command, "--limit", "1", "--samples", "1"]) == 0
+    prepared = folders.load(tmp_path / "x")
+    assert prepared.num_frames == 21 and prepared.model["sink"] == 1 and prepared.names == ["In a still frame, a stop sign-0"]
+    assert folders.read_record(tmp_path / "x", prepared.names[0])["cues"] == [{"frame": 0, "prompt": "In a still frame, a stop sign"}]
+    assert main([*command, "prompts=x.txt"]) == 2 and "prompts is given, but the suite decides" in caplog.text
 
 
 def test_without_an_environment(tmp_path, caplog):
@@ -271,7 +285,36 @@ def test_videos_that_are_not_as_they_were_prepared(prepare, environment, cache, 
     assert main([*run[:4], "--dimensions", "scene", "--device", "cuda:7"]) == 2 and "device 'cuda:7' is not there" in caplog.text
 
 
-def test_interactive_scripts(prepare, environment, cache, tmp_path, caplog):
+def test_longer_prompts_by_a_language_model(prepare, environment, writer, tmp_path, caplog):
+    """From the list in vbench's environment to videos: the longer prompt is generated from, the original one names the file."""
+    output = tmp_path / "longer.txt"
+    command = ["rewrite", "--model", str(writer), "--output", str(output), "--environment", str(environment), "--device", "cpu"]
+    assert main([*command, "--lenient", "--max-new-tokens", "8"]) == 0 and "4 lines" in caplog.text
+    lines = output.read_text().splitlines()
+    status, folder = prepare("vbench", "num_frames=3", "--samples", "1", "--rewritten", str(output))
+    assert status == 0 and len(lines) == 4
+    record = folders.read_record(folder, "a refrigerator-0")
+    assert record["prompt"] == "a refrigerator" and record["cues"] == [{"frame": 0, "prompt": lines[1]}]
+    rewritten = folders.load(folder).rewritten
+    assert rewritten["file"] == "longer.txt" and rewritten["made"]["weights"] and rewritten["made"]["lines"] == 4
+    assert prepare("vbench", "num_frames=3", "--samples", "1")[0] == 2 and "rewritten" in caplog.text
+    short = tmp_path / "short.txt"
+    short.write_text("a cat\n\na dog\n")
+    command[4] = str(tmp_path / "other.txt")
+    assert main([*command, "--lenient", "--max-new-tokens", "8", "--prompts", str(short)]) == 0
+    assert len((tmp_path / "other.txt").read_text().splitlines()) == 2
+
+
+def test_every_dimension_has_a_gpu_of_its_own(monkeypatch):
+    assert devices_of("auto", []) == ["cpu"] and devices_of("cpu", ["a"]) == ["cpu"] and devices_of("cuda:1", ["a", "b"]) == ["cuda:1"]
+    assert devices_of("auto", ["a", "b"]) == devices_of("cuda", ["a", "b"]) == ["cuda:0", "cuda:1"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible("cpu") == {} and visible("cuda:1") == {"CUDA_VISIBLE_DEVICES": "1"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 6")
+    assert visible("cuda:1") == {"CUDA_VISIBLE_DEVICES": "6"}
+
+
+def test_interactive_scripts(prepare, environment, cache, clip_folder, tmp_path, caplog):
     own = tmp_path / "own.jsonl"
     own.write_text('{"prompts": [{"text": "a red circle", "seconds": 1}, {"text": "a blue circle", "seconds": 1}]}\n')
     status, folder = prepare("interactive", "--prompts", str(own), "--samples", "1", "seconds=2")
