@@ -33,6 +33,7 @@ from matplotlib.typing import LineStyleType
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[LineStyleType, ...] = ("-", "--", ":", "-.")  # the next one begins where the colours begin anew
 INK, GREY, PALE = "#222222", "#6B6B6B", "#E3E3E3"
+FEWEST_AXES = 3  # of a radar
 DPI = 150
 SMALL, NORMAL, LARGE = 8.0, 9.0, 12.0  # sizes of letters, in points
 GAP = 0.03  # inches between a mark and its words
@@ -348,7 +349,7 @@ def _radar(models: Mapping[str, Mapping[str, float]], *, title: str) -> Figure:
     for model, values in models.items():
         if missing := [name for name in names if name not in values]:
             raise ValueError(f"{model} has no value for {', '.join(missing)}; all models need the same axes")
-    if len(names) < 3:
+    if len(names) < FEWEST_AXES:
         raise ValueError(f"{len(names)} axes ({', '.join(names)}) are no radar; give at least three, or draw bars")
 
     # in inches, by hand: the layout engine does not see how far labels stand out of a circle

@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         _check(folder, prepared)
         run_oracle(folder, prepared)
         measure_folder(folder, prepared, block=prepared.block)
-    if kind == "interactive":
+    if kind == "interactive" and arguments.dimensions is None:
         complete = run_clip(folder, prepared, arguments)
     if kind != "oracle" or arguments.dimensions is not None:
         options = vbench_run.Options(

@@ -18,7 +18,7 @@ from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import names_of
 from longlive.evaluation.values import Values
-from longlive.evaluation.vbench_score import DIMENSIONS, part, total
+from longlive.evaluation.vbench_score import DIMENSIONS, normalised, part, total
 
 LOWER_IS_BETTER = {"block_flicker", "switch_flicker", "size_drift", "switch_seconds"}
 NEITHER_IS_BETTER = {
@@ -28,6 +28,7 @@ NEITHER_IS_BETTER = {
     "sink_similarity",
     "loop_similarity",
 }  # it depends on the prompt
+OF_SOME_VIDEOS = {"color", "temporal_flickering"}  # those with the object in them, those that stand still: what both have is compared
 MUST_AGREE = ("suite", "prompt_list", "entries", "num_frames", "fps", "seed")
 
 
@@ -98,6 +99,8 @@ def _one(
     metric: str, first: dict[str, float], second: dict[str, float], prompt_of: dict[str, int], weights: np.ndarray
 ) -> tuple[Compared | None, np.ndarray]:
     """A row, and the resampled means of both `[2, R]`."""
+    if metric in OF_SOME_VIDEOS:
+        first, second = ({name: of[name] for name in first if name in second} for of in (first, second))
     if first.keys() != second.keys():
         apart = sorted(first.keys() ^ second.keys())
         raise ValueError(f"{metric} was not measured on the same videos: {len(apart)} are in one folder only, {apart[0]} for example")
@@ -145,7 +148,7 @@ def table(rows: Sequence[Compared], names: Sequence[str]) -> str:
 
 
 def write(rows: Sequence[Compared], names: Sequence[str], output: Path, about: dict[str, Any]) -> None:
-    """Table, JSON and plot."""
+    """Table, JSON and plots."""
     title = f"{names[1]} less {names[0]}"
     content = {**about, "names": list(names), "rows": [{**row._asdict(), "verdict": row.verdict} for row in rows]}
     folders.write_json(output / "compared.json", content)
@@ -158,6 +161,11 @@ def write(rows: Sequence[Compared], names: Sequence[str], output: Path, about: d
     if shown:
         label = "mean difference, in standard deviations over videos, with its 95 % interval"
         charts.differences(shown, output / "compared.png", title=title, x_label=label)
+    dimensions = [row for row in rows if row.metric in DIMENSIONS]
+    if len(dimensions) >= charts.FEWEST_AXES:
+        sides = (("first", names[0]), ("second", names[1]))
+        both = {name: normalised({row.metric: getattr(row, side) for row in dimensions}) for side, name in sides}
+        charts.radar(both, output / "radar.png", title="VBench's dimensions, normalised")
 
 
 def compare_folders(first: Path, second: Path, *, resamples: int) -> tuple[list[Compared], dict[str, Any]]:

@@ -27,7 +27,6 @@ from longlive.evaluation.vbench_score import (
 from longlive.evaluation.weightless import begun
 from longlive.miniature.world import ATTRIBUTES
 
-FEW = 3  # a radar has at least so many axes
 ROOM = 112.0  # percent: words of marks stand above the curves
 
 
@@ -77,7 +76,7 @@ def vbench_pictures(
         rows = {name: own} | {f"{model}, published": row for model, row in published.items()}
         shown = {model: {"Total": row.total, "Quality": row.quality, "Semantic": row.semantic} for model, row in rows.items()}
         charts.bars(shown, target / "bars.png", title=title, own=(name,))
-    if len(averages) >= FEW:
+    if len(averages) >= charts.FEWEST_AXES:
         charts.radar({name: content["normalised"]}, target / "radar.png", title=f"{title}: dimensions, normalised")
     return table(averages, name=name, published=published), content, problems
 

@@ -45,11 +45,16 @@ CLIP_L = Weight(
     "clip_model/ViT-L-14.pt",
     "https://openaipublic.azureedge.net/clip/models/b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
 )
-RAFT = Weight("raft_model/models/raft-things.pth", "https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip (unpack it)")
+RAFT = Weight(
+    "raft_model/models/raft-things.pth", "https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip (unpack it in {cache}/raft_model)"
+)
 GRIT = Weight(
     "grit_model/grit_b_densecap_objectdet.pth", "https://datarelease.blob.core.windows.net/grit/models/grit_b_densecap_objectdet.pth"
 )
-BERT = Weight("huggingface/hub/models--bert-base-uncased", "HF_HOME={cache}/huggingface hf download bert-base-uncased")
+BERT = Weight(
+    "huggingface/hub/models--bert-base-uncased",
+    "HF_HOME={cache}/huggingface hf download bert-base-uncased config.json tokenizer_config.json vocab.txt model.safetensors",
+)
 VICLIP = Weight(
     "ViCLIP/ViClip-InternVid-10M-FLT.pth",
     "https://huggingface.co/OpenGVLab/VBench_Used_Models/resolve/main/ViClip-InternVid-10M-FLT.pth",
@@ -60,6 +65,10 @@ DINO_CODE = Weight(
 )
 DINO = Weight(
     "dino_model/dino_vitbase16_pretrain.pth", "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
+)
+DREAMSIM = (
+    "https://github.com/ssundaram21/dreamsim/releases/download/v0.2.0-checkpoints/dreamsim_ensemble_checkpoint.zip "
+    "(unpack it in {cache}/dreamsim)"
 )
 DETECTED = (GRIT, BERT)
 WEIGHTS: dict[str, tuple[Weight, ...]] = {
@@ -109,6 +118,14 @@ SLOW_FAST_WEIGHTS: dict[str, tuple[Weight, ...]] = {  # of VBench-Long's compari
             "torch/hub/checkpoints/dinov2_vitb14_pretrain.pth",
             "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
         ),
+    ),
+    "background_consistency": (
+        DINO_CODE,
+        DINO,
+        Weight("dreamsim/dino_vitb16_pretrain.pth", DREAMSIM),
+        Weight("dreamsim/clip_vitb16_pretrain.pth.tar", DREAMSIM),
+        Weight("dreamsim/open_clip_vitb16_pretrain.pth.tar", DREAMSIM),
+        Weight("dreamsim/ensemble_lora/adapter_config.json", DREAMSIM),
     ),
 }
 PACKAGES = {dimension: "detectron2" for dimension in ("object_class", "multiple_objects", "color", "spatial_relationship")}

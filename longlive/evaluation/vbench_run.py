@@ -25,6 +25,7 @@ from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import Entry, find_suite, names_of, read_full_info
 from longlive.evaluation.vbench_environment import VBenchEnvironment, cache_folder, lacking
 from longlive.evaluation.vbench_score import DIMENSIONS
+from longlive.generation.cues import num_images_of
 from longlive.parallel.machine import digest_of
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ WORKER = Path(__file__).parent / "vbench_worker.py"
 CLIP_SECONDS = dict.fromkeys(DIMENSIONS, 2) | {"human_action": 10, "temporal_style": 10, "overall_consistency": 10}  # VBench-Long
 INTERACTIVE = ("subject_consistency", "background_consistency", "motion_smoothness", "aesthetic_quality", "imaging_quality")
 OF_ANY_VIDEO = (*INTERACTIVE, "dynamic_degree", "temporal_flickering", "overall_consistency")  # nothing beyond the prompt is wanted
+
+MAY_MEASURE_FEWER = {"color"}  # vbench leaves out videos in which it does not find the object
+COMPARES_CLIPS = {"subject_consistency", "background_consistency"}
 
 ClipLengths = Literal["intended", "released"]
 
@@ -100,6 +104,10 @@ def check_folder(folder: Path, prepared: Prepared, dimensions: Sequence[str], en
                 f"the prompt list changed since the videos were prepared: {environment.full_info} has the digest {now}, "
                 f"the videos were made for {prepared.prompt_list['digest']}; install the vbench of then, or prepare anew"
             )
+    if find_suite(prepared.suite).measured_by in ("vbench_long", "interactive"):
+        shortest = min(num_images_of(prepared.frames_of(entry)) for entry in prepared.entries) / prepared.fps
+        if shortest <= 2 and COMPARES_CLIPS & set(dimensions):
+            raise ValueError(f"videos of {shortest:.1f} s are one clip; VBench-Long compares clips of 2 s: prepare longer ones")
     problems = folders.check(folder, prepared)
     counted = {f"{name}.mp4" for dimension in dimensions for name in names_of(entries_for(prepared, dimension))}
     problems = problems._replace(
@@ -286,7 +294,8 @@ def _measure(
         if done.returncode:
             raise ValueError(f"vbench stopped with status {done.returncode}: {_last_line(logged)}")
         average, videos = read_result(made, dimension)
-        if len(videos) != question["videos"] and not question["static_filter"]:
+        fewer = question["static_filter"] or dimension in MAY_MEASURE_FEWER
+        if len(videos) > question["videos"] or (len(videos) < question["videos"] and not fewer):
             raise ValueError(f"vbench measured {len(videos)} of {question['videos']} videos; {logged} says why")
     except ValueError as error:
         log.error("%s: %s", dimension, error)

@@ -14,19 +14,40 @@ from pathlib import Path
 STATIC_KEPT = 5  # of the videos, or clips, of a prompt that stand still enough for temporal flickering
 
 
+def put(path, make):
+    """Have `make` write the file unless it is there: whole or not at all, since the workers of several GPUs come at once."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+        make(unfinished)
+        os.replace(unfinished, path)
+
+
 def prepare_files(cache):
     """Put what is installed, or lies under another name, where vbench looks for it."""
-    vocabulary = cache / "ViCLIP" / "bpe_simple_vocab_16e6.txt.gz"
-    if not vocabulary.exists():
-        import clip
+    import clip
 
-        vocabulary.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(str(clip.__file__)).parent / "bpe_simple_vocab_16e6.txt.gz", vocabulary)
+    name = "bpe_simple_vocab_16e6.txt.gz"
+    put(cache / "ViCLIP" / name, lambda path: shutil.copyfile(Path(str(clip.__file__)).parent / name, path))
     dino = cache / "dino_model" / "dino_vitbase16_pretrain.pth"
-    known = Path(os.environ["TORCH_HOME"]) / "hub" / "checkpoints" / dino.name
-    if dino.exists() and not known.exists():
-        known.parent.mkdir(parents=True, exist_ok=True)
-        known.symlink_to(dino)
+    if dino.exists():
+        put(cache / "torch" / "hub" / "checkpoints" / dino.name, lambda path: path.symlink_to(dino.resolve()))
+
+
+def load_dreamsim_from(cache, device):
+    """Have VBench-Long read DreamSim in the cache folder and put it on this device; it has ~/.cache and CUDA written in."""
+    from dreamsim import dreamsim
+    from vbench2_beta_long import background_consistency
+
+    hub = cache / "dreamsim"  # DreamSim makes it torch's hub, for the DINO in it
+    code, dino = cache / "dino_model" / "facebookresearch_dino_main", cache / "dino_model" / "dino_vitbase16_pretrain.pth"
+    put(hub / code.name, lambda path: path.symlink_to(code.resolve()))
+    put(hub / "checkpoints" / dino.name, lambda path: path.symlink_to(dino.resolve()))
+
+    def load(**options):
+        return dreamsim(**options | {"cache_dir": str(hub), "device": str(device)})
+
+    background_consistency.dreamsim = load
 
 
 def still(entries, device, cache):
@@ -50,6 +71,8 @@ def still(entries, device, cache):
             if len(kept) < STATIC_KEPT and judge.infer(path):
                 kept.append(path)
         entry["video_list"] = kept
+    if not any(entry["video_list"] for entry in entries):
+        raise SystemExit("RAFT finds no video still enough for temporal flickering")
     return entries
 
 
@@ -95,11 +118,14 @@ def measure(request):
         work.mkdir(parents=True, exist_ok=True)
         kind = type("Listed", (VBenchLong,), {"build_full_info_json": listed, "preprocess": cut})
         options |= across_clips(request["slow_fast"], work)
+        if request["slow_fast"] is not None:
+            load_dreamsim_from(cache, device)
     else:
         kind = type("Listed", (VBench,), {"build_full_info_json": listed})
     benchmark = kind(device, request["full_info"], str(output))
     mode = "long_vbench_standard" if request["clips"] else "vbench_standard"
-    benchmark.evaluate(videos_path=str(work), name=request["name"], dimension_list=[dimension], local=True, mode=mode, **options)
+    with torch.no_grad():  # scene and background consistency leave it out, and the graph of 16 images of a scene takes over 20 GB
+        benchmark.evaluate(videos_path=str(work), name=request["name"], dimension_list=[dimension], local=True, mode=mode, **options)
 
 
 def across_clips(slow_fast, work):
@@ -126,8 +152,16 @@ def across_clips(slow_fast, work):
 def main():
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     cache = Path(os.environ["VBENCH_CACHE_DIR"])
-    os.environ.setdefault("TORCH_HOME", str(cache / "torch"))
-    os.environ.setdefault("HF_HOME", str(cache / "huggingface"))
+    for elsewhere in (
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "TRANSFORMERS_CACHE",
+        "PYTORCH_TRANSFORMERS_CACHE",
+        "PYTORCH_PRETRAINED_BERT_CACHE",
+    ):
+        os.environ.pop(elsewhere, None)  # they go before HF_HOME
+    os.environ |= {"TORCH_HOME": str(cache / "torch"), "HF_HOME": str(cache / "huggingface")}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # else it asks for newer files, five times each without a network
     prepare_files(cache)
     measure(request)
 

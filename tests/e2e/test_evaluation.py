@@ -52,7 +52,7 @@ class VBench:
         if dimension == "scene" and not Path(__file__).with_name("scene_works").exists():
             raise RuntimeError("scene does not work today")
         average = sum(one["video_results"] for one in found) / len(found)
-        lost = dimension == "color" and not Path(__file__).with_name("color_works").exists()
+        lost = dimension == "color" or (dimension == "object_class" and not Path(__file__).with_name("object_class_works").exists())
         result = {dimension: [average, found[1:] if lost else found]}
         (self.output / f"{name}_eval_results.json").write_text(json.dumps(result))
 '''
@@ -250,18 +250,20 @@ def test_all_dimensions_give_a_total(prepare, environment, cache, capsys, caplog
     works.write_text("")
     try:
         run = ["run", str(folder), "--environment", str(environment), "--device", "cpu"]
-        assert main(run) == 1 and "color: vbench measured 1 of 2 videos" in caplog.text
-        (packages / "vbench" / "color_works").write_text("")
+        assert main(run) == 1 and "object_class: vbench measured 1 of 2 videos" in caplog.text
+        assert "color: 0." in caplog.text  # of videos without the object it says nothing
+        (packages / "vbench" / "object_class_works").write_text("")
         assert main(run) == 0 and main(["score", str(folder), "--name", "tiny"]) == 0
     finally:
         works.unlink()
-        (packages / "vbench" / "color_works").unlink(missing_ok=True)
+        (packages / "vbench" / "object_class_works").unlink(missing_ok=True)
         shutil.rmtree(packages / "detectron2-0.6.dist-info")
     text = capsys.readouterr().out
     assert "| **tiny** |" in text and "only a part of the benchmark was prepared (samples 2)" in text
     score = json.loads((folder / "results" / "score.json").read_text())
     assert 0 < score["total"] < 100 and score["missing"] == [] and (folder / "results" / "bars.png").is_file()
     assert main(["compare", str(folder), str(folder)]) == 0 and "| total |" in capsys.readouterr().out
+    assert (folder / "results" / "compared" / "radar.png").is_file()
 
 
 def test_videos_that_are_not_as_they_were_prepared(prepare, environment, cache, caplog):
@@ -333,6 +335,9 @@ def test_interactive_scripts(prepare, environment, cache, clip_folder, tmp_path,
     assert main(["score", str(folder)]) == 2 and "Quality lacks subject_consistency" in caplog.text
     assert "| **tiny** | missing | 20.00 | 22.00 |" in (folder / "results" / "score.md").read_text()
     status, other = prepare("switch", "--prompts", str(own), "--samples", "1", "recache=none", folder="switch")
+    status, short = prepare("long", "num_frames=3", "--samples", "1", folder="short")
+    assert status == 0 and main(["run", str(short), "--environment", str(environment)]) == 2
+    assert "videos of 0.6 s are one clip; VBench-Long compares clips of 2 s: prepare longer ones" in caplog.text
     assert status == 0 and folders.load(other).entries[0].script.durations == (5.0, 5.0)
     has_weights(cache, "background_consistency", "subject_consistency")
     assert (

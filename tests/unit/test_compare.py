@@ -84,6 +84,8 @@ def test_what_does_not_belong_together():
     first = dict.fromkeys(of.names, 1.0)
     with pytest.raises(ValueError, match="not measured on the same videos: 1 are in one folder only, p0-0"):
         comparison.compare({"x": first}, {"x": {name: 1.0 for name in of.names[1:]}}, of)
+    (row,) = comparison.compare({"color": first}, {"color": {name: 2.0 for name in of.names[1:]}}, of)  # of videos that show the object
+    assert row.videos == len(of.names) - 1 and row.difference == 1
     with pytest.raises(ValueError, match="belongs to no prompt"):
         comparison.compare({"x": {"q-0": 1.0}}, {"x": {"q-0": 1.0}}, of)
     with pytest.raises(ValueError, match="the first has x, the second y"):
