@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
     five = kinds.add_parser("measure", help="flicker, drift, collapse, loops and motion of videos, without weights")
     five.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="videos, or prepared folders")
-    five.add_argument("--block", type=int, default=3, help="latent frames a block (default %(default)s)")
+    five.add_argument("--block", type=int, help="latent frames a block (default 3; a prepared folder says it itself)")
     five.add_argument("--output", type=Path, metavar="FOLDER", help="a plot over time and a contact sheet of every video go there")
     five.set_defaults(run=commands.measure)
 

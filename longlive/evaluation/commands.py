@@ -78,21 +78,25 @@ def run(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.folder
     prepared = folders.load(folder)
     kind = find_suite(prepared.suite).measured_by
+    options = vbench_run.Options(
+        clip_lengths=arguments.clip_lengths,
+        static_filter=arguments.static_filter,
+        slow_fast=arguments.slow_fast,
+        device=arguments.device,
+        again=arguments.again,
+    )
+    asked = [] if kind == "oracle" and arguments.dimensions is None else vbench_run.dimensions_of(prepared, arguments.dimensions)
+    vbench_run.check_options(prepared, asked, options)
+    if arguments.clip != CLIP and (kind != "interactive" or arguments.dimensions is not None):
+        raise ValueError("--clip is for the CLIP score, which the suites interactive and switch have when no --dimensions are chosen")
     complete = True
     if kind == "oracle":
         _check(folder, prepared)
         run_oracle(folder, prepared)
-        measure_folder(folder, prepared, block=prepared.block)
+        measure_folder(folder, prepared)
     if kind == "interactive" and arguments.dimensions is None:
         complete = run_clip(folder, prepared, arguments)
     if kind != "oracle" or arguments.dimensions is not None:
-        options = vbench_run.Options(
-            clip_lengths=arguments.clip_lengths,
-            static_filter=arguments.static_filter,
-            slow_fast=arguments.slow_fast,
-            device=arguments.device,
-            again=arguments.again,
-        )
         outcomes = vbench_run.run(folder, environment_of(arguments), dimensions=arguments.dimensions, options=options)
         left = [outcome for outcome in outcomes if outcome.average is None]
         if left:
@@ -189,26 +193,29 @@ def measure(arguments: argparse.Namespace) -> int:
         if path.is_dir():
             prepared = folders.load(path)
             _check(path, prepared)
-            measure_folder(path, prepared, block=prepared.block, pictures=arguments.output)
+            if arguments.block is not None:
+                raise ValueError(f"{path} says itself how its videos were made; leave out --block")
+            measure_folder(path, prepared, pictures=arguments.output)
         else:
-            found = weightless.measure_file(path, weightless.prompts_beside(path), block=arguments.block, pictures=arguments.output)
+            block = 3 if arguments.block is None else arguments.block
+            found = weightless.measure_file(path, weightless.prompts_beside(path), block=block, pictures=arguments.output)
             line = {"video": str(path)} | {name: None if math.isnan(value) else round(value, 5) for name, value in found._asdict().items()}
             sys.stdout.write(json.dumps(line) + "\n")
     return 0
 
 
-def measure_folder(folder: Path, prepared: Prepared, *, block: int, pictures: Path | None = None) -> None:
+def measure_folder(folder: Path, prepared: Prepared, *, pictures: Path | None = None) -> None:
     """Measures without weights of all videos of a prepared folder."""
     found: dict[str, dict[str, float]] = {}
     for entry in tqdm(prepared.entries, unit="prompt", mininterval=1):
-        prompts = weightless.begun(entry.script.schedule(block=block, fps=prepared.fps).cues)
+        prompts = weightless.begun(prepared.schedule_of(entry).cues)
         for name in names_of([entry]):
-            measured = weightless.measure_file(folders.video_path(folder, name), prompts, block=block, pictures=pictures)
+            measured = weightless.measure_file(folders.video_path(folder, name), prompts, block=prepared.block, pictures=pictures)
             for metric, value in measured._asdict().items():
                 if metric != "images":
                     found.setdefault(OWN_NAME.get(metric, metric), {})[name] = value
     found = {metric: of for metric, of in found.items() if not all(math.isnan(value) for value in of.values())}
-    values.write(folder, "measured", found, {**_made_with(), "block": block})
+    values.write(folder, "measured", found, {**_made_with(), "block": prepared.block})
     text, _ = report.values_report(folder, ("measured",))
     sys.stdout.write(text)
 

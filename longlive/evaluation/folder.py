@@ -24,7 +24,7 @@ import av
 
 from longlive import video
 from longlive.evaluation.suites import SEEDS_APART, Entry, names_of
-from longlive.generation.cues import num_frames_for, num_images_of
+from longlive.generation.cues import PromptSchedule, num_frames_for, num_images_of
 from longlive.generation.prompt_files import Script
 from longlive.parallel.machine import file_digest
 
@@ -87,6 +87,10 @@ class Prepared:
         """Latent frames of the videos of an entry."""
         return self.num_frames or num_frames_for(entry.script.seconds or 0.0, block=self.block, fps=self.fps)
 
+    def schedule_of(self, entry: Entry) -> PromptSchedule:
+        """Which prompt is in force when, in the videos of an entry."""
+        return entry.script.schedule(block=self.block, fps=self.fps)
+
     def content(self) -> dict[str, Any]:
         """As JSON has it."""
         return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}))
@@ -127,6 +131,8 @@ def settle(folder: Path, wanted: Prepared, *, write: bool) -> None:
     made_with = list(wanted.made_with)
     if path.exists():
         before, now = load(folder).content(), wanted.content()
+        for one in (before, now):  # the same weights may lie elsewhere, or have been fetched again
+            one["weights"] = sorted(file["sha256"] for file in one["weights"])
         if different := [name for name in now if name not in MAY_DIFFER and before.get(name) != now[name]]:
             raise ValueError(
                 f"{folder} was prepared with {'; '.join(_difference(name, before.get(name), now[name]) for name in different)}. "

@@ -142,8 +142,9 @@ class Measured(NamedTuple):
 
 
 def measure(found: Traces, *, switches: Sequence[int] = (), block: int = 3, fps: float = 16.0) -> Measured:
-    """All of them. `switches`: images at which a prompt begins, the first prompt aside."""
-    borders = [border for border in block_borders(found.num_images, block=block) if border not in set(switches)]
+    """All of them. `switches`: images at which a prompt begins, the first prompt aside; `block`: latent frames of which a video is made
+    at a time, 1 when it is not known or all at once, and then there is no flicker between blocks."""
+    borders = [] if block == 1 else [border for border in block_borders(found.num_images, block=block) if border not in set(switches)]
     second = max(1, round(fps))
     beyond = sink_similarity(found)[SINK_IMAGES:]
     return Measured(

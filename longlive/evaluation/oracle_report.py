@@ -17,7 +17,6 @@ from longlive import video
 from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import Entry
 from longlive.evaluation.weightless import begun
-from longlive.generation.cues import num_images_of
 from longlive.miniature import oracle
 from longlive.miniature.captions import parse
 from longlive.miniature.world import ATTRIBUTES, SIZE, Captioned
@@ -34,15 +33,14 @@ class Seen(NamedTuple):
     iou: np.ndarray
 
 
-def meanings(entry: Entry, num_images: int, *, block: int, fps: float) -> list[tuple[int, Captioned]]:
+def meanings(prepared: Prepared, entry: Entry) -> list[tuple[int, Captioned]]:
     """The image with which each prompt begins, and what it says. Raises ValueError for a prompt that is not of the miniature world."""
     found = []
-    for first, prompt in begun(entry.script.schedule(block=block, fps=fps).cues):
+    for first, prompt in begun(prepared.schedule_of(entry).cues):
         said = parse(prompt)
         if said.keys() != ATTRIBUTES.keys():
             raise ValueError(f'{entry.script.where}: "{prompt}" does not say all that the miniature world has')
-        if first < num_images:
-            found.append((first, Captioned(**said)))
+        found.append((first, Captioned(**said)))
     return found
 
 
@@ -121,8 +119,7 @@ def report(folder_videos: dict[str, Path], prepared: Prepared) -> tuple[dict[str
     found: dict[str, dict[str, float]] = {}
     rows = []
     for entry in prepared.entries:
-        num_images = num_images_of(prepared.frames_of(entry))
-        said = meanings(entry, num_images, block=prepared.block, fps=prepared.fps)
+        said = meanings(prepared, entry)
         for sample in range(entry.samples):
             name = f"{entry.name}-{sample}"
             seen = look(folder_videos[name], said)

@@ -23,7 +23,7 @@ from longlive.checkpoints.store import WEIGHTS
 from longlive.config import InferenceConfig
 from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import Prepared
-from longlive.evaluation.suites import Entry, PromptList, find_suite
+from longlive.evaluation.suites import Entry, PromptList, find_suite, names_of
 from longlive.generation import programs
 from longlive.generation.cues import num_frames_for, num_images_of
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
@@ -119,7 +119,7 @@ def jobs_of(prepared: Prepared) -> list[Job]:
     for entry in prepared.entries:
         num_frames = prepared.frames_of(entry)
         try:
-            entry.script.schedule(block=prepared.block, fps=prepared.fps).validate(num_frames)
+            prepared.schedule_of(entry).validate(num_frames)
         except ValueError as error:
             raise ValueError(f"{entry.script.where}: {error}") from error
         for sample in range(entry.samples):
@@ -159,7 +159,7 @@ def prepare(
     log.info("%s: %d videos, %d of them to be made by %d process%s", output, len(jobs), total, here.size, "es" * (here.size > 1))
     if not todo:
         return
-    as_jobs = [programs.Job(job.seed, _schedule(wanted, job), job.num_frames, output / "videos" / f"{job.name}.mp4") for job in todo]
+    as_jobs = [programs.Job(job.seed, wanted.schedule_of(job.entry), job.num_frames, output / "videos" / f"{job.name}.mp4") for job in todo]
     programs.check_resources(dataclasses.replace(config, output=str(output)), as_jobs, pipe, device)
     programs.place(config, pipe, device)
     for job in tqdm(todo, unit="video", disable=not here.is_first, dynamic_ncols=True, mininterval=1):
@@ -184,16 +184,12 @@ def _agree(output: Path, wanted: Prepared, config: InferenceConfig, here: World)
         raise ValueError(problem)
 
 
-def _schedule(prepared: Prepared, job: Job):
-    return job.entry.script.schedule(block=prepared.block, fps=prepared.fps)
-
-
 def make(output: Path, prepared: Prepared, job: Job, pipe: LongLivePipeline, *, rank: int = 0) -> None:
     """Make one video; it is in `videos/` when it is whole, and in `records/` after that."""
     model, began = prepared.model, time.perf_counter()
     partial = output / "partial" / f"{rank}.mp4"
     partial.unlink(missing_ok=True)
-    schedule = _schedule(prepared, job)
+    schedule = prepared.schedule_of(job.entry)
     size = {"height": model["height"], "width": model["width"]}
     with (
         pipe.session(schedule, num_frames=job.num_frames, seed=job.seed, **size) as session,
@@ -218,7 +214,7 @@ def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, part: 
     Raises:
         ValueError: when any is missing or cannot be read, with how many.
     """
-    names = [f"{entry.name}-{sample}" for entry in prompts.entries for sample in range(entry.samples)]
+    names = names_of(prompts.entries)
     lacking = [one for one in names if not (source / f"{one}.mp4").is_file()]
     if lacking:
         raise ValueError(f"{len(lacking)} of {len(names)} videos are not in {source}: {lacking[0]}.mp4 …; names are {{prompt}}-{{i}}.mp4")

@@ -143,8 +143,8 @@ def oracle_plot(adherence: np.ndarray, prepared: Prepared, path: Path) -> None:
         around = 1.96 * np.nanstd(shown, axis=0) / np.sqrt(count)
         low, high = np.clip(mean - around, 0, 100), np.clip(mean + around, 0, 100)
         lines.append(charts.Line(name, seconds.tolist(), mean.tolist(), low.tolist(), high.tolist()))
-    cues = prepared.entries[0].script.schedule(block=prepared.block, fps=prepared.fps).cues
-    marks = {one.image / prepared.fps: "next prompt" for one in begun(cues)[1:]}
+    prompts = begun(prepared.schedule_of(prepared.entries[0]).cues)
+    marks = {one.image / prepared.fps: "next prompt" for one in prompts[1:]}
     panel = charts.Panel(
         "Images that show what the prompt in force says", "seconds", "percent", lines, (0.0, 112.0), marks
     )  # room for the words of the marks

@@ -212,7 +212,7 @@ def run(
     options = options or Options()
     prepared = folders.load(folder)
     wanted = dimensions_of(prepared, dimensions)
-    check_slow_fast(options)
+    check_options(prepared, wanted, options)
     about = environment.describe()
     check_folder(folder, prepared, wanted, environment)
     devices = devices_of(options.device, about["gpus"])
@@ -246,10 +246,19 @@ def run(
         return list(workers.map(one, wanted))
 
 
-def check_slow_fast(options: Options) -> None:
-    """Raises ValueError when VBench-Long's tables are not where they are said to be."""
+def check_options(prepared: Prepared, dimensions: Sequence[str], options: Options) -> None:
+    """Raises ValueError for an option that would change nothing, and when VBench-Long's tables are not where they are said to be."""
+    measured_by = find_suite(prepared.suite).measured_by
+    if options.static_filter and "temporal_flickering" not in dimensions:
+        raise ValueError("the static filter is for temporal_flickering, which is not among what is measured")
+    if options.clip_lengths != "intended" and measured_by != "vbench_long":
+        raise ValueError("clip lengths belong to the suite long")
+    if options.slow_fast is None:
+        return
+    if measured_by not in ("vbench_long", "interactive") or not COMPARES_CLIPS & set(dimensions):
+        raise ValueError(f"--slow-fast is for {' and '.join(sorted(COMPARES_CLIPS))} of VBench-Long, which are not measured here")
     for name in ("slow_fast_params.yaml", "subject_mapping_table.yaml", "background_mapping_table.yaml"):
-        if options.slow_fast is not None and not (options.slow_fast / name).is_file():
+        if not (options.slow_fast / name).is_file():
             raise ValueError(f"{options.slow_fast} has no {name}; give vbench2_beta_long/configs of VBench's repository")
 
 

@@ -316,6 +316,23 @@ def test_every_dimension_has_a_gpu_of_its_own(monkeypatch):
     assert visible("cuda:1") == {"CUDA_VISIBLE_DEVICES": "6"}
 
 
+@pytest.mark.parametrize(
+    ("suite", "more", "words"),
+    [
+        ("vbench", ["--dimensions", "scene", "--static-filter"], "the static filter is for temporal_flickering"),
+        ("vbench", ["--clip-lengths", "released"], "clip lengths belong to the suite long"),
+        ("vbench", ["--slow-fast", "x"], "--slow-fast is for background_consistency and subject_consistency of VBench-Long"),
+        ("long", ["--slow-fast", "x"], "x has no slow_fast_params.yaml"),
+        ("long", ["--clip", "x"], "--clip is for the CLIP score"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(prepare, environment, cache, caplog, suite, more, words):
+    folder = prepare(suite, "num_frames=12", "--samples", "1", "--dimensions", "scene", "--limit", "1")[1]
+    if "background" in words or suite == "long":
+        folder = prepare(suite, "num_frames=12", "--samples", "1", folder="all")[1]
+    assert main(["run", str(folder), "--environment", str(environment), *more]) == 2 and words in caplog.text
+
+
 def test_interactive_scripts(prepare, environment, cache, clip_folder, tmp_path, caplog):
     own = tmp_path / "own.jsonl"
     own.write_text('{"prompts": [{"text": "a red circle", "seconds": 1}, {"text": "a blue circle", "seconds": 1}]}\n')
@@ -363,6 +380,8 @@ def test_the_miniature_is_measured_by_its_oracle(tmp_path, capsys, caplog):
     assert main(["score", str(tmp_path / "A")]) == 0 and "| shape_right |" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B"), "--names", "four", "two"]) == 0
     assert "| metric | four | two | difference, 95 % interval | two is |" in capsys.readouterr().out
+    assert main(["run", str(tmp_path / "A"), "--static-filter"]) == 2 and "the static filter is for" in caplog.text
+    assert main(["measure", str(tmp_path / "A"), "--block", "5"]) == 2 and "leave out --block" in caplog.text
     next((tmp_path / "A" / "videos").iterdir()).unlink()
     assert main(["run", str(tmp_path / "A")]) == 2 and "1 videos are missing" in caplog.text
 

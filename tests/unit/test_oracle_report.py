@@ -30,6 +30,10 @@ def chain(captions, num_images=97, identity=None):
     return render([captions], [identity], num_images)[0]
 
 
+def said_by(one):
+    return oracle_report.meanings(dataclasses.replace(PREPARED, entries=(one,), num_frames=None), one)
+
+
 def entry(*meanings, seconds=3.0):
     texts = tuple(canonical(meaning) for meaning in meanings)
     return Entry(index=0, name="x", script=Script("here", texts, durations=(seconds,) * len(texts)), samples=1)
@@ -38,7 +42,7 @@ def entry(*meanings, seconds=3.0):
 def of_video(path, images, *meanings, seconds=3.0):
     write(path, images)
     one = entry(*meanings, seconds=seconds)
-    said = oracle_report.meanings(one, len(images), block=3, fps=16.0)
+    said = said_by(one)
     seen = oracle_report.look(path, said)
     return oracle_report.metrics(seen, said, fps=16.0), seen, said
 
@@ -54,7 +58,7 @@ def test_all_right(tmp_path):
 def test_a_switch_and_how_long_it_takes(tmp_path):
     """The new colour comes eight images after the prompt: half a second of wrong colour, nothing else."""
     one = entry(FIRST, SECOND)
-    (_, (at, _)) = oracle_report.meanings(one, 97, block=3, fps=16.0)
+    (_, (at, _)) = said_by(one)
     late = chain([FIRST] * (at + 8) + [SECOND] * (97 - at - 8))
     found, seen, _ = of_video(tmp_path / "x.mp4", late, FIRST, SECOND)
     assert found["switch_seconds"] == pytest.approx(0.5) and found["color_right"] == pytest.approx(1 - 8 / 97)
@@ -67,7 +71,7 @@ def test_a_switch_and_how_long_it_takes(tmp_path):
 def test_motion_follows_within_its_window(tmp_path):
     turned = FIRST.with_one_change("motion", "up")
     one = entry(FIRST, turned)
-    (_, (at, _)) = oracle_report.meanings(one, 97, block=3, fps=16.0)
+    (_, (at, _)) = said_by(one)
     found, _, _ = of_video(tmp_path / "x.mp4", chain([FIRST] * at + [turned] * (97 - at)), FIRST, turned)
     assert found["motion_right"] > 0.95 and found["switch_seconds"] <= 0.25
 
@@ -90,7 +94,7 @@ def test_what_the_oracle_cannot_read(tmp_path):
     with pytest.raises(ValueError, match="64x96 pixels"):
         oracle_report.read_small(tmp_path / "x.mp4")
     with pytest.raises(ValueError, match="does not say all"):
-        oracle_report.meanings(Entry(index=0, name="x", script=Script("here", ("a cat",)), samples=1), 9, block=3, fps=16.0)
+        said_by(Entry(index=0, name="x", script=Script("here", ("a cat",)), samples=1))
 
 
 def test_a_folder(tmp_path):

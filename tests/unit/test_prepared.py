@@ -76,6 +76,11 @@ def test_a_folder_is_of_one_request(folder, change, words):
     assert (folder / "prepared.json").read_bytes() == before
 
 
+def test_the_same_weights_elsewhere(folder):
+    folders.settle(folder, dataclasses.replace(PREPARED, weights=[{"file": "other/w", "changed": 9, "sha256": "1"}]), write=True)
+    assert folders.load(folder).weights[0]["file"] == "other/w"
+
+
 def test_what_it_was_made_with_is_added_up(folder):
     for commit in ("b", "a", "b"):
         folders.settle(folder, dataclasses.replace(PREPARED, made_with=[{"commit": commit}], settings={"threads": 2}), write=True)
