@@ -111,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     hush()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if world().size > 1 and arguments.run is not commands.prepare:
+            raise ValueError(f"{world().size} processes: only `prepare` is shared among them")
         with logging_redirect_tqdm():
             return arguments.run(arguments)
     except (ValueError, FileNotFoundError) as error:

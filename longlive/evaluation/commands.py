@@ -18,13 +18,13 @@ from longlive.evaluation import compare as comparison
 from longlive.evaluation import folder as folders
 from longlive.evaluation import oracle_report, report, rewrite, suites, values, vbench_run, weightless
 from longlive.evaluation import prepare as preparation
-from longlive.evaluation.clip_score import ClipScore, stretches
+from longlive.evaluation.clip_score import IMAGES_A_SECOND, ClipScore, stretches
 from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import find_suite, names_of
 from longlive.evaluation.vbench_environment import VBenchEnvironment, default_environment
 from longlive.evaluation.vbench_score import PUBLISHED, PUBLISHED_LONG, read_results, table
 from longlive.evaluation.vbench_score import score as score_of
-from longlive.parallel.machine import commit, digest_of, file_digest, hardware, versions
+from longlive.parallel.machine import commit, file_digest, hardware, versions
 from longlive.parallel.world import choose_device, world
 
 log = logging.getLogger(__name__)
@@ -115,8 +115,9 @@ def _check(folder: Path, prepared: Prepared) -> None:
         raise ValueError(f"{folder / 'videos'}:\n{problems}")
 
 
-def _made_with() -> dict[str, Any]:
-    return {"versions": versions(), "commit": commit(), "hardware": hardware()}
+def _made_with(folder: Path, prepared: Prepared) -> dict[str, Any]:
+    videos = folders.digest_of_videos(folder, prepared.names)
+    return {"videos_digest": videos, "versions": versions(), "commit": commit(), "hardware": hardware()}
 
 
 def run_oracle(folder: Path, prepared: Prepared) -> None:
@@ -124,16 +125,16 @@ def run_oracle(folder: Path, prepared: Prepared) -> None:
     paths = {name: folders.video_path(folder, name) for name in prepared.names}
     found, adherence = oracle_report.report(paths, prepared)
     over_time = [[[None if math.isnan(x) else round(x, 4) for x in second] for second in row] for row in adherence.tolist()]
-    values.write(folder, "oracle", found, {**_made_with(), "adherence_over_seconds": over_time})
+    values.write(folder, "oracle", found, {**_made_with(folder, prepared), "adherence_over_seconds": over_time})
     report.oracle_plot(adherence, prepared, folder / "results" / "adherence.png")
 
 
 def run_clip(folder: Path, prepared: Prepared, arguments: argparse.Namespace) -> bool:
     """CLIP scores of all stretches of all videos; whether they could be measured."""
     _check(folder, prepared)
-    question = {"clip": arguments.clip, "videos": digest_of({n: folders.digest_of_video(folder, n) for n in prepared.names})}
+    about = {"clip": arguments.clip, "images_a_second": IMAGES_A_SECOND, **_made_with(folder, prepared)}
     before = values.read(folder, "clip_score")
-    if before is not None and not arguments.again and before[1].get("question") == question:
+    if before is not None and not arguments.again and all(before[1].get(key) == about[key] for key in ("clip", "videos_digest")):
         log.info("CLIP score: measured already")
         return True
     device = choose_device(arguments.device, world())
@@ -152,8 +153,7 @@ def run_clip(folder: Path, prepared: Prepared, arguments: argparse.Namespace) ->
                 found.setdefault(f"clip_{part.begin:g}_{part.end:g}", {})[name] = value
     if cut_off:
         log.info("CLIP reads %d tokens: of %d prompts it did not see the end", clip.max_tokens, cut_off)
-    about = {"question": question, "prompts_cut_off": cut_off, "images_a_second": 2, "device": str(device), **_made_with()}
-    values.write(folder, "clip_score", found, about)
+    values.write(folder, "clip_score", found, {**about, "prompts_cut_off": cut_off, "device": str(device)})
     return True
 
 
@@ -215,7 +215,7 @@ def measure_folder(folder: Path, prepared: Prepared, *, pictures: Path | None = 
                 if metric != "images":
                     found.setdefault(OWN_NAME.get(metric, metric), {})[name] = value
     found = {metric: of for metric, of in found.items() if not all(math.isnan(value) for value in of.values())}
-    values.write(folder, "measured", found, {**_made_with(), "block": prepared.block})
+    values.write(folder, "measured", found, {**_made_with(folder, prepared), "block": prepared.block})
     text, _ = report.values_report(folder, ("measured",))
     sys.stdout.write(text)
 

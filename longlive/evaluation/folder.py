@@ -26,7 +26,7 @@ from longlive import video
 from longlive.evaluation.suites import SEEDS_APART, Entry, names_of
 from longlive.generation.cues import PromptSchedule, num_frames_for, num_images_of
 from longlive.generation.prompt_files import Script
-from longlive.parallel.machine import file_digest
+from longlive.parallel.machine import digest_of, file_digest
 
 FORMAT = 1
 MAY_DIFFER = ("settings", "made_with")  # between two runs into one folder
@@ -281,6 +281,14 @@ def digest_of_video(folder: Path, name: str) -> str:
     """SHA-256 of a video's file, from its record where that is still true."""
     record = read_record(folder, name)
     return file_digest(video_path(folder, name)) if record is None else record["sha256"]
+
+
+def digest_of_videos(folder: Path, names: Iterable[str]) -> str:
+    """By which the videos of today are told from those that something was measured on. Raises ValueError when one is missing."""
+    try:
+        return digest_of({name: digest_of_video(folder, name) for name in names})
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename} is missing") from error
 
 
 def remove_if_empty(folder: Path) -> None:

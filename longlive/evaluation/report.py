@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from longlive.evaluation import charts, values
+from longlive.evaluation import charts, values, vbench_run
 from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import find_suite
-from longlive.evaluation.vbench_run import INTERACTIVE
 from longlive.evaluation.vbench_score import (
     DIMENSIONS,
     PUBLISHED,
@@ -38,7 +37,7 @@ def name_of(prepared: Prepared) -> str:
     return short + (f", recache={recache}" if recache != "joint" else "")
 
 
-def remarks(prepared: Prepared) -> list[str]:
+def remarks(folder: Path, prepared: Prepared) -> list[str]:
     """What a reader must know before comparing the numbers with others."""
     part, said = prepared.prompt_list, []
     if part.get("limit") or part.get("dimensions") or part.get("samples"):
@@ -48,7 +47,31 @@ def remarks(prepared: Prepared) -> list[str]:
         said.append(f"videos were generated from rewritten prompts ({prepared.rewritten.get('file')}); the original ones name the files")
     if prepared.seed is None:
         said.append("the videos were made by another program; their seeds are not known")
+    usual = find_suite(prepared.suite).num_frames
+    if usual is not None and prepared.seed is not None and prepared.num_frames != usual:
+        said.append(f"videos have {prepared.num_frames} latent frames; this benchmark is for {usual}")
+    runs = {dimension: found for dimension in DIMENSIONS if (found := vbench_run.read_run(folder, dimension))}
+    lengths = {dimension: found["clip_seconds"] for dimension, found in runs.items() if found["clip_seconds"]}
+    for seconds in sorted({tuple(of) for of in lengths.values()}):
+        of_it = ", ".join(dimension for dimension, of in lengths.items() if tuple(of) == seconds)
+        said.append(f"clips of {' and '.join(f'{one:g}' for one in seconds)} s: {of_it}")
+    if "temporal_flickering" in runs and not runs["temporal_flickering"]["static_filter"]:
+        said.append("temporal flickering is that of all videos, without VBench's filter of still ones")
     return said
+
+
+def stale(folder: Path, prepared: Prepared) -> list[str]:
+    """What was measured on other videos than are there now."""
+    found = [name for name in values.of_vbench(folder)[1] if vbench_run.is_stale(folder, prepared, name)]
+    for kind in values.KINDS:
+        mine = values.read(folder, kind)
+        try:
+            fresh = mine is None or mine[1].get("videos_digest") in (None, folders.digest_of_videos(folder, prepared.names))
+        except ValueError:
+            fresh = False
+        if not fresh:
+            found.append(kind)
+    return [f"{name} was measured on other videos than are there now; measure again" for name in found]
 
 
 def vbench_report(folder: Path, prepared: Prepared, name: str) -> tuple[str, dict[str, Any], list[str]]:
@@ -89,12 +112,12 @@ def interactive_report(folder: Path, name: str) -> tuple[str, dict[str, Any], li
     stretches: dict[str, float] = {} if clip is None else {metric: values.mean(of) for metric, of in clip[0].items()}
     if clip is None:
         problems.append("the CLIP score was not measured; `run` says what it lacks")
-    missing = [dimension for dimension in INTERACTIVE if dimension not in averages]
+    missing = [dimension for dimension in vbench_run.INTERACTIVE if dimension not in averages]
     quality = None
     if missing:
         problems.append(f"Quality lacks {', '.join(missing)}")
     else:
-        quality = float(np.mean([normalised(averages)[dimension] for dimension in INTERACTIVE]))
+        quality = float(np.mean([normalised(averages)[dimension] for dimension in vbench_run.INTERACTIVE]))
     content |= {"quality": quality, "clip": stretches}
     names = [metric.removeprefix("clip_").replace("_", "–") + " s" for metric in stretches] or [f"part {n + 1}" for n in range(6)]
     lines = [f"| model | Quality | {' | '.join(names)} |", "| --- | --- |" + " --- |" * len(names)]
@@ -173,7 +196,7 @@ def write(folder: Path, *, name: str | None = None) -> tuple[str, list[str]]:
     prepared = folders.load(folder)
     name = name or name_of(prepared)
     suite = find_suite(prepared.suite)
-    said = remarks(prepared)
+    said = remarks(folder, prepared)
     problems: list[str] = []
     parts, content = [], {"suite": prepared.suite, "name": name, "remarks": said, "model": prepared.model, "weights": prepared.weights}
     measured_by_vbench = bool(values.of_vbench(folder)[1])
@@ -188,6 +211,7 @@ def write(folder: Path, *, name: str | None = None) -> tuple[str, list[str]]:
             text, problems = text.split("\n\n")[0] + "\n", []
         parts.append(text)
         content |= more
+    problems = problems + stale(folder, prepared)
     text, more = values_report(folder, ("oracle", "measured"))
     if text:
         parts.append(text)

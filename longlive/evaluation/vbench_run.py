@@ -152,12 +152,11 @@ def request_for(folder: Path, prepared: Prepared, dimension: str, options: Optio
 def asked(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the answer: a dimension measured with the same is not measured again."""
     paths = [Path(path) for entry in request["entries"] for path in entry["video_list"]]
-    digests = {path.name: folders.digest_of_video(folder, path.stem) for path in paths}
     seconds = sorted({entry["clip_seconds"] for entry in request["entries"]}) if request["clips"] else None
     return {
         "dimension": request["dimension"],
         "videos": len(paths),
-        "videos_digest": digest_of(digests),
+        "videos_digest": folders.digest_of_videos(folder, [path.stem for path in paths]),
         "clip_seconds": seconds,
         "static_filter": request["static_filter"],
         "slow_fast": request["slow_fast"],
@@ -188,12 +187,28 @@ def results_folder(folder: Path) -> Path:
     return folder / "results" / "vbench"
 
 
+def read_run(folder: Path, dimension: str) -> dict[str, Any]:
+    """How a dimension was measured; empty when it was not measured by us."""
+    path = results_folder(folder) / f"{dimension}_run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def is_stale(folder: Path, prepared: Prepared, dimension: str) -> bool:
+    """Whether a dimension was measured on other videos than are there now."""
+    before = read_run(folder, dimension)
+    request = request_for(folder, prepared, dimension, Options(static_filter=bool(before.get("static_filter"))))
+    try:
+        return bool(before) and asked(folder, request)["videos_digest"] != before["videos_digest"]
+    except ValueError:
+        return True
+
+
 def measured_already(folder: Path, question: Mapping[str, Any]) -> float | None:
     """The average that stands in the folder for the same question; None."""
     dimension = question["dimension"]
     results = results_folder(folder)
     try:
-        before = json.loads((results / f"{dimension}_run.json").read_text(encoding="utf-8"))
+        before = read_run(folder, dimension)
         if any(before.get(name) != value for name, value in question.items()):
             return None
         return read_result(results / f"{dimension}_eval_results.json", dimension)[0]

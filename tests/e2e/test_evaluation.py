@@ -213,6 +213,11 @@ def test_a_configuration_says_the_model_and_the_suite_the_rest(tiny, environment
     assert main([*command, "prompts=x.txt"]) == 2 and "prompts is given, but the suite decides" in caplog.text
 
 
+def test_only_prepare_is_shared(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["measure", str(tmp_path)]) == 2 and "2 processes: only `prepare` is shared among them" in caplog.text
+
+
 def test_without_an_environment(tmp_path, caplog):
     missing = ["--environment", str(tmp_path / "nowhere")]
     assert main(["prepare", "vbench", "--output", str(tmp_path / "x"), *missing]) == 2
@@ -271,7 +276,12 @@ def test_videos_that_are_not_as_they_were_prepared(prepare, environment, cache, 
     run = ["run", str(folder), "--environment", str(environment), "--dimensions", "temporal_flickering"]
     videos = folder / "videos"
     (videos / "a refrigerator-0.mp4").unlink()  # counts for another dimension
-    assert main(run) == 0
+    assert main(run) == 0 and main(["score", str(folder)]) == 2 and "on other videos" not in caplog.text
+    assert "temporal flickering is that of all videos" in (folder / "results" / "score.md").read_text()
+    shutil.copyfile(videos / "In a still frame, a stop sign-0.mp4", videos / "saved")
+    shutil.copyfile(videos / "In a still frame, a stop sign-1.mp4", videos / "In a still frame, a stop sign-0.mp4")
+    assert main(["score", str(folder)]) == 2 and "temporal_flickering was measured on other videos than are there now" in caplog.text
+    os.replace(videos / "saved", videos / "In a still frame, a stop sign-0.mp4")
     (videos / "In a still frame, a stop sign-0.mp4").rename(videos / "In a still frame a stop sign-0.mp4")
     assert main(run) == 2 and "1 videos are missing: In a still frame, a stop sign-0.mp4" in caplog.text
     assert "perhaps In a still frame a stop sign-0.mp4 should be In a still frame, a stop sign-0.mp4" in caplog.text
@@ -380,6 +390,9 @@ def test_the_miniature_is_measured_by_its_oracle(tmp_path, capsys, caplog):
     assert main(["score", str(tmp_path / "A")]) == 0 and "| shape_right |" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B"), "--names", "four", "two"]) == 0
     assert "| metric | four | two | difference, 95 % interval | two is |" in capsys.readouterr().out
+    names = folders.load(tmp_path / "A").names
+    shutil.copyfile(folders.video_path(tmp_path / "B", names[0]), folders.video_path(tmp_path / "A", names[0]))
+    assert main(["score", str(tmp_path / "A")]) == 2 and "oracle was measured on other videos than are there now" in caplog.text
     assert main(["run", str(tmp_path / "A"), "--static-filter"]) == 2 and "the static filter is for" in caplog.text
     assert main(["measure", str(tmp_path / "A"), "--block", "5"]) == 2 and "leave out --block" in caplog.text
     next((tmp_path / "A" / "videos").iterdir()).unlink()
