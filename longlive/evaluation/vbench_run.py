@@ -234,6 +234,7 @@ def run(
     free: queue.Queue[str] = queue.Queue()
     for device in devices:
         free.put(device)
+    running: set[subprocess.Popen[bytes]] = set()
 
     def one(dimension: str) -> Outcome:
         request = request_for(folder, prepared, dimension, options)
@@ -253,12 +254,17 @@ def run(
             return Outcome(dimension, lacks=lacks)
         device = free.get()
         try:
-            return _measure(folder, environment, request, question, about, device)
+            return _measure(folder, environment, request, question, about, device, running)
         finally:
             free.put(device)
 
     with ThreadPoolExecutor(max_workers=len(devices)) as workers:
-        return list(workers.map(one, wanted))
+        try:
+            return list(workers.map(one, wanted))
+        except BaseException:  # an interruption reaches this thread only, and the pool would wait for hours
+            for process in set(running):
+                process.terminate()
+            raise
 
 
 def check_options(prepared: Prepared, dimensions: Sequence[str], options: Options) -> None:
@@ -293,7 +299,9 @@ def _measure(
     question: dict[str, Any],
     about: dict[str, Any],
     device: str,
+    running: set[subprocess.Popen[bytes]],
 ) -> Outcome:
+    """Have a process measure one dimension; it is in `running` as long as it lives."""
     dimension = request["dimension"]
     results, work = results_folder(folder), folder / "work" / dimension
     results.mkdir(parents=True, exist_ok=True)
@@ -312,11 +320,14 @@ def _measure(
     with logged.open("w", encoding="utf-8") as output:
         command = [str(environment.python), str(WORKER), str(work / "request.json")]
         surroundings = {**os.environ, **visible(device), "VBENCH_CACHE_DIR": str(cache_folder())}
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=surroundings, check=False)
+        with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=surroundings) as process:
+            running.add(process)
+            status = process.wait()
+            running.discard(process)
     made = work / "out" / f"{dimension}_eval_results.json"
     try:
-        if done.returncode:
-            raise ValueError(f"vbench stopped with status {done.returncode}: {_last_line(logged)}")
+        if status:
+            raise ValueError(f"vbench stopped with status {status}: {_last_line(logged)}")
         average, videos = read_result(made, dimension)
         fewer = question["static_filter"] or dimension in MAY_MEASURE_FEWER
         if len(videos) > question["videos"] or (len(videos) < question["videos"] and not fewer):

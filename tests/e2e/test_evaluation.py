@@ -5,13 +5,13 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from longlive import video
@@ -32,7 +32,7 @@ LIST = [
 ]
 STAND_IN = '''
 """What vbench has at the border: class, list of videos as JSON, result as JSON. A video's value follows from its bytes."""
-import hashlib, json, sys
+import hashlib, json, os, time
 from pathlib import Path
 
 
@@ -43,6 +43,9 @@ class VBench:
 
     def evaluate(self, videos_path, name, dimension_list, local, mode, imaging_quality_preprocessing_mode):
         (dimension,) = dimension_list
+        if dimension == "human_action" and (sleepy := Path(__file__).with_name("sleepy")).exists():
+            sleepy.write_text(str(os.getpid()))
+            time.sleep(600)
         found = []
         for entry in json.loads(Path(self.build_full_info_json(videos_path, name, dimension_list, mode=mode)).read_text()):
             assert entry["dimension"] == [dimension] and (dimension != "object_class" or entry["auxiliary_info"][dimension])
@@ -151,12 +154,9 @@ def test_several_processes_killed_and_gone_on_with(prepare, tiny, environment, t
         start_new_session=True,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("records/*.json"))) < 3 and running.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    for process in children(running.pid):
-        os.kill(process, signal.SIGKILL)
-    running.kill()
+    wait_for(lambda: len(list(folder.glob("records/[!.]*.json"))) >= 3 or running.poll() is not None, 120)
+    for process in (*psutil.Process(running.pid).children(recursive=True), running):
+        process.kill()
     running.wait()
     finished = {path.stem: stamps(folder)[f"{path.stem}.mp4"] for path in folder.glob("records/[!.]*.json")}
     assert len(finished) >= 3
@@ -166,12 +166,6 @@ def test_several_processes_killed_and_gone_on_with(prepare, tiny, environment, t
     assert {name: stamps(folder)[f"{name}.mp4"] for name in finished} == finished
     for name in prepared.names:
         assert folders.digest_of_video(folder, name) == folders.digest_of_video(whole, name)
-
-
-def children(parent):
-    """Processes below a process."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False).stdout.split()
-    return [process for child in map(int, found) for process in (*children(child), child)]
 
 
 def test_videos_of_another_program(prepare, environment, tmp_path, caplog):
@@ -243,6 +237,34 @@ def test_a_run_goes_on_where_it_stopped(prepare, environment, cache, caplog):
     assert about["environment"]["versions"]["vbench"] == "0.1.5" and about["device"] == "cpu" and about["videos"] == 2
     assert main(["score", str(folder)]) == 2 and "5 of 16 dimensions are missing: object_class, multiple_objects, color" in caplog.text
     assert (folder / "results" / "radar.png").is_file() and not (folder / "results" / "bars.png").exists()
+
+
+def test_a_stopped_run_leaves_no_process(prepare, environment, cache):
+    """Whoever stops the run, as a batch system does, stops vbench too, and nothing further is begun."""
+    folder = prepare("vbench", "num_frames=3", "--samples", "1")[1]
+    has_weights(cache, *DIMENSIONS)
+    sleepy = environment / "lib" / "python3.11" / "site-packages" / "vbench" / "sleepy"
+    sleepy.write_text("")
+    dimensions = ["--dimensions", "human_action", "motion_smoothness", "--device", "cpu"]
+    command = [sys.executable, "-m", "longlive.evaluation", "run", str(folder), "--environment", str(environment), *dimensions]
+    running = subprocess.Popen(command, cwd=ROOT)
+    try:
+        wait_for(lambda: sleepy.read_text())
+        worker = int(sleepy.read_text())
+        running.terminate()
+        assert running.wait(timeout=60) == 130
+        wait_for(lambda: not psutil.pid_exists(worker))
+    finally:
+        running.kill()
+        sleepy.unlink()
+    assert not list((folder / "results" / "vbench").glob("*_run.json"))
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def test_all_dimensions_give_a_total(prepare, environment, cache, capsys, caplog):
