@@ -40,16 +40,22 @@ def weight_bytes(*modules: torch.nn.Module) -> int:
     return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
 
 
-def working_bytes(
-    network: WanTransformer, vae: AutoencoderKLWan, height: int, width: int, *, visible: int, block: int, batch: int, relative: bool
-) -> int:
-    """Estimated bytes of key-value cache and activations for one block of `height` x `width` latents."""
-    config, element = network.config, network.dtype.itemsize
+def cache_bytes(network: WanTransformer, height: int, width: int, *, visible: int, turned: int = 0, batch: int = 1) -> int:
+    """Bytes of the keys and values of `visible` frames of `height` x `width` latents, and of the keys of `turned` of them once more: the
+    infinite mode keeps the sink's as they were written.
+    """
+    config = network.config
     tokens = tokens_per_frame(network, height, width)
-    cache = (2 * visible + (visible if relative else 0)) * config.num_layers * batch * tokens * config.dim * element
-    activations = batch * block * tokens * (12 * config.dim * 4 + 2 * config.ffn_dim * element)  # modulation and residuals in float32
+    return (2 * visible + turned) * config.num_layers * batch * tokens * config.dim * network.dtype.itemsize
+
+
+def activation_bytes(network: WanTransformer, vae: AutoencoderKLWan, height: int, width: int, *, block: int, batch: int) -> int:
+    """Estimated bytes at work on one block of `height` x `width` latents."""
+    config = network.config
+    tokens = tokens_per_frame(network, height, width)
+    activations = batch * block * tokens * (12 * config.dim * 4 + 2 * config.ffn_dim * network.dtype.itemsize)  # residuals in float32
     settings = settings_of(vae)
     patch = settings.patch_size or 1
     pixels = batch * TEMPORAL_STRIDE * block * height * width * settings.scale_factor_spatial**2
     decoder = pixels // patch**2 * 6 * settings.base_dim * vae.dtype.itemsize
-    return cache + max(activations, decoder)
+    return max(activations, decoder)

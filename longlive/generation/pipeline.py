@@ -25,7 +25,7 @@ from longlive.checkpoints import convert, store
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import TEMPORAL_STRIDE, Cues, PromptQueue, PromptSchedule, num_frames_for, num_images_of
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import ring_cache, weight_bytes, working_bytes
+from longlive.generation.memory import activation_bytes, cache_bytes, ring_cache, weight_bytes
 from longlive.generation.noise import Generators, Noise
 from longlive.generation.rollout import OnStep, Recache, Rollout
 from longlive.generation.session import Session, Take, TypedOver
@@ -225,16 +225,14 @@ class LongLivePipeline(DiffusionPipeline):
         """Estimated bytes at work: weights, key-value cache, activations of the transformer and of the decoder for one block."""
         height, width = self._size(height, width)
         parts = [self.transformer, self.vae] + ([self.text_encoder] if self._text_mode == "resident" else [])
-        return weight_bytes(*parts) + working_bytes(
-            self.transformer,
-            self.vae,
-            height // self._vae_stride,
-            width // self._vae_stride,
-            visible=num_frames if self.config.window == EVERYTHING else self.config.window,
-            block=self.config.block,
-            batch=batch,
-            relative=self.config.relative_rope,
-        )
+        size = height // self._vae_stride, width // self._vae_stride
+        visible = num_frames if self.config.window == EVERYTHING else self.config.window
+        cache = self._cache_bytes(*size, visible=visible, batch=batch)
+        return weight_bytes(*parts) + cache + activation_bytes(self.transformer, self.vae, *size, block=self.config.block, batch=batch)
+
+    def _cache_bytes(self, height: int, width: int, *, visible: int, batch: int) -> int:
+        turned = self.config.sink if self.config.relative_rope else 0
+        return cache_bytes(self.transformer, height, width, visible=visible, turned=turned, batch=batch)
 
     @torch.no_grad()
     def __call__(
@@ -415,21 +413,9 @@ class LongLivePipeline(DiffusionPipeline):
     def session_bytes(self, height: int | None = None, width: int | None = None) -> int:
         """Estimated bytes that every further session holds: its key-value cache, and what its decoder remembers."""
         height, width = self._size(height, width)
-        one, none = (
-            working_bytes(
-                self.transformer,
-                self.vae,
-                height // self._vae_stride,
-                width // self._vae_stride,
-                visible=visible,
-                block=self.config.block,
-                batch=1,
-                relative=self.config.relative_rope,
-            )
-            for visible in (self.config.window, 0)
-        )
+        cache = self._cache_bytes(height // self._vae_stride, width // self._vae_stride, visible=self.config.window, batch=1)
         decoder = 2 * settings_of(self.vae).base_dim * 8 * height * width * self.vae.dtype.itemsize  # two frames before every convolution
-        return one - none + decoder
+        return cache + decoder
 
     def load_lora_weights(self, path: str | Path, *, alpha: float | None = None) -> None:
         """Merge a LoRA (`lora.pt`, a peft folder or safetensors file) into the transformer, for good. `alpha` defaults to its rank.

@@ -191,8 +191,11 @@ def test_text_encoder_stays_behind_with_offload(tiny):
     assert pipe.memory_needed(3) < resident
 
 
-def test_memory_needed_counts_the_cache_it_will_allocate(pipe):
+@pytest.mark.parametrize("relative", [False, True])
+def test_memory_needed_counts_the_cache_it_will_allocate(tiny, relative):
+    pipe = LongLivePipeline.from_pretrained(tiny, relative_rope=relative)
     ring = pipe._cache(21, 32, 32, 1)
     twice = pipe._cache(21, 32, 32, 2)
+    assert pipe._cache_bytes(4, 4, visible=pipe.config.window, batch=1) == ring.num_bytes  # 32 pixels are 4 latents
     assert pipe.memory_needed(21, 32, 32, batch=2) - pipe.memory_needed(21, 32, 32) >= twice.num_bytes - ring.num_bytes > 0
     assert pipe.memory_needed(2100) == pipe.memory_needed(21)  # a window: the cost of a block is constant
