@@ -29,6 +29,10 @@ if [[ -z "$base" ]]; then
     exit 1
 fi
 
+if [[ -e "$venv" && ! -f "$venv/pyvenv.cfg" && -n "$(ls -A "$venv" 2>/dev/null || echo file)" ]]; then
+    echo "error: $venv is there and is no virtual environment; choose an empty folder for LONGLIVE_VBENCH" >&2
+    exit 1
+fi
 echo "setup: making $venv with $("$base" --version); torch and what it brings are several GB (once)" >&2
 "$base" -m venv --clear "$venv" || {
     echo "error: $base cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv)." >&2

@@ -18,7 +18,7 @@ if [[ "$suite" == vbench || "$suite" == long || "$suite" == interactive || "$sui
     bash "$here/setup_vbench.sh" > /dev/null
 fi
 gpus="${GPUS:-$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')}"
-if ((gpus > 1)); then
+if ((gpus > 1)) && [[ " $* " != *" --videos"* ]]; then
     "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$gpus" "${evaluation[@]}" prepare "$suite" --output "$folder" "$@"
 else
     "$PYTHON" "${evaluation[@]}" prepare "$suite" --output "$folder" "$@"

@@ -98,14 +98,22 @@ def _add_part(one: argparse.ArgumentParser) -> None:
     one.add_argument("--samples", type=int, help="videos a prompt (default: the benchmark's)")
 
 
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command line without the settings of `prepare`, and these: `key=value` wherever it stands, but after an option that takes one
+    value. argparse itself would count it to an option before it that takes several.
+    """
+    rest, settings = [], []
+    for before, word in zip(("", *words), words):
+        takes_one = before.startswith("--") and "=" not in before and before != "--dimensions"
+        is_setting = words[0] == "prepare" and SETTING.match(word) and not takes_one
+        (settings if is_setting else rest).append(word)
+    return rest, settings
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done; 1 not all could be measured, or it broke; 2 a mistake of the user; 130 interrupted."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    settings = [word for word in words if SETTING.match(word)]  # wherever they stand: argparse would count them to an option before them
-    command_line = parser()
-    arguments = command_line.parse_args([word for word in words if word not in settings])
-    if settings and "settings" not in arguments:
-        command_line.error(f"unrecognized arguments: {' '.join(settings)}")
+    words, settings = split(list(sys.argv[1:] if argv is None else argv))
+    arguments = parser().parse_args(words)
     arguments.settings = settings
     configure_logging(world())
     hush()

@@ -6,6 +6,7 @@ of how videos came to be.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,8 +43,17 @@ def moments(stretch: Stretch, *, fps: float, num_images: int) -> list[int]:
     return [index for second in seconds if (index := int(second * fps)) < num_images]
 
 
+def _digest(model: torch.nn.Module) -> str:
+    """SHA-256 of all weights, wherever they came from."""
+    found = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(weight.contiguous().view(torch.uint8).numpy().tobytes() if weight.ndim else str(weight.item()).encode())
+    return found.hexdigest()
+
+
 class ClipScore:
-    """A CLIP model with its processor.
+    """A CLIP model with its processor; `digest`: of its weights.
 
     Raises:
         ValueError: when it is not there, with how to get it.
@@ -51,10 +61,15 @@ class ClipScore:
 
     def __init__(self, name: str, *, device: torch.device) -> None:
         try:
-            model: Any = CLIPModel.from_pretrained(name, local_files_only=True)
+            loaded: Any = CLIPModel.from_pretrained(name, local_files_only=True, output_loading_info=True)
             self._processor = CLIPProcessor.from_pretrained(name, local_files_only=True)
         except OSError as error:
             raise ValueError(f"CLIP is not there as {name}; {WEIGHTS}") from error
+        model, found = loaded
+        if found["missing_keys"] or found["mismatched_keys"]:
+            strange = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+            raise ValueError(f"{name} lacks {len(strange)} of CLIP's weights, {strange[0]} for example; {WEIGHTS}")
+        self.digest = _digest(model)
         self._model = model.to(device).eval()
         self.max_tokens: int = self._model.config.text_config.max_position_embeddings
 

@@ -45,6 +45,8 @@ def prepare(arguments: argparse.Namespace) -> int:
     )
     part = {"dimensions": arguments.dimensions, "limit": arguments.limit, "samples": arguments.samples}
     prompts = suites.part_of(full, **part)
+    if prompts.own and arguments.suite == "switch":
+        log.info("of every script the first two prompts are shown, five seconds each, whatever %s says", arguments.prompts)
     if arguments.videos is not None:
         if world().size > 1:
             raise ValueError(f"{world().size} processes: --videos wants one")
@@ -69,7 +71,7 @@ def _rewritten(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     beside = path.with_name(f"{path.name}.json")
-    made = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+    made = folders.read_json(beside) if beside.is_file() else None
     return {"file": path.name, "sha256": file_digest(path), "made": made}
 
 
@@ -89,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
     vbench_run.check_options(prepared, asked, options)
     if arguments.clip != CLIP and (kind != "interactive" or arguments.dimensions is not None):
         raise ValueError("--clip is for the CLIP score, which the suites interactive and switch have when no --dimensions are chosen")
+    if not asked and (arguments.device != "auto" or arguments.environment is not None):
+        raise ValueError("--device and --environment are for vbench, which measures nothing here; leave them out, or choose --dimensions")
     complete = True
     if kind == "oracle":
         _check(folder, prepared)
@@ -132,17 +136,17 @@ def run_oracle(folder: Path, prepared: Prepared) -> None:
 def run_clip(folder: Path, prepared: Prepared, arguments: argparse.Namespace) -> bool:
     """CLIP scores of all stretches of all videos; whether they could be measured."""
     _check(folder, prepared)
-    about = {"clip": arguments.clip, "images_a_second": IMAGES_A_SECOND, **_made_with(folder, prepared)}
-    before = values.read(folder, "clip_score")
-    if before is not None and not arguments.again and all(before[1].get(key) == about[key] for key in ("clip", "videos_digest")):
-        log.info("CLIP score: measured already")
-        return True
     device = choose_device(arguments.device, world())
     try:
         clip = ClipScore(arguments.clip, device=device)
     except ValueError as error:
         log.warning("the CLIP score cannot be measured: %s", error)
         return False
+    about = {"clip": arguments.clip, "clip_weights": clip.digest, "images_a_second": IMAGES_A_SECOND, **_made_with(folder, prepared)}
+    before = values.read(folder, "clip_score")
+    if before is not None and not arguments.again and all(before[1].get(key) == about[key] for key in ("clip_weights", "videos_digest")):
+        log.info("CLIP score: measured already")
+        return True
     found: dict[str, dict[str, float]] = {}
     cut_off = 0
     for entry in tqdm(prepared.entries, unit="script", mininterval=1):
@@ -184,18 +188,25 @@ def compare(arguments: argparse.Namespace) -> int:
         names = [str(first), str(second)]
     comparison.write(rows, names, arguments.output or second / "results" / "compared", about)
     sys.stdout.write(comparison.table(rows, names))
+    if alone := about["measured_on_one_only"]:
+        log.warning("measured on one folder only, and left out: %s", ", ".join(alone))
     return 0
 
 
 def measure(arguments: argparse.Namespace) -> int:
     """`measure PATH…`: a line of JSON a video; of a prepared folder `results/measured.json` too."""
-    for path in arguments.paths:
+    names = [path.resolve().name if path.is_dir() else path.stem for path in arguments.paths]
+    if arguments.output is not None and (twice := [name for name in names if names.count(name) > 1]):
+        raise ValueError(f"{twice[0]} is the name of several, and their pictures would lie over each other; measure them one by one")
+    if arguments.block is not None and arguments.block < 1:
+        raise ValueError(f"--block {arguments.block}: at least one latent frame")
+    for path, name in zip(arguments.paths, names):
         if path.is_dir():
             prepared = folders.load(path)
             _check(path, prepared)
             if arguments.block is not None:
                 raise ValueError(f"{path} says itself how its videos were made; leave out --block")
-            measure_folder(path, prepared, pictures=arguments.output)
+            measure_folder(path, prepared, pictures=None if arguments.output is None else arguments.output / name)
         else:
             block = 3 if arguments.block is None else arguments.block
             found = weightless.measure_file(path, weightless.prompts_beside(path), block=block, pictures=arguments.output)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longlive.evaluation import charts, values
+from longlive.evaluation import charts, report, values, vbench_run
 from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import names_of
@@ -29,6 +29,7 @@ NEITHER_IS_BETTER = {
     "loop_similarity",
 }  # it depends on the prompt
 OF_SOME_VIDEOS = {"color", "temporal_flickering"}  # those with the object in them, those that stand still: what both have is compared
+FEW = 5  # prompts, below which nothing is said
 MUST_AGREE = ("suite", "prompt_list", "entries", "num_frames", "fps", "seed")
 
 
@@ -48,6 +49,8 @@ class Compared(NamedTuple):
     @property
     def verdict(self) -> str:
         """Which is better, where the interval says so and the metric has a better side."""
+        if self.prompts < FEW:
+            return "of too few prompts"
         if self.low <= 0 <= self.high:
             return "not told apart"
         if self.metric in NEITHER_IS_BETTER:
@@ -82,9 +85,10 @@ def compare(first: Values, second: Values, prepared: Prepared, *, resamples: int
     for metric in first:
         if metric not in second:
             continue
-        row, drawn[metric] = _one(metric, first[metric], second[metric], prompt_of, weights)
+        row, means = _one(metric, first[metric], second[metric], prompt_of, weights)
         if row is not None:
             rows.append(row)
+            drawn[metric] = means
     if not rows:
         raise ValueError(
             f"nothing was measured on both: the first has {', '.join(first) or 'nothing'}, the second {', '.join(second) or 'nothing'}; "
@@ -115,7 +119,7 @@ def _one(
     counts = np.bincount(place, minlength=len(prompts))
     drawn = weights[:, prompts]
     means = (drawn @ sums.T / (drawn @ counts)[:, None]).T
-    low, high = np.quantile(means[1] - means[0], [0.025, 0.975])
+    low, high = np.quantile(means[1] - means[0], [0.025, 0.975]) if len(prompts) > 1 else (math.nan, math.nan)
     one, two = both.mean(axis=1)
     row = Compared(metric, one, two, two - one, low, high, float(both.std(axis=1).mean()), len(prompts), len(names))
     return row, means
@@ -150,13 +154,14 @@ def table(rows: Sequence[Compared], names: Sequence[str]) -> str:
 def write(rows: Sequence[Compared], names: Sequence[str], output: Path, about: dict[str, Any]) -> None:
     """Table, JSON and plots."""
     title = f"{names[1]} less {names[0]}"
-    content = {**about, "names": list(names), "rows": [{**row._asdict(), "verdict": row.verdict} for row in rows]}
+    known = [{name: None if value != value else value for name, value in row._asdict().items()} for row in rows]
+    content = {**about, "names": list(names), "rows": [{**one, "verdict": row.verdict} for one, row in zip(known, rows)]}
     folders.write_json(output / "compared.json", content)
     (output / "compared.md").write_text(f"# {title}\n\n{table(rows, names)}", encoding="utf-8")
     shown = [
         charts.Difference(row.metric, row.difference / row.spread, row.low / row.spread, row.high / row.spread)
         for row in rows
-        if row.spread > 0 and row.metric not in ("quality", "semantic", "total")
+        if row.spread > 0 and row.prompts > 1 and row.metric not in ("quality", "semantic", "total")
     ]
     if shown:
         label = "mean difference, in standard deviations over videos, with its 95 % interval"
@@ -168,12 +173,35 @@ def write(rows: Sequence[Compared], names: Sequence[str], output: Path, about: d
         charts.radar(both, output / "radar.png", title="VBench's dimensions, normalised")
 
 
+def check_measured_alike(both: Sequence[Path], prepared: Sequence[Prepared]) -> None:
+    """Raises ValueError when something was measured on other videos than are there now, or not in the same way in both folders."""
+    for folder, one in zip(both, prepared):
+        if old := report.stale(folder, one):
+            raise ValueError(f"{folder}: {old[0]}")
+    for dimension in DIMENSIONS:
+        ways = []
+        for folder in both:
+            found = vbench_run.read_run(folder, dimension)
+            version = found.get("environment", {}).get("versions", {}).get("vbench")
+            ways.append({name: found.get(name) for name in ("clip_seconds", "static_filter", "slow_fast")} | {"vbench": version})
+        apart = [name for name in ways[0] if ways[0][name] != ways[1][name]]
+        if apart and all(vbench_run.read_run(folder, dimension) for folder in both):
+            said = "; ".join(f"{name} {ways[0][name]} and {ways[1][name]}" for name in apart)
+            raise ValueError(f"{dimension} was not measured alike ({said}); measure one of {both[0]} and {both[1]} again")
+    clips = [found[1].get("clip_weights") for folder in both if (found := values.read(folder, "clip_score")) is not None]
+    if len(clips) == 2 and clips[0] != clips[1]:
+        raise ValueError(f"the CLIP scores of {both[0]} and {both[1]} are of different CLIP models; measure one of them again")
+
+
 def compare_folders(first: Path, second: Path, *, resamples: int) -> tuple[list[Compared], dict[str, Any]]:
-    """Rows for two folders, and where they come from. Raises ValueError when they do not belong together."""
+    """Rows for two folders, and where they come from and what was left out. Raises ValueError when they do not belong together."""
     prepared = [folders.load(folder) for folder in (first, second)]
     check_paired(prepared[0], prepared[1], (first, second))
-    rows = compare(values.read_all(first), values.read_all(second), prepared[0], resamples=resamples)
+    check_measured_alike((first, second), prepared)
+    found = [values.read_all(folder) for folder in (first, second)]
+    rows = compare(found[0], found[1], prepared[0], resamples=resamples)
     about = {
+        "measured_on_one_only": sorted(found[0].keys() ^ found[1].keys()),
         "folders": [str(first), str(second)],
         "models": [one.model for one in prepared],
         "weights": [one.weights for one in prepared],

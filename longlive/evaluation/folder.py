@@ -30,6 +30,7 @@ from longlive.parallel.machine import digest_of, file_digest
 
 FORMAT = 1
 MAY_DIFFER = ("settings", "made_with")  # between two runs into one folder
+PLACES = ("model", "checkpoint", "lora")  # where weights lie
 
 
 class Size(NamedTuple):
@@ -131,8 +132,10 @@ def settle(folder: Path, wanted: Prepared, *, write: bool) -> None:
     made_with = list(wanted.made_with)
     if path.exists():
         before, now = load(folder).content(), wanted.content()
-        for one in (before, now):  # the same weights may lie elsewhere, or have been fetched again
+        for one in (before, now):  # the same weights may lie elsewhere, or have been fetched again: their digests decide
             one["weights"] = sorted(file["sha256"] for file in one["weights"])
+            if one["weights"]:
+                one["model"] = {name: value for name, value in one["model"].items() if name not in PLACES}
         if different := [name for name in now if name not in MAY_DIFFER and before.get(name) != now[name]]:
             raise ValueError(
                 f"{folder} was prepared with {'; '.join(_difference(name, before.get(name), now[name]) for name in different)}. "
@@ -168,6 +171,14 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(partial, path)
 
 
+def read_json(path: Path) -> Any:
+    """Raises ValueError, which names the file, when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); remove it, and what it belongs to is made again") from error
+
+
 def size_of(path: Path) -> Size:
     """Read a video to its end. Raises ValueError when that cannot be done."""
     count, shape = 0, (0, 0)
@@ -189,13 +200,18 @@ def video_path(folder: Path, name: str) -> Path:
     return folder / "videos" / f"{name}.mp4"
 
 
-def read_record(folder: Path, name: str) -> dict[str, Any] | None:
-    """What is known of a finished video; None when it is not finished, or its file is not the one that was finished."""
+def _record(folder: Path, name: str) -> dict[str, Any] | None:
     try:
         record = json.loads(record_path(folder, name).read_text(encoding="utf-8"))
-        return record if video_path(folder, name).stat().st_size == record["bytes"] else None
-    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+    except (FileNotFoundError, json.JSONDecodeError):
         return None
+    return record if isinstance(record, dict) and {"bytes", "sha256"} <= record.keys() else None
+
+
+def read_record(folder: Path, name: str) -> dict[str, Any] | None:
+    """What is known of a finished video; None when it is not finished, or its file is not the one that was finished."""
+    path, record = video_path(folder, name), _record(folder, name)
+    return record if record is not None and path.exists() and path.stat().st_size == record["bytes"] else None
 
 
 def finish(folder: Path, name: str, partial: Path, *, images: int, about: dict[str, Any]) -> None:
@@ -278,9 +294,10 @@ def check(folder: Path, prepared: Prepared) -> Problems:
 
 
 def digest_of_video(folder: Path, name: str) -> str:
-    """SHA-256 of a video's file, from its record where that is still true."""
-    record = read_record(folder, name)
-    return file_digest(video_path(folder, name)) if record is None else record["sha256"]
+    """SHA-256 of a video's file; from its record where that is still true, or where the file was removed to make room."""
+    path = video_path(folder, name)
+    record = read_record(folder, name) if path.exists() else _record(folder, name)
+    return file_digest(path) if record is None else record["sha256"]
 
 
 def digest_of_videos(folder: Path, names: Iterable[str]) -> str:

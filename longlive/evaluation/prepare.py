@@ -10,11 +10,13 @@ import datetime
 import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tqdm import tqdm
 
@@ -32,6 +34,7 @@ from longlive.parallel.world import World, choose_device, choose_dtype, gather, 
 
 log = logging.getLogger(__name__)
 
+OWN_FILE = f"{socket.gethostname()}-{os.getpid()}.mp4"  # what is half done; another process may be at work in the same folder
 DECIDED_HERE = ("prompt", "prompts", "timeline", "num_samples", "switch_frame_indices", "output", "overwrite")
 DECIDES_THE_PICTURE = ("model", "checkpoint", "lora", "context_timestep", "height", "width", "dtype", "scale", "crf")
 
@@ -82,7 +85,7 @@ def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, part
     """What `prepared.json` says before any video is made; weights and what it is made with come later."""
     info = pipe.info
     if config.seconds is None and config.num_frames is None:
-        num_frames = find_suite(suite).num_frames
+        num_frames = None if prompts.own else find_suite(suite).num_frames
         if num_frames is not None and num_frames % info.block:
             num_frames = -(-num_frames // info.block) * info.block
     else:
@@ -162,6 +165,7 @@ def prepare(
     as_jobs = [programs.Job(job.seed, wanted.schedule_of(job.entry), job.num_frames, output / "videos" / f"{job.name}.mp4") for job in todo]
     programs.check_resources(dataclasses.replace(config, output=str(output)), as_jobs, pipe, device)
     programs.place(config, pipe, device)
+    forget_half_done(output)
     for job in tqdm(todo, unit="video", disable=not here.is_first, dynamic_ncols=True, mininterval=1):
         make(output, wanted, job, pipe, rank=here.rank)
     folders.remove_if_empty(output / "partial")
@@ -184,10 +188,18 @@ def _agree(output: Path, wanted: Prepared, config: InferenceConfig, here: World)
         raise ValueError(problem)
 
 
+def forget_half_done(output: Path) -> None:
+    """Remove what processes of this machine left that are no more."""
+    for path in (output / "partial").glob("*.mp4"):
+        host, _, process = path.stem.rpartition("-")
+        if host == socket.gethostname() and process.isdecimal() and not psutil.pid_exists(int(process)):
+            path.unlink(missing_ok=True)
+
+
 def make(output: Path, prepared: Prepared, job: Job, pipe: LongLivePipeline, *, rank: int = 0) -> None:
     """Make one video; it is in `videos/` when it is whole, and in `records/` after that."""
     model, began = prepared.model, time.perf_counter()
-    partial = output / "partial" / f"{rank}.mp4"
+    partial = output / "partial" / OWN_FILE
     partial.unlink(missing_ok=True)
     schedule = prepared.schedule_of(job.entry)
     size = {"height": model["height"], "width": model["width"]}
@@ -230,20 +242,21 @@ def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, part: 
         num_frames=num_frames_for(seconds, block=1, fps=info.fps),
         fps=info.fps,
         block=1,
-        model={"model": name, "videos": str(source)},
+        model={"model": name, "videos": str(source.resolve())},
         weights=[],
         entries=prompts.entries,
         made_with=[{"versions": versions(), "commit": commit(), "hardware": hardware()}],
     )
+    jobs_of(wanted)  # raises for videos that are too short for their prompts
     folders.settle(output, wanted, write=True)
     for one in tqdm(names, unit="video", mininterval=1):
         if folders.read_record(output, one) is not None:
             continue
-        partial = output / "partial" / "adopted.mp4"
+        partial = output / "partial" / OWN_FILE
         partial.parent.mkdir(parents=True, exist_ok=True)
         partial.unlink(missing_ok=True)
         try:
-            os.link(source / f"{one}.mp4", partial)
+            os.link((source / f"{one}.mp4").resolve(), partial)
         except OSError:  # another disk
             shutil.copyfile(source / f"{one}.mp4", partial)
         folders.finish(output, one, partial, images=folders.size_of(partial).images, about={"seed": None, "adopted": str(source)})

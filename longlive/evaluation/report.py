@@ -48,7 +48,7 @@ def remarks(folder: Path, prepared: Prepared) -> list[str]:
     if prepared.seed is None:
         said.append("the videos were made by another program; their seeds are not known")
     usual = find_suite(prepared.suite).num_frames
-    if usual is not None and prepared.seed is not None and prepared.num_frames != usual:
+    if usual is not None and prepared.seed is not None and prepared.num_frames not in (None, usual):
         said.append(f"videos have {prepared.num_frames} latent frames; this benchmark is for {usual}")
     runs = {dimension: found for dimension in DIMENSIONS if (found := vbench_run.read_run(folder, dimension))}
     lengths = {dimension: found["clip_seconds"] for dimension, found in runs.items() if found["clip_seconds"]}
@@ -65,8 +65,9 @@ def stale(folder: Path, prepared: Prepared) -> list[str]:
     found = [name for name in values.of_vbench(folder)[1] if vbench_run.is_stale(folder, prepared, name)]
     for kind in values.KINDS:
         mine = values.read(folder, kind)
+        known = None if mine is None else mine[1].get("videos_digest")
         try:
-            fresh = mine is None or mine[1].get("videos_digest") in (None, folders.digest_of_videos(folder, prepared.names))
+            fresh = known is None or known == folders.digest_of_videos(folder, prepared.names)
         except ValueError:
             fresh = False
         if not fresh:

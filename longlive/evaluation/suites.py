@@ -5,6 +5,7 @@ Knows nothing of models, nor of how videos are measured.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -49,11 +50,13 @@ class Entry:
 
 
 class PromptList(NamedTuple):
-    """Entries, where they come from, and the digest by which a changed list is noticed."""
+    """Entries, where they come from, the digest by which a changed list is noticed, and whether a user wrote them: then they say how long
+    a video is."""
 
     entries: tuple[Entry, ...]
     source: str
     digest: str
+    own: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,18 +155,21 @@ def interactive_prompts(path: Path | None = None, *, samples: int = 8, only: tup
 
     `only`: the first so many prompts of each, and how many seconds each lasts.
     """
-    path = path or INTERACTIVE_PROMPTS
+    own, path = path is not None, path or INTERACTIVE_PROMPTS
     scripts = read_scripts(path)
     entries = []
     for index, script in enumerate(scripts):
         if script.durations is None:
             raise ValueError(f'{script.where}: say how long each prompt lasts: {{"prompts": [{{"text": "…", "seconds": 10}}, …]}}')
+        script = dataclasses.replace(script, where=script.where.replace(str(path), path.name))  # the same wherever the file lies
         if only is not None:
-            script = Script(script.where, script.prompts[: only[0]], durations=(only[1],) * len(script.prompts[: only[0]]))
+            if len(script.prompts) < only[0]:
+                raise ValueError(f"{script.where}: {len(script.prompts)} prompt; {only[0]} that follow each other are wanted")
+            script = dataclasses.replace(script, prompts=script.prompts[: only[0]], durations=(only[1],) * only[0])
         words = re.sub(r"[^a-z0-9]+", "-", script.prompts[0].lower()).strip("-")[:48].rstrip("-")
         entries.append(Entry(index=index, name=f"{index:03d}-{words}", script=script, samples=samples))
     content = [[entry.script.prompts, entry.script.durations] for entry in entries]
-    return _checked(PromptList(tuple(entries), f"{path.name}, {len(scripts)} scripts", digest_of(content)))
+    return _checked(PromptList(tuple(entries), f"{path.name}, {len(scripts)} scripts", digest_of(content), own))
 
 
 def miniature_prompts(count: int = 100) -> PromptList:

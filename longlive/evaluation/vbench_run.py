@@ -190,7 +190,7 @@ def results_folder(folder: Path) -> Path:
 def read_run(folder: Path, dimension: str) -> dict[str, Any]:
     """How a dimension was measured; empty when it was not measured by us."""
     path = results_folder(folder) / f"{dimension}_run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return folders.read_json(path) if path.exists() else {}
 
 
 def is_stale(folder: Path, prepared: Prepared, dimension: str) -> bool:
@@ -287,9 +287,13 @@ def devices_of(name: str, gpus: Sequence[str]) -> list[str]:
     """One for every process at a time: all GPUs that vbench's torch sees, or the CPU."""
     if name == "auto":
         return [f"cuda:{index}" for index in range(len(gpus))] or ["cpu"]
-    if name != "cpu" and not gpus:
-        raise ValueError(f"device {name!r} is not there: vbench's torch sees no GPU; choose cpu, or another VBENCH_TORCH")
-    return [f"cuda:{index}" for index in range(len(gpus))] if name == "cuda" else [name]
+    if name == "cpu":
+        return ["cpu"]
+    every = [f"cuda:{index}" for index in range(len(gpus))]
+    if (name != "cuda" and name not in every) or not every:
+        there = f"vbench's torch sees {len(gpus)} GPUs" + ("" if gpus else "; choose cpu, or another VBENCH_TORCH")
+        raise ValueError(f"device {name!r} is not there: choose auto, cpu, cuda or cuda:0, cuda:1 …; {there}")
+    return every if name == "cuda" else [name]
 
 
 def _measure(

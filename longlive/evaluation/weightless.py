@@ -12,6 +12,7 @@ import av
 
 from longlive import video
 from longlive.evaluation import charts, metrics
+from longlive.evaluation import folder as folders
 from longlive.evaluation.metrics import Measured, Traces
 from longlive.generation.cues import Cue, num_images_of
 
@@ -35,8 +36,10 @@ def prompts_beside(path: Path) -> list[Begun]:
     it says something else."""
     record = path.parent.parent / "records" / f"{path.stem}.json"
     if record.is_file():
-        cues = json.loads(record.read_text(encoding="utf-8")).get("cues", [])
-        return begun([Cue(cue["frame"], cue["prompt"]) for cue in cues])
+        try:
+            return begun([Cue(cue["frame"], cue["prompt"]) for cue in folders.read_json(record).get("cues", [])])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{record} does not say when prompts began: {error!r}") from error
     beside = path.with_suffix(".json")
     if not beside.is_file():
         return []

@@ -185,7 +185,10 @@ def _compare(lines: Path, record: Path, settings: Mapping[str, Any]) -> None:
     """Raises ValueError unless `lines` were made with these settings."""
     if not record.is_file():
         raise ValueError(f"{lines} is there, but not {record}, which says how it was made; remove it or choose another --output")
-    before = json.loads(record.read_text(encoding="utf-8"))
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{record} is not JSON ({error}); remove it and {lines}, or choose another --output") from error
     different = [name for name in settings if before.get(name) != settings[name]]
     if different:
         what = ", ".join(f"{name} {before.get(name)!r} (this run: {settings[name]!r})" for name in different)

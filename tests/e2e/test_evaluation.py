@@ -5,6 +5,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from longlive import video
 from longlive.evaluation import folder as folders
 from longlive.evaluation import metrics, values
 from longlive.evaluation.__main__ import main
+from longlive.evaluation.suites import miniature_switches
 from longlive.evaluation.vbench_environment import WEIGHTS, default_environment
 from longlive.evaluation.vbench_run import devices_of, visible
 from longlive.evaluation.vbench_score import DIMENSIONS
@@ -175,6 +177,15 @@ def test_videos_of_another_program(prepare, environment, tmp_path, caplog):
     prepared = folders.load(tmp_path / "adopted")
     assert prepared.seed is None and prepared.model["model"] == "theirs" and not folders.check(tmp_path / "adopted", prepared).any
     assert main([*command, "--videos", str(made / "videos"), "seed=3"]) == 2 and "--videos takes videos as they are" in caplog.text
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in (made / "videos").iterdir():
+        (links / path.name).symlink_to(os.path.relpath(path, links))
+    assert main([*command[:-1], str(tmp_path / "linked"), "--videos", str(links)]) == 0
+    short = ["prepare", "miniature_switches", "--limit", "1", "--output", str(tmp_path / "short"), "--videos", str(tmp_path / "one")]
+    (tmp_path / "one").mkdir()
+    shutil.copyfile(made / "videos" / "a refrigerator-0.mp4", tmp_path / "one" / f"{miniature_switches().entries[0].name}-0.mp4")
+    assert main(short) == 2 and "lies beyond the video's end" in caplog.text
     (made / "videos" / "a refrigerator-0.mp4").unlink()
     assert main([*command, "--videos", str(made / "videos")]) == 2 and "1 of 4 videos are not in" in caplog.text
 
@@ -341,11 +352,58 @@ def test_longer_prompts_by_a_language_model(prepare, environment, writer, tmp_pa
 
 def test_every_dimension_has_a_gpu_of_its_own(monkeypatch):
     assert devices_of("auto", []) == ["cpu"] and devices_of("cpu", ["a"]) == ["cpu"] and devices_of("cuda:1", ["a", "b"]) == ["cuda:1"]
+    for wrong in ("cuda:2", "cuda:x", "gpu"):
+        with pytest.raises(ValueError, match="choose auto, cpu, cuda or"):
+            devices_of(wrong, ["a", "b"])
     assert devices_of("auto", ["a", "b"]) == devices_of("cuda", ["a", "b"]) == ["cuda:0", "cuda:1"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert visible("cpu") == {} and visible("cuda:1") == {"CUDA_VISIBLE_DEVICES": "1"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 6")
     assert visible("cuda:1") == {"CUDA_VISIBLE_DEVICES": "6"}
+
+
+def test_comparisons_that_say_nothing_are_refused(prepare, environment, cache, caplog):
+    """Of videos that are no longer there, or measured in another way; what only one folder has is named."""
+    has_weights(cache, *DIMENSIONS)
+    both = [prepare("vbench", "num_frames=3", "--samples", "1", f"crf={crf}", folder=str(crf))[1] for crf in (18, 20)]
+    for folder in both:
+        run = ["run", str(folder), "--environment", str(environment), "--device", "cpu", "--dimensions", "temporal_flickering"]
+        assert main([*run, "human_action"] if folder is both[0] else run) == 0
+    compare = ["compare", *map(str, both), "--names", "recache=none", "recache=clear"]
+    assert main(compare) == 0 and "measured on one folder only, and left out: human_action" in caplog.text
+    about = both[1] / "results" / "vbench" / "temporal_flickering_run.json"
+    before = about.read_text()
+    about.write_text(before.replace('"static_filter": false', '"static_filter": true'))
+    assert main(compare) == 2 and "temporal_flickering was not measured alike (static_filter False and True)" in caplog.text
+    about.write_text("{")
+    assert main(compare) == 2 and f"{about} is not JSON" in caplog.text
+    about.write_text(before)
+    shutil.copyfile(folders.video_path(both[1], "a refrigerator-0"), folders.video_path(both[1], "In a still frame, a stop sign-0"))
+    assert main(compare) == 2 and "temporal_flickering was measured on other videos" in caplog.text
+
+
+def test_the_same_model_from_another_place(prepare, tiny, tmp_path, monkeypatch):
+    """A copy of the weights, a relative path, scripts in another folder: the same videos, gone on with and comparable."""
+    shutil.copytree(tiny, tmp_path / "copy")
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own.jsonl").write_text('{"prompts": [{"text": "a red circle", "seconds": 1}]}\n')
+    first = prepare("interactive", "--prompts", str(tmp_path / "here" / "own.jsonl"), "--samples", "1", folder="a")
+    before = stamps(first[1])
+    monkeypatch.chdir(tmp_path / "there")
+    again = prepare("interactive", "--prompts", "own.jsonl", "--samples", "1", f"model={tmp_path / 'copy'}", folder="a")
+    assert first[0] == again[0] == 0 and stamps(again[1]) == before
+
+
+def test_two_at_once_do_not_disturb_each_other(prepare, tmp_path):
+    """Each writes its own half-done file; what a dead process left is removed, what a living one writes is not."""
+    half_done = tmp_path / "videos" / "partial"
+    half_done.mkdir(parents=True)
+    host = socket.gethostname()
+    (half_done / f"{host}-999999999.mp4").write_bytes(b"")
+    (half_done / f"{host}-{os.getppid()}.mp4").write_bytes(b"")
+    assert prepare("vbench", "num_frames=3", "--samples", "1")[0] == 0
+    assert [path.name for path in half_done.iterdir()] == [f"{host}-{os.getppid()}.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -368,6 +426,8 @@ def test_options_that_would_change_nothing_are_refused(prepare, environment, cac
 def test_interactive_scripts(prepare, environment, cache, clip_folder, tmp_path, caplog):
     own = tmp_path / "own.jsonl"
     own.write_text('{"prompts": [{"text": "a red circle", "seconds": 1}, {"text": "a blue circle", "seconds": 1}]}\n')
+    assert prepare("interactive", "--prompts", str(own), "--samples", "1", folder="as long as it says")[0] == 0
+    assert folders.read_record(tmp_path / "as long as it says", "000-a-red-circle-0")["images"] == 33
     status, folder = prepare("interactive", "--prompts", str(own), "--samples", "1", "seconds=2")
     assert status == 0
     run = ["run", str(folder), "--environment", str(environment), "--clip", str(tmp_path / "nowhere")]
@@ -383,7 +443,9 @@ def test_interactive_scripts(prepare, environment, cache, clip_folder, tmp_path,
     values.write(folder, "clip_score", found, {})
     assert main(["score", str(folder)]) == 2 and "Quality lacks subject_consistency" in caplog.text
     assert "| **tiny** | missing | 20.00 | 22.00 |" in (folder / "results" / "score.md").read_text()
+    assert folders.load(folder).num_frames == 9  # as long as was asked for
     status, other = prepare("switch", "--prompts", str(own), "--samples", "1", "recache=none", folder="switch")
+    assert status == 0 and folders.load(other).num_frames is None and len(folders.check(other, folders.load(other)).missing) == 0
     status, short = prepare("long", "num_frames=3", "--samples", "1", folder="short")
     assert status == 0 and main(["run", str(short), "--environment", str(environment)]) == 2
     assert "videos of 0.6 s are one clip; VBench-Long compares clips of 2 s: prepare longer ones" in caplog.text
@@ -392,7 +454,7 @@ def test_interactive_scripts(prepare, environment, cache, clip_folder, tmp_path,
     assert (
         main(["run", str(other), "--environment", str(environment), "--dimensions", "background_consistency", "temporal_flickering"]) == 1
     )
-    assert main(["score", str(other)]) == 2 and "background_consistency" not in folders.load(other).settings
+    assert main(["score", str(other)]) == 2 and not values.of_vbench(other)[0]
     text = (other / "results" / "score.md").read_text()
     assert "| **tiny, recache=none** |" in text and "| missing | missing | missing |" in text
     assert "| cache cleared (published) | 92.75 | 89.59 | | 28.95 |" in text
@@ -412,10 +474,16 @@ def test_the_miniature_is_measured_by_its_oracle(tmp_path, capsys, caplog):
     assert main(["score", str(tmp_path / "A")]) == 0 and "| shape_right |" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B"), "--names", "four", "two"]) == 0
     assert "| metric | four | two | difference, 95 % interval | two is |" in capsys.readouterr().out
-    names = folders.load(tmp_path / "A").names
+    names = folders.load(tmp_path / "B").names
+    folders.video_path(tmp_path / "B", names[1]).unlink()  # to make room: what was measured stays true
+    assert main(["score", str(tmp_path / "B")]) == 0
     shutil.copyfile(folders.video_path(tmp_path / "B", names[0]), folders.video_path(tmp_path / "A", names[0]))
     assert main(["score", str(tmp_path / "A")]) == 2 and "oracle was measured on other videos than are there now" in caplog.text
     assert main(["run", str(tmp_path / "A"), "--static-filter"]) == 2 and "the static filter is for" in caplog.text
+    assert main(["run", str(tmp_path / "A"), "--device", "cpu"]) == 2 and "measures nothing here" in caplog.text
+    twice = ["measure", str(tmp_path / "A"), str(tmp_path / "A"), "--output", str(tmp_path / "p")]
+    assert main(twice) == 2 and "name of several" in caplog.text
+    assert main(["measure", str(tmp_path / "A"), "--block", "0"]) == 2 and "at least one latent frame" in caplog.text
     assert main(["measure", str(tmp_path / "A"), "--block", "5"]) == 2 and "leave out --block" in caplog.text
     next((tmp_path / "A" / "videos").iterdir()).unlink()
     assert main(["run", str(tmp_path / "A")]) == 2 and "1 videos are missing" in caplog.text

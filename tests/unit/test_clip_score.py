@@ -1,8 +1,11 @@
 """CLIP score with a CLIP of random weights in transformers' layout: which images are looked at, and what is made of them."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from longlive import video
 from longlive.evaluation.clip_score import ClipScore, Stretch, moments, stretches
@@ -50,6 +53,20 @@ def test_stretches_of_a_video(clip, tmp_path):
     read = video.read_video(tmp_path / "x.mp4")
     assert found[0] == pytest.approx(clip.cosine([read[4]], "a cat"), abs=0.2)
     assert found[1] == pytest.approx(clip.cosine([read[40]], "a dog"), abs=0.2) and np.isnan(found[2])
+
+
+def test_other_weights_are_noticed(clip, clip_folder, tmp_path):
+    """By their digest, wherever they lie; a file that lacks some is refused, since transformers would draw them at random."""
+    shutil.copytree(clip_folder, tmp_path / "clip")
+    assert ClipScore(str(tmp_path / "clip"), device=torch.device("cpu")).digest == clip.digest
+    weights = load_file(tmp_path / "clip" / "model.safetensors")
+    weights["visual_projection.weight"] += 1
+    save_file(weights, tmp_path / "clip" / "model.safetensors", metadata={"format": "pt"})
+    assert ClipScore(str(tmp_path / "clip"), device=torch.device("cpu")).digest != clip.digest
+    kept = {name: weight for name, weight in weights.items() if "visual" not in name}
+    save_file(kept, tmp_path / "clip" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 of CLIP's weights, visual_projection\.weight"):
+        ClipScore(str(tmp_path / "clip"), device=torch.device("cpu"))
 
 
 def test_without_weights(tmp_path):

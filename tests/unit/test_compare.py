@@ -54,6 +54,23 @@ def test_verdicts():
     assert same.verdict == "not told apart" and same.difference == same.low == same.high == 0
 
 
+def test_a_few_prompts_say_nothing():
+    """However sure a bootstrap over one or two prompts may look."""
+    for prompts in (1, 4):
+        of = prepared(prompts=prompts)
+        (row,) = comparison.compare({"x": dict.fromkeys(of.names, 1.0)}, {"x": dict.fromkeys(of.names, 2.0)}, of)
+        assert row.verdict == "of too few prompts" and row.difference == 1 and math.isnan(row.low) == (prompts == 1)
+
+
+def test_dimensions_without_common_videos_give_no_total():
+    of = prepared(prompts=6, samples=1)
+    first = {dimension: dict.fromkeys(of.names, 0.5) for dimension in DIMENSIONS}
+    second = {dimension: dict(found) for dimension, found in first.items()}
+    first["color"], second["color"] = dict.fromkeys(of.names[:3], 0.5), dict.fromkeys(of.names[3:], 0.5)
+    rows = {row.metric for row in comparison.compare(first, second, of)}
+    assert "scene" in rows and "color" not in rows and "total" not in rows
+
+
 def test_what_cannot_be_said_is_left_out():
     of = prepared(prompts=4, samples=1)
     first = {"p0-0": 1.0, "p1-0": math.nan, "p2-0": 3.0, "p3-0": 0.0}

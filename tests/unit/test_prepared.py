@@ -77,7 +77,8 @@ def test_a_folder_is_of_one_request(folder, change, words):
 
 
 def test_the_same_weights_elsewhere(folder):
-    folders.settle(folder, dataclasses.replace(PREPARED, weights=[{"file": "other/w", "changed": 9, "sha256": "1"}]), write=True)
+    moved = {"weights": [{"file": "other/w", "changed": 9, "sha256": "1"}], "model": {**PREPARED.model, "model": "other"}}
+    folders.settle(folder, dataclasses.replace(PREPARED, **moved), write=True)
     assert folders.load(folder).weights[0]["file"] == "other/w"
 
 
