@@ -41,7 +41,8 @@ def remarks(folder: Path, prepared: Prepared) -> list[str]:
     """What a reader must know before comparing the numbers with others."""
     part, said = prepared.prompt_list, []
     if part.get("limit") or part.get("dimensions") or part.get("samples"):
-        taken = [f"{key} {part[key]}" for key in ("dimensions", "limit", "samples") if part.get(key)]
+        words = {key: ", ".join(part[key]) if key == "dimensions" else part[key] for key in part if part[key]}
+        taken = [f"{key} {words[key]}" for key in ("dimensions", "limit", "samples") if key in words]
         said.append(f"only a part of the benchmark was prepared ({'; '.join(taken)}): these numbers do not compare with published ones")
     if prepared.rewritten is not None:
         said.append(f"videos were generated from rewritten prompts ({prepared.rewritten.get('file')}); the original ones name the files")
