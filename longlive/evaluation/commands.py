@@ -102,13 +102,13 @@ def run(arguments: argparse.Namespace) -> int:
         complete = run_clip(folder, prepared, arguments)
     if kind != "oracle" or arguments.dimensions is not None:
         outcomes = vbench_run.run(folder, environment_of(arguments), dimensions=arguments.dimensions, options=options)
-        left = [outcome for outcome in outcomes if outcome.average is None]
+        left = [dimension for dimension, average in outcomes.items() if average is None]
         if left:
             log.warning(
                 "%d of %d dimensions could not be measured: %s; the same command goes on with them",
                 len(left),
                 len(outcomes),
-                ", ".join(outcome.dimension for outcome in left),
+                ", ".join(left),
             )
         complete = complete and not left
     return 0 if complete else 1

@@ -21,13 +21,8 @@ from longlive.evaluation.values import Values
 from longlive.evaluation.vbench_score import DIMENSIONS, normalised, part, total
 
 LOWER_IS_BETTER = {"block_flicker", "switch_flicker", "size_drift", "switch_seconds"}
-NEITHER_IS_BETTER = {
-    "temporal_flickering_of_all",
-    "motion",
-    "colour_drift",
-    "sink_similarity",
-    "loop_similarity",
-}  # it depends on the prompt
+# it depends on the prompt
+NEITHER_IS_BETTER = {"temporal_flickering_of_all", "motion", "colour_drift", "sink_similarity", "loop_similarity"}
 OF_SOME_VIDEOS = {"color", "temporal_flickering"}  # those with the object in them, those that stand still: what both have is compared
 FEW = 5  # prompts, below which nothing is said
 MUST_AGREE = ("suite", "prompt_list", "entries", "num_frames", "fps", "seed")

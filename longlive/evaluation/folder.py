@@ -119,11 +119,8 @@ def _entry(content: dict[str, Any]) -> Entry:
     return Entry(**{**content, "script": prompts, "dimensions": tuple(content["dimensions"])})
 
 
-def settle(folder: Path, wanted: Prepared, *, write: bool) -> None:
+def settle(folder: Path, wanted: Prepared) -> None:
     """Make `folder` that of `wanted`: new, or to be gone on with.
-
-    Args:
-        write: whether this process is the one to write; the others only compare.
 
     Raises:
         ValueError: when something else was asked for before, with what differs.
@@ -143,8 +140,7 @@ def settle(folder: Path, wanted: Prepared, *, write: bool) -> None:
             )
         known = before["made_with"]
         made_with = known + [one for one in made_with if one not in known]
-    if write:
-        write_json(path, dataclasses.replace(wanted, made_with=made_with).content())
+    write_json(path, dataclasses.replace(wanted, made_with=made_with).content())
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

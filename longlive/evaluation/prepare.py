@@ -180,7 +180,7 @@ def _agree(output: Path, wanted: Prepared, config: InferenceConfig, here: World)
                 known = folders.load(output).weights if (output / "prepared.json").exists() else []
                 weights = describe_weights(weight_files(config), known)
                 made_with = {"versions": versions(), "commit": commit(), "hardware": hardware(here.size)}
-                folders.settle(output, dataclasses.replace(wanted, weights=weights, made_with=[made_with]), write=True)
+                folders.settle(output, dataclasses.replace(wanted, weights=weights, made_with=[made_with]))
             except (ValueError, OSError) as error:
                 problem = str(error)
         problem = gather(problem, here)[0]
@@ -248,7 +248,7 @@ def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, part: 
         made_with=[{"versions": versions(), "commit": commit(), "hardware": hardware()}],
     )
     jobs_of(wanted)  # raises for videos that are too short for their prompts
-    folders.settle(output, wanted, write=True)
+    folders.settle(output, wanted)
     for one in tqdm(names, unit="video", mininterval=1):
         if folders.read_record(output, one) is not None:
             continue

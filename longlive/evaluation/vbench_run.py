@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import Prepared
@@ -61,15 +61,6 @@ class Options:
     slow_fast: Path | None = None
     device: str = "auto"
     again: bool = False
-
-
-class Outcome(NamedTuple):
-    """Of a dimension: its average, or what stood in the way."""
-
-    dimension: str
-    average: float | None = None
-    lacks: Sequence[str] = ()
-    failure: str | None = None
 
 
 def dimensions_of(prepared: Prepared, wanted: Sequence[str] | None) -> list[str]:
@@ -218,8 +209,8 @@ def measured_already(folder: Path, question: Mapping[str, Any]) -> float | None:
 
 def run(
     folder: Path, environment: VBenchEnvironment, *, dimensions: Sequence[str] | None = None, options: Options | None = None
-) -> list[Outcome]:
-    """Measure; a dimension that lacks weights, or fails, does not keep the others from being measured.
+) -> dict[str, float | None]:
+    """Measure; averages by dimension. One that lacks weights, or fails, is None, the log says why, and the others are measured.
 
     Raises:
         ValueError: when videos or the environment are not as they must be.
@@ -236,12 +227,12 @@ def run(
         free.put(device)
     running: set[subprocess.Popen[bytes]] = set()
 
-    def one(dimension: str) -> Outcome:
+    def one(dimension: str) -> float | None:
         request = request_for(folder, prepared, dimension, options)
         question = asked(folder, request)
         if not options.again and (known := measured_already(folder, question)) is not None:
             log.info("%s: measured already, %.4f", dimension, known)
-            return Outcome(dimension, known)
+            return known
         lacks = lacking(
             dimension,
             about["versions"],
@@ -251,7 +242,7 @@ def run(
         if lacks:
             lines = "\n".join(f"  {line.format(python=environment.python)}" for line in lacks)
             log.warning("%s cannot be measured; it lacks\n%s", dimension, lines)
-            return Outcome(dimension, lacks=lacks)
+            return None
         device = free.get()
         try:
             return _measure(folder, environment, request, question, about, device, running)
@@ -260,7 +251,7 @@ def run(
 
     with ThreadPoolExecutor(max_workers=len(devices)) as workers:
         try:
-            return list(workers.map(one, wanted))
+            return dict(zip(wanted, workers.map(one, wanted)))
         except BaseException:  # an interruption reaches this thread only, and the pool would wait for hours
             for process in set(running):
                 process.terminate()
@@ -304,7 +295,7 @@ def _measure(
     about: dict[str, Any],
     device: str,
     running: set[subprocess.Popen[bytes]],
-) -> Outcome:
+) -> float | None:
     """Have a process measure one dimension; it is in `running` as long as it lives."""
     dimension = request["dimension"]
     results, work = results_folder(folder), folder / "work" / dimension
@@ -338,7 +329,7 @@ def _measure(
             raise ValueError(f"vbench measured {len(videos)} of {question['videos']} videos; {logged} says why")
     except ValueError as error:
         log.error("%s: %s", dimension, error)
-        return Outcome(dimension, failure=str(error))
+        return None
     said = {"environment": about, "device": device, "seconds": round(time.perf_counter() - began, 1)}
     said |= {"measured": len(videos), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
     os.replace(made, results / made.name)
@@ -346,7 +337,7 @@ def _measure(
     shutil.rmtree(work)
     folders.remove_if_empty(work.parent)
     log.info("%s: %.4f", dimension, average)
-    return Outcome(dimension, average)
+    return average
 
 
 def visible(device: str) -> dict[str, str]:

@@ -120,7 +120,7 @@ def test_the_command(tmp_path, capsys, caplog):
     of = prepared()
     first, second = drawn(of, np.random.default_rng(3), shift=2.0, within=0.1)
     for name, found in (("A", first), ("B", second)):
-        folders.settle(tmp_path / name, dataclasses.replace(of, model={"model": name}), write=True)
+        folders.settle(tmp_path / name, dataclasses.replace(of, model={"model": name}))
         values.write(tmp_path / name, "oracle", {"adherence": found, "nothing": dict.fromkeys(found, math.nan)}, {})
         content = {
             "imaging_quality": [0.5, [{"video_path": f"/x/{video}.mp4", "video_results": 100 * value} for video, value in found.items()]]
@@ -133,6 +133,6 @@ def test_the_command(tmp_path, capsys, caplog):
     assert rows.keys() == {"adherence", "imaging_quality"} and (output / "compared.png").is_file()
     for name in ("difference", "low", "high"):  # the average of imaging quality is divided by 100, and so are its videos
         assert rows["adherence"][name] == pytest.approx(rows["imaging_quality"][name], abs=1e-5)
-    folders.settle(tmp_path / "C", dataclasses.replace(of, seed=3), write=True)
+    folders.settle(tmp_path / "C", dataclasses.replace(of, seed=3))
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "C")]) == 2 and "they differ in seed" in caplog.text
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "D")]) == 2 and "run `prepare` first" in caplog.text

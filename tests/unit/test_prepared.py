@@ -39,7 +39,7 @@ def write(path, images=9, size=16):
 @pytest.fixture
 def folder(tmp_path):
     """All four videos."""
-    folders.settle(tmp_path, PREPARED, write=True)
+    folders.settle(tmp_path, PREPARED)
     for name in PREPARED.names:
         write(tmp_path / "partial" / "0.mp4")
         folders.finish(tmp_path, name, tmp_path / "partial" / "0.mp4", images=9, about={"seed": 0})
@@ -72,19 +72,19 @@ def test_round_trip(folder):
 def test_a_folder_is_of_one_request(folder, change, words):
     before = (folder / "prepared.json").read_bytes()
     with pytest.raises(ValueError, match=words):
-        folders.settle(folder, dataclasses.replace(PREPARED, **change), write=True)
+        folders.settle(folder, dataclasses.replace(PREPARED, **change))
     assert (folder / "prepared.json").read_bytes() == before
 
 
 def test_the_same_weights_elsewhere(folder):
     moved = {"weights": [{"file": "other/w", "changed": 9, "sha256": "1"}], "model": {**PREPARED.model, "model": "other"}}
-    folders.settle(folder, dataclasses.replace(PREPARED, **moved), write=True)
+    folders.settle(folder, dataclasses.replace(PREPARED, **moved))
     assert folders.load(folder).weights[0]["file"] == "other/w"
 
 
 def test_what_it_was_made_with_is_added_up(folder):
     for commit in ("b", "a", "b"):
-        folders.settle(folder, dataclasses.replace(PREPARED, made_with=[{"commit": commit}], settings={"threads": 2}), write=True)
+        folders.settle(folder, dataclasses.replace(PREPARED, made_with=[{"commit": commit}], settings={"threads": 2}))
     assert folders.load(folder).made_with == [{"commit": "a"}, {"commit": "b"}]
 
 
