@@ -174,13 +174,12 @@ def check_measured_alike(both: Sequence[Path], prepared: Sequence[Prepared]) -> 
         if old := report.stale(folder, one):
             raise ValueError(f"{folder}: {old[0]}")
     for dimension in DIMENSIONS:
-        ways = []
-        for folder in both:
-            found = vbench_run.read_run(folder, dimension)
-            version = found.get("environment", {}).get("versions", {}).get("vbench")
-            ways.append({name: found.get(name) for name in ("clip_seconds", "static_filter", "slow_fast")} | {"vbench": version})
-        apart = [name for name in ways[0] if ways[0][name] != ways[1][name]]
-        if apart and all(vbench_run.read_run(folder, dimension) for folder in both):
+        runs = [vbench_run.read_run(folder, dimension) for folder in both]
+        if not all(runs):
+            continue
+        ways = [{name: one[name] for name in ("clip_seconds", "static_filter", "slow_fast")} for one in runs]
+        ways = [way | {"vbench": one["environment"]["versions"]["vbench"]} for way, one in zip(ways, runs)]
+        if apart := [name for name in ways[0] if ways[0][name] != ways[1][name]]:
             said = "; ".join(f"{name} {ways[0][name]} and {ways[1][name]}" for name in apart)
             raise ValueError(f"{dimension} was not measured alike ({said}); measure one of {both[0]} and {both[1]} again")
     clips = [found[1].get("clip_weights") for folder in both if (found := values.read(folder, "clip_score")) is not None]
