@@ -1,4 +1,4 @@
-"""How far a decoded video of the miniature world is from the original: the subject, and most of all its edge, count more than the background.
+"""How far a decoded video of the miniature world is from the original: the subject counts more than the background, its edge most.
 
 Everything is on a torus, as the world is. Knows no network.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import max_pool3d, pad
