@@ -111,7 +111,7 @@ class SessionVideo:
         """The images of a block; blocks must come in their order."""
         start = time.perf_counter()
         with _decoding_stream(block.latents):
-            images = to_uint8(self._decoder.decode(block.latents)).permute(0, 2, 3, 4, 1).cpu()  # waits for the device
+            images = to_uint8(self._decoder.decode(block.latents)).cpu()  # waits for the device
         block.seconds.decode = time.perf_counter() - start
         return DecodedBlock(images, block.frames, block.cue.prompt, block.switched, block.seconds, self.index)
 

@@ -245,7 +245,10 @@ def test_a_timeline_of_version_1(tmp_path):
         ({"cues": None}, "is not a timeline: TypeError"),
         ({"num_latent_frames": 0}, "ended before its first block"),
         ({"cues": [{"latent_frame": 3, "prompt": "a", "keep_sink": None}]}, "must begin at frame 0"),
-        ({"num_latent_frames": 3, "cues": [{"latent_frame": f, "prompt": "a", "keep_sink": None} for f in (0, 3)]}, "beyond the video's end"),
+        (
+            {"num_latent_frames": 3, "cues": [{"latent_frame": n, "prompt": "a", "keep_sink": None} for n in (0, 3)]},
+            "beyond the video's end",
+        ),
     ],
 )
 def test_files_that_are_no_timelines(pipe, tmp_path, change, words):
