@@ -219,7 +219,7 @@ def test_prompts_are_read_on_the_side_and_only_the_newest_of_many(pipe):
 def test_a_timeline_of_version_1(tmp_path):
     path = tmp_path / "timeline.json"
     path.write_text(
-        '''{
+        """{
   "version": 1,
   "seed": 7,
   "settings": {"height": 64, "width": 64, "block": 3, "window": 9, "sink": 3, "keep_sink": false},
@@ -229,7 +229,7 @@ def test_a_timeline_of_version_1(tmp_path):
   ],
   "num_frames": 12
 }
-'''
+"""
     )
     timeline = Timeline.load(path)
     assert timeline.cues == [Cue(0, "a red circle"), Cue(6, "a blue square", True)]
