@@ -29,8 +29,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
-    "longlive/ops/attention.py": "unit/test_ops.py",
-    "longlive/ops/flow_matching.py": "unit/test_ops.py",
+    "longlive/ops/attention.py": "unit/test_attention.py unit/test_ops.py",
+    "longlive/ops/flow_matching.py": "unit/test_flow_matching.py unit/test_ops.py",
     "longlive/ops/rope.py": "unit/test_ops.py",
     "longlive/cache/window.py": "unit/test_cache.py unit/test_rollout.py",
     "longlive/cache/ring.py": "unit/test_cache.py unit/test_rollout.py unit/test_pipeline.py",
@@ -38,7 +38,7 @@ TESTS = {
     "longlive/models/wan.py": "parity/test_transformer_diffusers.py unit/test_rollout.py unit/test_ops.py unit/test_checkpoints.py",
     "longlive/generation/rollout.py": "unit/test_rollout.py unit/test_cache.py unit/test_clips.py",
     "longlive/training/clips.py": "unit/test_clips.py",
-    "longlive/training/dmd.py": "unit/test_training.py unit/test_training_mechanisms.py",
+    "longlive/training/dmd.py": "unit/test_dmd.py",
 }  # the tests of a file, relative to tests/
 EQUIVALENT: dict[tuple[str, str], str] = {}  # (line, changed line): why no test could notice
 
