@@ -151,12 +151,17 @@ class Mutator(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        if self.text(node.func).startswith("log."):
+        if self.text(node.func).startswith(("log.", "logging.")):
             return
         own = node.args[:]
         if isinstance(node.func, ast.Attribute) and node.func.attr in REMOVED_METHODS:
             self.add(node, self.text(node.func.value))
-        if len(own) > 1 and not any(isinstance(one, ast.Starred) for one in own[:2]) and self.text(own[0]) != self.text(own[1]):
+        if (
+            len(own) > 1
+            and not self.text(node.func).endswith(".transpose")
+            and not any(isinstance(one, ast.Starred) for one in own[:2])
+            and self.text(own[0]) != self.text(own[1])
+        ):
             first, second = self.span(own[0]), self.span(own[1])
             middle = self.source[first[1] : second[0]].decode()
             self.add(node, self.text(own[1]) + middle + self.text(own[0]), (first[0], second[1]))

@@ -73,8 +73,8 @@ class DMD:
                 real = real * (1 - self.guidance_rescale + self.guidance_rescale * norms[0] / norms[1])
             scale = (clip.float() - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
             gradient = torch.nan_to_num((fake - real) / scale)
-            target = clip.double() - gradient.double()
-        squares = (clip.double() - target).square()
+            target = clip.double() - gradient
+        squares = (clip - target).square()
         if fresh is not None:
             squares = squares[fresh]
         return GeneratorLoss(0.5 * squares.mean(), gradient, noisy)

@@ -108,13 +108,13 @@ def test_flash_attention_is_given_heads_as_they_are(monkeypatch, name, module, p
 def test_cudnn_is_asked_for_and_no_other(monkeypatch):
     """torch says which kernels are allowed while attention runs."""
     allowed = []
-    monkeypatch.setattr(
-        attention.F,
-        "scaled_dot_product_attention",
-        lambda q, k, v, attn_mask: allowed.append((torch._C._get_cudnn_sdp_enabled(), torch._C._get_math_sdp_enabled())) or q,
-    )
-    q, k, v = heads()
-    for mask in (None, MASK):
-        attention.BACKENDS["cudnn"](q, k, v, mask)
-    attention.BACKENDS["sdpa"](q, k, v, None)
+
+    def watched(q, k, v, attn_mask):
+        allowed.append((torch._C._get_cudnn_sdp_enabled(), torch._C._get_math_sdp_enabled()))
+        assert q.shape[2] == 4 and k.shape[2] == v.shape[2] == 6
+        return q
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", watched)
+    for name, mask in (("cudnn", None), ("cudnn", MASK), ("sdpa", None)):
+        attention.BACKENDS[name](*heads(), mask)
     assert allowed[0] == (True, False) and allowed[1] == allowed[2] and allowed[1][1]
