@@ -9,11 +9,11 @@ import torch
 
 from longlive import video
 from longlive.config import InferenceConfig
-from longlive.programs import inference as programs
+from longlive.programs import inference, loading
 from tests.e2e.test_programs import StandIn
 
 PLAIN = ("model=.", "prompt=a", "num_latent_frames=3", "scale=1", "device=cpu")
-INSTEAD_OF = {"prompts": "prompt", "seconds": "num_latent_frames", "wan_dir": "model"}
+INSTEAD_OF = {"prompts": "prompt", "seconds": "num_latent_frames", "num_frames": "num_latent_frames", "wan_dir": "model"}
 FILES = {
     "a.txt": "one\ntwo\n",
     "b.jsonl": '{"prompts": ["one", "two"]}\n',
@@ -65,10 +65,10 @@ def facts_of(folder, *settings):
     words = [word for word in PLAIN if word.partition("=")[0] not in said]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(programs, "LongLivePipeline", pipeline)
+        patch.setattr(loading, "LongLivePipeline", pipeline)
         for name, content in FILES.items():
             Path(name).write_text(content)
-        assert programs.main([*words, *settings], description="a test", default_config=Path("none.yaml")) == 0
+        assert inference.main([*words, *settings], description="a test", default_config=Path("none.yaml")) == 0
         first, *_ = files = sorted(Path(".").rglob("*.mp4"))
         crf = re.search(rb"crf=([\d.]+)", first.read_bytes())[1].decode()  # x264 writes its settings into the stream
         written = {"folders": sorted({str(path.parent) for path in files}), "size": video.probe(first)[1:3], "crf": crf}
@@ -99,6 +99,7 @@ TABLE = {
     "prompts": (["prompts=a.txt"], {"videos": one(prompts=["one"])["videos"] + one(prompts=["two"], seed=10_000)["videos"]}),
     "seconds": (["seconds=1"], one(length=6)),
     "num_latent_frames": (["num_latent_frames=9"], one(length=9)),
+    "num_frames": (["num_frames=21"], one(length=6)),
     "height": (["height=64"], {"size": (64, 32)}),
     "width": (["width=64"], {"size": (32, 64)}),
     "seed": (["seed=5"], one(seed=5)),
