@@ -62,7 +62,7 @@ def told_apart(parts: Parts, tuner: StreamingTuner, objective: DMD, generator: L
 
     changes: list[tuple[Any, str, Callable[..., Any]]] = [
         (tuner, "embed", parts.wrap("prompts", tuner.embed)),
-        (rollout.denoiser.network, "read", parts.wrap("prompts", rollout.denoiser.network.read)),
+        (rollout.denoiser.network, "project_text", parts.wrap("prompts", rollout.denoiser.network.project_text)),
         (rollout, "block", parts.wrap("denoise", rollout.block)),
         (rollout, "remember", parts.wrap("remember", rollout.remember)),
         (rollout, "switch", parts.wrap("recache", rollout.switch)),

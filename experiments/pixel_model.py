@@ -14,8 +14,10 @@ from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache
 from longlive.generation.pipeline import LongLivePipeline
-from longlive.generation.rollout import Recache, Rollout
+from longlive.generation.rollout import Rollout
+from longlive.generation.solver import FewStep
 from longlive.generation.stream import stream
+from longlive.generation.transition import Transition
 from longlive.miniature import oracle
 from longlive.miniature.captions import canonical
 from longlive.miniature.world import ATTRIBUTES, MOTIONS, SIZE, SPEED, Captioned
@@ -32,8 +34,7 @@ class PixelCut:
 
     frame: int
     captions: Sequence[Captioned]
-    recache: Recache = "joint"
-    keep_sink: bool = False
+    transition: Transition = Transition(keep_sink=False)
 
 
 class PixelModel:
@@ -65,20 +66,19 @@ class PixelModel:
             return torch.randn(shape, generator=generator)
 
         said = {"before": captions} if cut is None else {"before": captions, "after": cut.captions}
-        texts = {name: self.network.read(self.encoder.encode([canonical(c) for c in words])) for name, words in said.items()}
-        schedule = PromptSchedule.single("before") if cut is None else PromptSchedule.at_frames(["before", "after"], [cut.frame])
+        texts = {name: self.network.project_text(self.encoder.encode([canonical(c) for c in words])) for name, words in said.items()}
+        schedule = PromptSchedule.single("before") if cut is None else PromptSchedule.at_latent_frames(["before", "after"], [cut.frame])
         cache = ring_cache(self.network, *shape[3:], window=window or self.window, batch=len(captions))
-        recache = "joint" if cut is None else cut.recache
-        rollout = Rollout(Denoiser(self.network), cache, steps=self.steps, draw=draw, recache=recache)
+        rollout = Rollout(Denoiser(self.network), cache, FewStep(self.steps, draw))
         decoder, parts = StreamDecoder(self.vae), []
         for made in stream(
             rollout,
             schedule,
-            read=texts.__getitem__,
+            project_text=texts.__getitem__,
             noise=draw,
             block=self.block,
             num_latent_frames=num_latent_frames,
-            keep_sink=cut is not None and cut.keep_sink,
+            transition=Transition() if cut is None else cut.transition,
         ):
             images = decoder.decode(made.latents).transpose(1, 2)
             parts.append(((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))

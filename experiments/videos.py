@@ -15,8 +15,10 @@ from longlive.cache.window import KVCache, Window
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache
-from longlive.generation.rollout import Recache, Rollout
+from longlive.generation.rollout import Rollout
+from longlive.generation.solver import FewStep
 from longlive.generation.stream import stream
+from longlive.generation.transition import Transition
 from longlive.miniature.captions import SwitchPair
 from longlive.miniature.world import ATTRIBUTES, Captioned, held_out
 from longlive.models.wan import WanTransformer
@@ -47,8 +49,7 @@ class Cut(NamedTuple):
 
     frame: int
     captions: Sequence[Captioned]
-    recache: Recache = "joint"
-    keep_sink: bool = False
+    transition: Transition = Transition(keep_sink=False)
 
 
 def make(
@@ -75,20 +76,20 @@ def make(
 
     if cache is None:
         cache = _ring(network, len(captions), window, relative)
-    schedule = PromptSchedule.single("before") if cut is None else PromptSchedule.at_frames(["before", "after"], [cut.frame])
+    schedule = PromptSchedule.single("before") if cut is None else PromptSchedule.at_latent_frames(["before", "after"], [cut.frame])
     with torch.no_grad():
-        texts = {"before": network.read(text_of(captions))}
+        texts = {"before": network.project_text(text_of(captions))}
         if cut is not None:
-            texts["after"] = network.read(text_of(cut.captions))
-        rollout = Rollout(Denoiser(network), cache, steps=STEPS, draw=draw, recache="joint" if cut is None else cut.recache)
+            texts["after"] = network.project_text(text_of(cut.captions))
+        rollout = Rollout(Denoiser(network), cache, FewStep(STEPS, draw))
         made = stream(
             rollout,
             schedule,
-            read=texts.__getitem__,
+            project_text=texts.__getitem__,
             noise=draw,
             block=BLOCK,
             num_latent_frames=num_latent_frames,
-            keep_sink=cut is not None and cut.keep_sink,
+            transition=Transition() if cut is None else cut.transition,
         )
         parts, seconds = [], []
         for part in made:

@@ -17,20 +17,20 @@ from torch import Tensor
 from longlive.generation.cues import Cue, Cues, PromptQueue, PromptSchedule
 from longlive.generation.stream import LatentBlock, Seconds
 from longlive.generation.timeline import Timeline
-from longlive.models.vae import StreamDecoder
-from longlive.types import Latents
+from longlive.generation.transition import Transition
+from longlive.types import Decoder
 
 
 @dataclass(frozen=True)
 class DecodedBlock:
     """The images of one block.
 
-    `images`: uint8 `[B, T, Y, X, 3]` on the CPU; `frames`: its latent frames; `prompt`: in force; `switched`: it began with
+    `images`: uint8 `[B, T, Y, X, 3]` on the CPU; `latent_frames`: their latent frames; `prompt`: in force; `switched`: it began with
     this block; `seconds`: what the block cost, by part; `take`: how often the session had been restarted.
     """
 
     images: UInt8[Tensor, "B T Y X 3"]
-    frames: range
+    latent_frames: range
     prompt: str
     switched: bool
     seconds: Seconds
@@ -41,10 +41,10 @@ class LivePrompts:
     """Cues of a plan, unless somebody has typed a prompt since the last block."""
 
     def __init__(self, plan: Cues) -> None:
-        self._plan, self._typed = plan, PromptQueue.empty()
+        self._plan, self._typed = plan, PromptQueue()
 
-    def put(self, prompt: str, keep_sink: bool | None) -> None:
-        self._typed.put(prompt, keep_sink)
+    def put(self, prompt: str, transition: Transition | None) -> None:
+        self._typed.put(prompt, transition)
 
     @property
     def pending(self) -> bool:
@@ -63,7 +63,7 @@ class LivePrompts:
 class Take:
     """One video of a session, from its first block to its last or to a restart."""
 
-    def __init__(self, number: int, cues: LivePrompts, made: Iterable[LatentBlock], decoder: StreamDecoder, timeline: Timeline) -> None:
+    def __init__(self, number: int, cues: LivePrompts, made: Iterable[LatentBlock], decoder: Decoder, timeline: Timeline) -> None:
         self.number, self.cues, self.timeline = number, cues, timeline
         self._made, self._decoder = iter(made), decoder
 
@@ -72,35 +72,36 @@ class Take:
         made = next(self._made, None)
         if made is not None:
             if made.switched:
-                self.timeline.cues.append(replace(made.cue, frame=made.frames.start))
-            self.timeline.num_latent_frames = made.frames.stop
+                self.timeline.cues.append(replace(made.cue, latent_frame=made.latent_frames.start))
+            self.timeline.num_latent_frames = made.latent_frames.stop
         return made
 
     @torch.no_grad()
     def decode(self, made: LatentBlock) -> DecodedBlock:
         """Its images; blocks must come in their order."""
         began = time.perf_counter()
-        with _beside(made.latents):
+        with _decoding_stream(made):
             decoded = self._decoder.decode(made.latents)
             images = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()  # waits for them
         made.seconds.decode = time.perf_counter() - began
-        return DecodedBlock(images, made.frames, made.cue.prompt, made.switched, made.seconds, self.number)
+        return DecodedBlock(images, made.latent_frames, made.cue.prompt, made.switched, made.seconds, self.number)
 
 
 @lru_cache
-def _decoding_stream(device: torch.device) -> torch.cuda.Stream:
+def _high_priority_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device, priority=-1)
 
 
-def _beside(latents: Latents) -> AbstractContextManager[object]:
-    """On a GPU: before what another thread has queued for the next block, or an image would wait until that block is made.
+def _decoding_stream(made: LatentBlock) -> AbstractContextManager[object]:
+    """On a GPU a stream of its own, so that decoding does not wait behind what another thread has queued for the next block.
 
-    The latents are there: whoever made them has waited for the device to know how long it took.
+    It waits for the event that says that the latents are there.
     """
-    if latents.device.type != "cuda":
+    if made.ready is None:
         return nullcontext()
-    stream = _decoding_stream(latents.device)
-    latents.record_stream(stream)
+    stream = _high_priority_stream(made.latents.device)
+    stream.wait_event(made.ready)
+    made.latents.record_stream(stream)
     return torch.cuda.stream(stream)
 
 
@@ -123,9 +124,10 @@ class Session:
         *,
         seed: int,
         prepare: Callable[[str], object],
+        transition: Transition = Transition(),  # noqa: B008  # frozen
         ahead: bool = False,
     ) -> None:
-        self._begin, self._prepare = begin, prepare
+        self._begin, self._prepare, self._transition = begin, prepare, transition
         self._lock = threading.Condition()
         self._paused = self._stopped = False
         self._restart: int | None = None
@@ -149,7 +151,7 @@ class Session:
     def prompt(self, text: str, *, keep_sink: bool | None = None) -> None:
         """The prompt from the next block on; the newest wins. It is read at once, on the side. Raises ValueError when it is empty."""
         with self._lock:
-            self._take.cues.put(text, keep_sink)
+            self._take.cues.put(text, None if keep_sink is None else replace(self._transition, keep_sink=keep_sink))
         self._prepare(text)
 
     def pause(self) -> None:

@@ -10,8 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from longlive.generation.cues import Cue, PromptSchedule
+from longlive.generation.transition import Recache, Transition
 
-VERSION = 1
+VERSION = 2
+
+
+def _read_cue(cue: dict[str, Any], recache: Recache, version: int) -> Cue:
+    if version == 1:
+        keep_sink = cue["keep_sink"]
+        return Cue(int(cue["frame"]), str(cue["prompt"]), None if keep_sink is None else Transition(keep_sink, recache))
+    transition = cue["transition"]
+    return Cue(int(cue["latent_frame"]), str(cue["prompt"]), None if transition is None else Transition(**transition))
 
 
 @dataclass
@@ -40,11 +49,12 @@ class Timeline:
         """The inverse of `to_json`. Raises ValueError for anything else, naming `where` it came from."""
         try:
             version = content["version"]
-            if version != VERSION:
-                raise ValueError(f"{where} is a timeline of version {version}; this program reads version {VERSION}")
-            cues = [Cue(int(cue["frame"]), str(cue["prompt"]), cue["keep_sink"]) for cue in content["cues"]]
-            settings = {"recache": "joint", **content["settings"]}  # older files do not say it, since there was no other
-            timeline = cls(int(content["seed"]), settings, cues, int(content["num_latent_frames"]))
+            if version not in (1, VERSION):
+                raise ValueError(f"{where} is a timeline of version {version}; this program reads versions 1 and {VERSION}")
+            settings = {"recache": "joint", **content["settings"]}  # the oldest files do not say it: there was no other
+            cues = [_read_cue(cue, settings["recache"], version) for cue in content["cues"]]
+            length = content["num_frames" if version == 1 else "num_latent_frames"]
+            timeline = cls(int(content["seed"]), settings, cues, int(length))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{where} is no timeline: {type(error).__name__} {error}") from error
         if timeline.num_latent_frames <= 0:

@@ -119,11 +119,10 @@ def scripts_of(config: InferenceConfig, *, one_video: bool) -> list[Script]:
 
 def plan(config: InferenceConfig, scripts: Sequence[Script], pipe: LongLivePipeline) -> list[Job]:
     """The videos to be made, the same on every rank. Video j of prompt i has seed + 10,000 i + j, whoever makes it."""
-    info = pipe.info
     jobs = []
     for index, script in enumerate(scripts):
-        schedule = script.schedule(block=info.block, fps=info.fps)
-        num_latent_frames = length(config, pipe) or pipe.num_latent_frames_for(script.seconds or DEFAULT_SECONDS)
+        schedule = script.schedule(pipe.timing)
+        num_latent_frames = length(config, pipe) or pipe.timing.latent_frames_for(script.seconds or DEFAULT_SECONDS)
         try:
             schedule.validate(num_latent_frames)
         except ValueError as error:
@@ -160,7 +159,7 @@ def sampled_as(config: InferenceConfig, timeline: Timeline) -> InferenceConfig:
 def length(config: InferenceConfig, pipe: LongLivePipeline) -> int | None:
     """Latent frames that the settings ask for; None when they do not say."""
     if config.seconds is not None:
-        return pipe.num_latent_frames_for(config.seconds)
+        return pipe.timing.latent_frames_for(config.seconds)
     block, num_latent_frames = pipe.info.block, config.num_latent_frames
     if num_latent_frames is not None and num_latent_frames % block:
         nearest = max(block, round(num_latent_frames / block) * block)
@@ -212,7 +211,7 @@ def check_resources(config: InferenceConfig, jobs: Sequence[Job], pipe: LongLive
     disk = 0
     for num_latent_frames in sorted({job.num_latent_frames or 0 for job in jobs}):
         count = sum((job.num_latent_frames or 0) == num_latent_frames for job in jobs)
-        images = pipe.num_images(num_latent_frames) if num_latent_frames else round(600 * info.fps)  # open end: room for ten minutes
+        images = pipe.timing.num_frames(num_latent_frames) if num_latent_frames else round(600 * info.fps)  # open end: room for ten minutes
         disk += count * video.video_bytes(images, height * enlarged, width * enlarged)
         length = (
             f"{images / info.fps:.1f} s = {num_latent_frames} latent frames in "

@@ -314,7 +314,7 @@ class Live:
         about = {
             "type": "chunk",
             "chunk": number,
-            "frames": [chunk.frames.start, chunk.frames.stop],
+            "frames": [chunk.latent_frames.start, chunk.latent_frames.stop],
             "images": len(images),
             "seconds": self._length,
             "prompt": chunk.prompt,

@@ -25,7 +25,7 @@ class Recorder:
 
     def __init__(self, steps=4):
         self.cache, self.steps = HistoryCache(window=Window(3, 9)), list(range(steps))
-        self.denoiser = SimpleNamespace(network=SimpleNamespace(read=lambda text: self.log.append(("read", text)) or text))
+        self.denoiser = SimpleNamespace(network=SimpleNamespace(project_text=lambda text: self.log.append(("read", text)) or text))
         self.log, self.weights = [], {}
 
     @property

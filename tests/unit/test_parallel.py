@@ -56,7 +56,7 @@ def learn(network: torch.nn.Module, rows: slice) -> torch.optim.Optimizer:
         rollout = Rollout(Denoiser(model), HistoryCache(window=Window(3, 6)), steps=[1000.0, 600.0], draw=torch.zeros_like)
         if step:
             rollout.remember(target, text)
-            text = model.read(text)
+            text = model.project_text(text)
         loss = (rollout.block(x, text, grad=True) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()

@@ -119,7 +119,7 @@ def test_gradient_flows_through_the_last_pass_only_and_never_to_earlier_blocks(m
 def test_one_stream_of_12_blocks_equals_12_calls(model):
     model = model.requires_grad_(False)
     noise, texts = gaussian(6)(1, 36, 4, 4, 4), [gaussian(7)(1, 5, 8), gaussian(8)(1, 5, 8)]
-    read = {"a": model.read(texts[0]), "b": model.read(texts[1])}
+    read = {"a": model.project_text(texts[0]), "b": model.project_text(texts[1])}
     rollout = Rollout(Denoiser(model), ring(), steps=STEPS, draw=torch.zeros_like)
     cues = PromptSchedule.at_frames(["a", "b"], [14])  # takes effect at frame 15
     made = list(

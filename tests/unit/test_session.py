@@ -175,7 +175,7 @@ def test_prompts_are_read_on_the_side_and_only_the_newest_of_many(pipe):
     encoder.go.set()
     newest = conditioner.read("prompt 99")
     assert len(encoder.asked) <= 6 and encoder.asked[-1] == "prompt 99"
-    found = pipe.transformer.read(encoder.encoder.encode(["prompt 99"]))
+    found = pipe.transformer.project_text(encoder.encoder.encode(["prompt 99"]))
     torch.testing.assert_close(newest, found, atol=0, rtol=0)
     for _ in range(2):  # what failed is tried again
         with pytest.raises(RuntimeError, match="no"):

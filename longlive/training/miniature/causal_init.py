@@ -20,6 +20,7 @@ from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import Euler
 from longlive.generation.stream import stream
 from longlive.miniature import oracle
 from longlive.miniature.captions import canonical
@@ -155,11 +156,11 @@ class CausalInitStage(PretrainingStage):
         generator = torch.Generator().manual_seed(seed)
         _, _, channels, height, width = self.clips.latents.shape
         ring = ring_cache(network, height, width, window=self.window, batch=len(prompts))
-        text = network.read(self.text_encoder.encode(prompts))
+        text = network.project_text(self.text_encoder.encode(prompts))
         made = stream(
-            Rollout(Denoiser(network), ring, steps=self.sampling, draw=None),
+            Rollout(Denoiser(network), ring, Euler(self.sampling)),
             PromptSchedule.single("all"),
-            read=lambda _: text,
+            project_text=lambda _: text,
             noise=lambda frames: torch.randn(len(prompts), len(frames), channels, height, width, generator=generator),
             block=self.block,
             num_latent_frames=num_latent_frames,
