@@ -6,18 +6,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from experiments.state_model import BLOCK, STEPS, WINDOW
 from experiments.state_world import LATENT_SHAPE, text_of
-from longlive.cache.ring import RingCache
 from longlive.cache.window import KVCache, Window
 from longlive.generation.cues import PromptSchedule
-from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache
-from longlive.generation.rollout import Rollout
-from longlive.generation.solver import FewStep
-from longlive.generation.stream import stream
+from longlive.generation.sampling import sample
 from longlive.generation.transition import Transition
 from longlive.miniature.captions import SwitchPair
 from longlive.miniature.world import ATTRIBUTES, Captioned, held_out
@@ -52,6 +47,16 @@ class Cut(NamedTuple):
     transition: Transition = Transition(keep_sink=False)
 
 
+def cues_of(cut: Cut | None) -> PromptSchedule:
+    """The prompts "before" and "after" the switch; without one "before" alone."""
+    return PromptSchedule.single("before") if cut is None else PromptSchedule.at_latent_frames(["before", "after"], [cut.frame])
+
+
+def captions_by_cue(captions: Sequence[Captioned], cut: Cut | None) -> dict[str, Sequence[Captioned]]:
+    """What the prompts of `cues_of` stand for in each video of a batch."""
+    return {"before": captions} if cut is None else {"before": captions, "after": cut.captions}
+
+
 def make(
     network: WanTransformer,
     captions: Sequence[Captioned],
@@ -69,34 +74,22 @@ def make(
         relative: the sink's keys are turned so that they always stand just before the window.
         cache: another than a ring for `window`.
     """
-    generator, shape = torch.Generator().manual_seed(seed), (len(captions), BLOCK, *LATENT_SHAPE)
-
-    def draw(_: object) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
     if cache is None:
-        cache = _ring(network, len(captions), window, relative)
-    schedule = PromptSchedule.single("before") if cut is None else PromptSchedule.at_latent_frames(["before", "after"], [cut.frame])
-    with torch.no_grad():
-        texts = {"before": network.project_text(text_of(captions))}
-        if cut is not None:
-            texts["after"] = network.project_text(text_of(cut.captions))
-        rollout = Rollout(Denoiser(network), cache, FewStep(STEPS, draw))
-        made = stream(
-            rollout,
-            schedule,
-            project_text=texts.__getitem__,
-            noise=draw,
+        cache = ring_cache(network, *LATENT_SHAPE[1:], window=window, batch=len(captions), relative=relative)
+    said = captions_by_cue(captions, cut)
+    blocks = list(
+        sample(
+            network,
+            cues_of(cut),
+            lambda prompt: text_of(said[prompt]),
+            cache=cache,
+            latent_size=LATENT_SHAPE[1:],
+            steps=STEPS,
+            generator=torch.Generator().manual_seed(seed),
+            batch=len(captions),
             block=BLOCK,
             num_latent_frames=num_latent_frames,
             transition=Transition() if cut is None else cut.transition,
         )
-        parts, seconds = [], []
-        for part in made:
-            parts.append(part.latents)
-            seconds.append(part.seconds.network)
-    return Video(torch.cat(parts, dim=1), seconds)
-
-
-def _ring(network: WanTransformer, batch: int, window: Window, relative: bool) -> RingCache:
-    return ring_cache(network, *LATENT_SHAPE[1:], window=window, batch=batch, relative=relative)
+    )
+    return Video(torch.cat([made.latents for made in blocks], dim=1), [made.seconds.network for made in blocks])

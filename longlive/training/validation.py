@@ -11,11 +11,8 @@ from torch import Tensor
 
 from longlive.cache.window import Window
 from longlive.generation.cues import PromptSchedule
-from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import history_cache
-from longlive.generation.rollout import Rollout
-from longlive.generation.solver import FewStep
-from longlive.generation.stream import stream
+from longlive.generation.sampling import sample
 from longlive.generation.timing import Timing
 from longlive.generation.transition import Transition
 from longlive.miniature import oracle
@@ -24,7 +21,7 @@ from longlive.miniature.world import Captioned
 from longlive.models.vae import StreamDecoder, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.training.clips import Embed
-from longlive.video import VideoWriter, contact_sheet, evenly_spaced
+from longlive.video import VideoWriter, contact_sheet, evenly_spaced, to_uint8
 
 Measure = Callable[[Tensor, Sequence[PromptSchedule]], dict[str, float]]
 """Numbers from videos, uint8 `[N, T, Y, X, 3]`, and what they should show."""
@@ -84,28 +81,21 @@ class Preview:
 
     def _video(self, network: WanTransformer, schedule: PromptSchedule, seed: int) -> Tensor:
         """uint8 `[T, Y, X, 3]`."""
-        random = torch.Generator().manual_seed(seed)
-
-        def draw(frames: int) -> Tensor:
-            shape = (1, frames, network.config.in_dim, *self.size)
-            return torch.randn(shape, generator=random).to(network.device, network.dtype)
-
-        cache = history_cache(network, *self.size, window=self.window)
-        solver = FewStep(self.steps, lambda latents: draw(latents.shape[1]))
-        rollout = Rollout(Denoiser(network), cache, solver, context_t=self.context_t)
-        decoder, parts = StreamDecoder(self.vae), []
-        for made in stream(
-            rollout,
+        blocks = sample(
+            network,
             schedule,
-            project_text=lambda prompt: network.project_text(self.embed([prompt])),
-            noise=lambda frames: draw(len(frames)),
+            lambda prompt: self.embed([prompt]),
+            cache=history_cache(network, *self.size, window=self.window),
+            latent_size=self.size,
+            steps=self.steps,
+            generator=torch.Generator().manual_seed(seed),
             block=self.block,
             num_latent_frames=self.num_latent_frames,
+            context_t=self.context_t,
             transition=self.transition,
-        ):
-            images = decoder.decode(made.latents)[0].float()
-            parts.append(((images.movedim(0, -1) + 1) * 127.5).round().to(torch.uint8).cpu())
-        return torch.cat(parts)
+        )
+        decoder = StreamDecoder(self.vae)
+        return torch.cat([to_uint8(decoder.decode(made.latents))[0] for made in blocks]).cpu()
 
     def _sheet(self, videos: Sequence[Tensor], path: Path, number: int) -> None:
         picks = evenly_spaced(len(videos[0]), 6)
