@@ -24,7 +24,6 @@ from longlive.models.vae import settings_of
 from longlive.models.wan import WanTransformer
 from longlive.ops import attention
 from longlive.ops.flow_matching import warp_steps
-from longlive.ops.rope import rotation
 from longlive.parallel.world import SharedChoices, World
 from longlive.training.clips import StreamingTuner, anchor_frame
 from longlive.training.dmd import DMD
@@ -192,7 +191,6 @@ def activations(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: D
             with Live(torch.device("meta")) as live:
                 for _ in range(stage.clips - 1):
                     stage.tuner.clip(grad=False)
-                rotation.cache_clear()
                 clip = held(live, lambda: stage.tuner.clip(grad=True).latents)
             with Live(torch.device("meta")) as live:
                 latents, text = stage.tuner.noise(settings.clip_frames), stage.tuner.embed([""] * settings.batch)

@@ -67,7 +67,7 @@ def test_schedule_queue_and_typing_agree(pipe):
         typist.join()
         chunks += list(session)
         assert [chunk.prompt for chunk in chunks] == [PROMPT, PROMPT, OTHER, OTHER]
-        assert [(cue.frame, cue.prompt) for cue in session.timeline.cues] == [(0, PROMPT), (6, OTHER)]
+        assert [(cue.latent_frame, cue.prompt) for cue in session.timeline.cues] == [(0, PROMPT), (6, OTHER)]
         images = torch.cat([chunk.images for chunk in chunks], dim=1)
         assert (decoded.movedim(2, -1) * 255 - images).abs().max() <= 0.51
 

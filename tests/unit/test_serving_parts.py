@@ -11,6 +11,7 @@ import pytest
 
 from longlive import LongLivePipeline, video
 from longlive.generation.timeline import Timeline
+from longlive.generation.transition import Transition
 from longlive.serving import live as live_module
 from longlive.serving.access import Access, Allowance, is_local
 from longlive.serving.fragments import FragmentEncoder, jpegs, placed
@@ -185,7 +186,7 @@ def test_sessions_take_turns_and_their_recordings_are_what_was_shown(hub, pipe, 
     again = list(pipe.session(made.schedule, num_latent_frames=made.num_latent_frames, seed=made.seed))
     for piece, chunk in zip(one.pieces, again):
         assert (piece.images == chunk.images[0].numpy()).all() and piece.about["prompt"] == chunk.prompt
-    assert made.cues[-1].prompt == OTHER and made.cues[-1].keep_sink is False
+    assert made.cues[-1].prompt == OTHER and made.cues[-1].transition == Transition(False)
 
 
 def test_generation_waits_for_a_client_that_does_not_take_its_chunks(hub):
@@ -240,7 +241,7 @@ def test_what_the_session_does_with_its_sink_unless_a_prompt_says(hub):
     for prompt, said, wanted in ((OTHER, None, True), (PROMPT, False, False)):
         watcher.live.update_prompt(prompt, said)
         watcher.wait(lambda p=prompt: watcher.pieces and watcher.pieces[-1].about["prompt"] == p)
-        assert watcher.live.session.timeline.cues[-1].keep_sink is wanted
+        assert watcher.live.session.timeline.cues[-1].transition == Transition(wanted)
 
 
 def test_a_lost_client_comes_back_in_time_or_not(hub):

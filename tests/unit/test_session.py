@@ -9,7 +9,9 @@ import torch
 
 from longlive import LongLivePipeline
 from longlive.generation.conditioning import Conditioner
+from longlive.generation.cues import Cue
 from longlive.generation.timeline import Timeline
+from longlive.generation.transition import Transition
 
 PROMPT = "a red circle moving right on a black background"
 OTHER = "a blue square moving up on a white background"
@@ -32,12 +34,12 @@ def test_a_timeline_makes_the_same_video_again(pipe, tmp_path, ahead):
     chunks += [next(session) for _ in range(4)]
     session.stop()
     assert next(session, None) is None
-    shown = chunks[-1].frames.stop
-    switch = next(chunk.frames.start for chunk in chunks if chunk.prompt == OTHER)
+    shown = chunks[-1].latent_frames.stop
+    switch = next(chunk.latent_frames.start for chunk in chunks if chunk.prompt == OTHER)
     assert switch == 6 if not ahead else switch in (6, 9)
     session.timeline.save(tmp_path / "timeline.json")
     timeline = Timeline.load(tmp_path / "timeline.json")
-    assert [(cue.frame, cue.prompt, cue.keep_sink) for cue in timeline.cues] == [(0, PROMPT, None), (switch, OTHER, False)]
+    assert timeline.cues == [Cue(0, PROMPT), Cue(switch, OTHER, Transition(False))]
     assert timeline.seed == 3 and shown <= timeline.num_latent_frames <= shown + (3 if ahead else 0)
     again = list(pipe.session(timeline.schedule, num_latent_frames=timeline.num_latent_frames, seed=timeline.seed))
     assert torch.equal(images(again)[:, : images(chunks).shape[1]], images(chunks))
@@ -97,7 +99,7 @@ def test_restart_is_another_video_with_the_prompt_in_force(pipe):
     session.restart()
     again = [next(session), next(session)]
     assert torch.equal(images(again), images(first)) and [chunk.take for chunk in again] == [1, 1]
-    assert again[0].frames == range(3) and session.timeline.num_latent_frames == 6
+    assert again[0].latent_frames == range(3) and session.timeline.num_latent_frames == 6
     session.prompt(OTHER)
     session.restart(7)  # what was typed before it was shown counts
     other = next(session)
@@ -173,13 +175,13 @@ def test_prompts_are_read_on_the_side_and_only_the_newest_of_many(pipe):
     futures = [conditioner.begin(f"prompt {n}") for n in range(100)]
     assert conditioner.begin("prompt 99") is futures[99] and not futures[99].done()
     encoder.go.set()
-    newest = conditioner.read("prompt 99")
+    newest = conditioner.project("prompt 99")
     assert len(encoder.asked) <= 6 and encoder.asked[-1] == "prompt 99"
     found = pipe.transformer.project_text(encoder.encoder.encode(["prompt 99"]))
     torch.testing.assert_close(newest, found, atol=0, rtol=0)
     for _ in range(2):  # what failed is tried again
         with pytest.raises(RuntimeError, match="no"):
-            conditioner.read("bad")
+            conditioner.project("bad")
     assert encoder.asked.count("bad") == 2
 
 
@@ -189,8 +191,11 @@ def test_prompts_are_read_on_the_side_and_only_the_newest_of_many(pipe):
         ({"version": 2}, "timeline of version 2; this program reads version 1"),
         ({"cues": None}, "is no timeline: TypeError"),
         ({"num_latent_frames": 0}, "ended before its first block"),
-        ({"cues": [{"frame": 3, "prompt": "a", "keep_sink": None}]}, "must begin at frame 0"),
-        ({"num_latent_frames": 3, "cues": [{"frame": f, "prompt": "a", "keep_sink": None} for f in (0, 3)]}, "beyond the video's end"),
+        ({"cues": [{"latent_frame": 3, "prompt": "a", "transition": None}]}, "must begin at latent frame 0"),
+        (
+            {"num_latent_frames": 3, "cues": [{"latent_frame": f, "prompt": "a", "transition": None} for f in (0, 3)]},
+            "beyond the video's end",
+        ),
     ],
 )
 def test_files_that_are_no_timelines(pipe, tmp_path, change, words):
