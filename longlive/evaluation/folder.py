@@ -26,8 +26,8 @@ from longlive import video
 from longlive.evaluation.suites import SEEDS_APART, Entry, names_of
 from longlive.files import digest_of, file_digest
 from longlive.generation.cues import PromptSchedule
+from longlive.generation.dimensions import Timing
 from longlive.generation.prompt_files import Script
-from longlive.generation.timing import Timing
 
 FORMAT = 1
 MAY_DIFFER = ("settings", "made_with")  # between two runs into one folder

@@ -27,8 +27,8 @@ from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import Entry, PromptList, find_suite, names_of
 from longlive.files import file_digest
+from longlive.generation.dimensions import Timing
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
-from longlive.generation.timing import Timing
 from longlive.parallel.world import World, choose_device, choose_dtype, gather, get_world, joined
 from longlive.programs import inference as programs
 from longlive.provenance import commit, hardware, versions

@@ -15,7 +15,7 @@ from longlive.evaluation import charts, metrics
 from longlive.evaluation import folder as folders
 from longlive.evaluation.metrics import Measured, Traces
 from longlive.generation.cues import Cue
-from longlive.generation.timing import Timing
+from longlive.generation.dimensions import Timing
 
 TILES = 12
 

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
-from longlive.generation.timing import Timing
+from longlive.generation.dimensions import Timing
 from longlive.generation.transition import Transition
 
 
-def checked_prompt(prompt: str, where: str = "the prompt") -> str:
-    """`prompt` itself. Raises ValueError when it is empty."""
+def check_prompt(prompt: str, *, what: str = "the prompt") -> None:
+    """Raises ValueError when a prompt is empty or only white space; `what` names it."""
     if not prompt.strip():
-        raise ValueError(f"{where} is empty; describe what the video should show")
-    return prompt
+        raise ValueError(f"{what} is empty; describe what the video should show")
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Cue:
     def __post_init__(self) -> None:
         if self.latent_frame < 0:
             raise ValueError(f"a prompt cannot begin at latent frame {self.latent_frame}; frames count from 0")
-        checked_prompt(self.prompt, f"the prompt at latent frame {self.latent_frame}")
+        check_prompt(self.prompt, what=f"the prompt at latent frame {self.latent_frame}")
 
 
 class Cues(Protocol):
@@ -100,21 +99,16 @@ class PromptSchedule:
 class PromptQueue:
     """Prompts from a person typing: what `put` gives, from any thread, is in force from the next block; the newest wins."""
 
-    def __init__(self, prompt: str | None = None) -> None:
+    def __init__(self, prompt: str) -> None:
         self._lock = threading.Lock()
         self._next: tuple[str, Transition | None] | None = None
-        if prompt is not None:
-            self.put(prompt)
-
-    @property
-    def pending(self) -> bool:
-        """Whether there is a prompt that has not been in force yet."""
-        return self._next is not None
+        self.put(prompt)
 
     def put(self, prompt: str, transition: Transition | None = None) -> None:
         """Raises ValueError when the prompt is empty."""
+        check_prompt(prompt)
         with self._lock:
-            self._next = (checked_prompt(prompt), transition)
+            self._next = (prompt, transition)
 
     def due(self, after: int, until: int) -> Cue | None:
         with self._lock:

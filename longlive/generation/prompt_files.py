@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longlive.generation.cues import PromptSchedule
-from longlive.generation.timing import Timing
+from longlive.generation.dimensions import Timing
 
 
 @dataclass(frozen=True)

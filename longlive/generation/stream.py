@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from longlive.generation.cues import Cue, Cues
+from longlive.generation.dimensions import Timing
 from longlive.generation.rollout import BlockAborted, Rollout
-from longlive.generation.timing import Timing
 from longlive.generation.transition import Transition
 from longlive.types import Latents, TextKV
 

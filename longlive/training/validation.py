@@ -11,9 +11,9 @@ from torch import Tensor
 
 from longlive.cache.window import Window
 from longlive.generation.cues import PromptSchedule
+from longlive.generation.dimensions import Timing
 from longlive.generation.memory import history_cache
 from longlive.generation.sampling import sample
-from longlive.generation.timing import Timing
 from longlive.generation.transition import Transition
 from longlive.miniature import oracle
 from longlive.miniature.captions import parse

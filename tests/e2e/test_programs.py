@@ -17,10 +17,10 @@ import torch
 from longlive import video
 from longlive.config import InferenceConfig, load
 from longlive.generation.cues import Cue
+from longlive.generation.dimensions import Timing
 from longlive.generation.pipeline import PipelineInfo
 from longlive.generation.stream import Seconds
 from longlive.generation.timeline import Timeline
-from longlive.generation.timing import Timing
 from longlive.programs import inference as programs
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from longlive import video
-from longlive.generation.timing import Timing
+from longlive.generation.dimensions import Timing
 from longlive.miniature.world import Captioned, draw_identity, render
 from longlive.models.vae import encode_video
 

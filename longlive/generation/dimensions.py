@@ -1,0 +1,78 @@
+"""Length and size of a video: seconds, pixel frames and latent frames of a model's rates, and checks of what is asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Rates of a model: `fps` pixel frames per second, `stride` of them per latent frame but one for the first, and the `block`."""
+
+    fps: float = 16.0
+    stride: int = 4
+    block: int = 3
+
+    def num_frames(self, num_latent_frames: int) -> int:
+        """Pixel frames of a video of F latent frames: stride (F - 1) + 1."""
+        return self.stride * (num_latent_frames - 1) + 1
+
+    def latent_frames_for(self, seconds: float) -> int:
+        """Latent frames, in whole blocks, of a video of at least `seconds`. Raises ValueError when that is not a length."""
+        if not seconds > 0 or math.isinf(seconds):
+            raise ValueError(f"a video of {seconds} seconds cannot be made; choose a length above 0")
+        latent = math.ceil((math.ceil(seconds * self.fps - 1e-6) - 1) / self.stride) + 1
+        return max(1, math.ceil(latent / self.block)) * self.block
+
+    def block_at(self, seconds: float) -> int:
+        """The latent frame at which the block nearest to a time of the video starts."""
+        return round(seconds * self.fps / self.stride / self.block) * self.block
+
+    def resolve(self, seconds: float | None, num_latent_frames: int | None, num_frames: int | None) -> int | None:
+        """The length of a video in latent frames, from whichever of the three is given; None when none is.
+
+        Args:
+            seconds: rounded up to whole blocks.
+            num_latent_frames: a multiple of the block.
+            num_frames: pixel frames, as in diffusers, of whole blocks.
+
+        Raises:
+            ValueError: when several are given, or when latent or pixel frames are not whole blocks; names the nearest valid number.
+        """
+        given = {"seconds": seconds, "num_latent_frames": num_latent_frames, "num_frames": num_frames}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise ValueError(f"both {names[0]} and {names[1]} are given; choose one")
+        if seconds is not None:
+            return self.latent_frames_for(seconds)
+        if num_frames is not None:
+            num_latent_frames = _nearest((num_frames - 1) / self.stride + 1, self.block)
+            if self.num_frames(num_latent_frames) != num_frames:
+                raise ValueError(
+                    f"num_frames {num_frames} is not the length of a video in blocks of {self.block} latent frames "
+                    f"({self.stride} x latent frames - {self.stride - 1}); choose {self.num_frames(num_latent_frames)} for example"
+                )
+        if num_latent_frames is not None:
+            self.check_blocks(num_latent_frames)
+        return num_latent_frames
+
+    def check_blocks(self, num_latent_frames: int) -> None:
+        """Raises ValueError, with the nearest valid length, unless `num_latent_frames` is a positive multiple of the block."""
+        if num_latent_frames <= 0 or num_latent_frames % self.block:
+            raise ValueError(
+                f"{num_latent_frames} latent frames cannot be cut into blocks of {self.block}; choose a multiple, "
+                f"{_nearest(num_latent_frames, self.block)} for example"
+            )
+
+
+def check_size(height: int, width: int, stride: int) -> None:
+    """Raises ValueError, with the nearest valid size, unless height and width, in pixels, are positive multiples of `stride`."""
+    for name, pixels in (("height", height), ("width", width)):
+        if pixels <= 0 or pixels % stride:
+            raise ValueError(f"{name} {pixels} is not divisible by {stride}; choose {_nearest(pixels, stride)} for example")
+
+
+def _nearest(value: float, step: int) -> int:
+    """The multiple of `step`, at least one, that is nearest to `value`."""
+    return max(1, round(value / step)) * step
