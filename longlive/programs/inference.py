@@ -80,7 +80,6 @@ def requested_scripts(config: InferenceConfig, *, one_video: bool) -> list[Scrip
 
 def plan(config: InferenceConfig, scripts: Sequence[Script], pipe: LongLivePipeline) -> list[VideoRequest]:
     """The videos to be made, the same on every rank: video j of prompt i has seed + 10,000 i + j."""
-    info = pipe.info
     requests = []
     for index, script in enumerate(scripts):
         schedule = script.schedule(pipe.timing)

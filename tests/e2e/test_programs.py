@@ -59,7 +59,7 @@ class StandIn:
                 raise self.breaks_at[number]
             if cue := prompts.due(3 * (number - 1) if number else -1, 3 * number):
                 prompt = cue.prompt
-                timeline.cues.append(dataclasses.replace(cue, frame=3 * number))
+                timeline.cues.append(dataclasses.replace(cue, latent_frame=3 * number))
             timeline.num_latent_frames = 3 * number + 3
             time.sleep(self.pause)
             images = colour.expand(1, 12 - 3 * (number == 0), height, width, 3)
