@@ -4,6 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+from tests import annotations  # noqa: F401  named below
+
+CHECKED = [f"longlive.{name}" for name in ("ops", "models.wan", "cache", "generation.rollout", "generation.denoiser", "training.clips", "training.dmd")]
+install_import_hook(CHECKED, "tests.annotations.check_tensors")  # before anything of the package is imported
+
+# ruff: noqa: E402
 from diffusers import AutoencoderKLWan
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast, LlamaConfig, LlamaForCausalLM
 
