@@ -20,6 +20,8 @@ import websockets
 
 from longlive import LongLivePipeline, video
 from longlive.generation.timeline import Timeline
+from longlive.generation.transition import Transition
+from longlive.serving.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a red circle moving right on a black background"
@@ -161,7 +163,8 @@ def test_a_session_from_the_first_prompt_to_its_files(served, tiny, tmp_path):
     assert status == 200 and headers["content-type"] == "video/mp4" and (recorded[: len(images)] == images).all()
     status, content, _ = served.get(f"/timeline/{name}")
     timeline = Timeline.from_json(json.loads(content), where="the server's")
-    assert [(cue.prompt, cue.keep_sink) for cue in timeline.cues] == [(PROMPT, None), (OTHER, False)] and timeline.seed == 5
+    cues = [(cue.prompt, cue.transition) for cue in timeline.cues]
+    assert cues == [(PROMPT, None), (OTHER, Transition(False))] and timeline.seed == 5
     pipe = LongLivePipeline.from_pretrained(tiny)
     session = pipe.session(timeline.schedule, num_latent_frames=timeline.num_latent_frames, seed=timeline.seed)
     prompts = [block.prompt for block in session]
@@ -383,7 +386,7 @@ def test_recordings_of_a_killed_server_can_be_played(tiny, tmp_path):
     assert Timeline.load(tmp_path / f"{name}.timeline.json").cues[0].prompt == PROMPT
 
 
-def test_bad_settings_are_refused(tiny, tmp_path):
+def test_bad_settings_are_refused(tiny, caplog):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -396,8 +399,14 @@ def test_bad_settings_are_refused(tiny, tmp_path):
             (["max_session=3"], "did you mean 'max_sessions'"),
             (["--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),
         ):
-            found = subprocess.run([sys.executable, "-m", "longlive.serving", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
-            assert found.returncode == 2 and message in found.stderr and "Traceback" not in found.stderr, found.stderr
+            caplog.clear()
+            assert main(words) == 2 and message in caplog.text
+
+
+def test_a_mistake_on_the_command_line_is_one_line_and_status_2():
+    command = [sys.executable, "-m", "longlive.serving", "max_session=3"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 2 and "did you mean 'max_sessions'" in found.stderr and "Traceback" not in found.stderr, found.stderr
 
 
 def test_health_says_why_the_model_could_not_be_loaded(tmp_path):

@@ -77,10 +77,28 @@ def test_packages_say_what_they_are_and_export_what_exists():
     assert exported and [(module, name) for module, name in exported if getattr(module, name) is None] == []
 
 
+def test_every_package_is_on_both_maps():
+    readme, contributing = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
+    top = [name.split(".")[1] for name in PACKAGES if name.count(".") == 1]
+    assert [
+        name for name in top if f"`longlive/{name}`" not in readme or not re.search(rf"^[ \d] +{name}/ ", contributing, re.MULTILINE)
+    ] == []
+
+
 def test_exports_are_the_documented_ones():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     imported = re.findall(r"^from longlive import (.+)$", readme, re.MULTILINE)
     assert imported and {name.strip() for line in imported for name in line.split(",")} <= set(longlive.__all__)
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = [text for language, text in FENCE.findall((ROOT / "README.md").read_text(encoding="utf-8")) if language == "python"]
+    names: dict = {}
+    exec(blocks[0], names)
+    assert names["frames"].shape == (1, 165, 64, 64, 3) and (tmp_path / "timeline.json").is_file()
+    with pytest.raises(FileNotFoundError, match="hf download"):  # the second needs the released files
+        exec(blocks[1], names)
 
 
 class Parsed(Exception):
