@@ -26,7 +26,7 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
@@ -72,6 +72,10 @@ class Mutant(NamedTuple):
         return source[: self.start] + self.text.encode() + source[self.stop :]
 
 
+Node = ast.expr | ast.stmt | ast.keyword
+"""A node that stands at a place in the source."""
+
+
 class Mutator(ast.NodeVisitor):
     """Collects the mutants of a module. Not changed: annotations, strings, messages of exceptions and logs, assertions, protocols."""
 
@@ -82,25 +86,27 @@ class Mutator(ast.NodeVisitor):
             self.lines.append(self.lines[-1] + len(line))
         self.visit(ast.parse(source))
 
-    def span(self, node: ast.AST) -> tuple[int, int]:
+    def span(self, node: Node) -> tuple[int, int]:
+        assert node.end_lineno is not None and node.end_col_offset is not None  # of parsed code they never are
         return self.lines[node.lineno - 1] + node.col_offset, self.lines[node.end_lineno - 1] + node.end_col_offset
 
-    def text(self, node: ast.AST) -> str:
+    def text(self, node: Node) -> str:
         start, stop = self.span(node)
         return self.source[start:stop].decode()
 
-    def add(self, node: ast.AST, text: str, span: tuple[int, int] | None = None) -> None:
+    def add(self, node: Node, text: str, span: tuple[int, int] | None = None) -> None:
         mutant = Mutant(node.lineno, *(span or self.span(node)), text)
         with contextlib.suppress(SyntaxError):  # for example an argument that must not be dropped
             ast.parse(mutant.apply(self.source))
             self.mutants.append(mutant)
 
-    def between(self, left: ast.AST, right: ast.AST, operator: ast.AST) -> None:
+    def between(self, left: Node, right: Node, operator: ast.AST) -> None:
         """Exchange the operator that stands between two nodes."""
         if type(operator) in OPERATORS:
             old, new = OPERATORS[type(operator)]
             start, stop = self.span(left)[1], self.span(right)[0]
             found = re.search(re.escape(old).replace(r"\ ", r"\s+"), self.source[start:stop].decode())
+            assert found is not None
             self.add(left, new, (start + found.start(), start + found.end()))
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
@@ -168,7 +174,8 @@ class Mutator(ast.NodeVisitor):
             self.add(node, self.text(own[1]) + middle + self.text(own[0]), (first[0], second[1]))
         for argument in [*own[-1:], *(keyword for keyword in node.keywords if keyword.arg)]:
             start, stop = self.span(argument)
-            stop += len(re.match(rb"\s*,\s*", self.source[stop:])[0]) if re.match(rb"\s*,\s*", self.source[stop:]) else 0
+            comma = re.match(rb"\s*,\s*", self.source[stop:])
+            stop += len(comma[0]) if comma else 0
             if not isinstance(argument, ast.GeneratorExp):
                 self.add(argument, "", (start, stop))
         self.generic_visit(node)
@@ -263,7 +270,7 @@ class Traced:
         return True
 
 
-def run_pytest(arguments: list[str], plugins: list, output: io.TextIOBase) -> int:
+def run_pytest(arguments: list[str], plugins: list, output: IO[str]) -> int:
     import pytest
 
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
@@ -352,7 +359,8 @@ def difference(source: bytes, mutant: Mutant) -> tuple[str, str]:
     """The lines that change, without indentation, before and after."""
     before, after = source.decode().splitlines(), mutant.apply(source).decode().splitlines()
     changed = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
-    return tuple("\n".join(line[2:].strip() for line in changed if line[0] == sign) for sign in "-+")
+    removed, added = ("\n".join(line[2:].strip() for line in changed if line[0] == sign) for sign in "-+")
+    return removed, added
 
 
 def quickest(tests: dict[str, tuple[float, list[int]]], line: int, seconds: float) -> list[str]:
@@ -381,7 +389,7 @@ def mutate(name: str, *, jobs: int, lines: range | None, every: int, seconds: fl
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="*", metavar="FILE[:FIRST-LAST]", help="of the core, with lines if not all; none: the whole core")
     parser.add_argument("--jobs", type=int, default=2, help="mutants tested at a time")
     parser.add_argument("--every", type=int, default=1, help="try only every so many-th mutant, for an estimate")
