@@ -8,7 +8,9 @@ from torch import Tensor
 
 
 def mentions_tensor(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, AbstractArray | Tensor) or any(mentions_tensor(part) for part in get_args(hint))
+    if isinstance(hint, type):
+        return issubclass(hint, AbstractArray | Tensor)
+    return any(mentions_tensor(part) for part in get_args(hint))
 
 
 def check_tensors(function: Any) -> Any:

@@ -8,7 +8,8 @@ from jaxtyping import install_import_hook
 
 from tests import annotations  # noqa: F401  named below
 
-CHECKED = [f"longlive.{name}" for name in ("ops", "models.wan", "cache", "generation.rollout", "generation.denoiser", "training.clips", "training.dmd")]
+CORE = ("ops", "models.wan", "cache", "generation.rollout", "generation.denoiser", "training.clips", "training.dmd")
+CHECKED = [f"longlive.{name}" for name in CORE]
 install_import_hook(CHECKED, "tests.annotations.check_tensors")  # before anything of the package is imported
 
 # ruff: noqa: E402

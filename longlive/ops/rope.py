@@ -32,8 +32,8 @@ class Rope:
         with torch.inference_mode(False):  # the tables may later be used under autograd
             self._time = _frequencies(head_dim - 2 * side, theta)
             frequencies = _frequencies(side, theta)
-            height = (torch.arange(rows, dtype=torch.float64)[:, None] * frequencies)[:, None].expand(-1, columns, -1)
-            width = (torch.arange(columns, dtype=torch.float64)[:, None] * frequencies)[None].expand(rows, -1, -1)
+            height = (torch.arange(rows)[:, None] * frequencies)[:, None].expand(-1, columns, -1)
+            width = (torch.arange(columns)[:, None] * frequencies)[None].expand(rows, -1, -1)
             angles = torch.cat([height, width], dim=-1).flatten(0, 1)
             self._place = Rotation(angles.cos().float().to(device), angles.sin().float().to(device))
 
