@@ -6,7 +6,7 @@ Without arguments the miniature that comes with the package makes the videos of 
 import sys
 from pathlib import Path
 
-from longlive.generation.programs import main
+from longlive.programs.inference import main
 
 DESCRIPTION = "Makes videos from prompts, each of any length, each prompt in a file a video of its own."
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "miniature" / "inference.yaml"

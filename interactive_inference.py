@@ -7,7 +7,7 @@ miniature that comes with the package.
 import sys
 from pathlib import Path
 
-from longlive.generation.programs import main
+from longlive.programs.inference import main
 
 DESCRIPTION = "Makes a video whose prompt changes on the way: as a file of prompts says, or as you type."
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "miniature" / "interactive_inference.yaml"

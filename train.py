@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from longlive.config import TrainConfig, load
-from longlive.parallel.world import World, choose_device, joined, world
+from longlive.parallel.world import World, choose_device, get_world, joined
 from longlive.training.stages import build
 from longlive.training.trainer import Terminated, train
 
@@ -25,16 +25,16 @@ ALONE = ("language", "autoencoder", "teacher", "causal_init")  # stages of the m
 log = logging.getLogger("longlive")
 
 
-def run(config: TrainConfig, here: World) -> None:
+def run(config: TrainConfig, world: World) -> None:
     from_pairs = config.stage == "causal_init" and config.causal_init.objective == "ode"  # at any size
-    if here.size > 1 and config.stage in ALONE and not from_pairs:
-        raise ValueError(f"stage {config.stage} trains in one process, not {here.size}; start it without torchrun")
+    if world.size > 1 and config.stage in ALONE and not from_pairs:
+        raise ValueError(f"stage {config.stage} trains in one process, not {world.size}; start it without torchrun")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     random.seed(config.seed)  # nothing here draws from it, but a library may
-    device = choose_device(config.device, here)
-    with joined(here, device):
-        built = build(config, here, device)
+    device = choose_device(config.device, world)
+    with joined(world, device):
+        built = build(config, world, device)
         train(
             built.stage,
             kind=built.kind,
@@ -58,11 +58,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", metavar="YAML", required=True)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="any setting of longlive/config.py, e.g. causal_init.clip_batch=8")
     arguments = parser.parse_intermixed_args(words)
-    here = world()
-    logging.basicConfig(level=logging.INFO if here.is_first else logging.WARNING, format="%(asctime)s %(message)s")
+    world = get_world()
+    logging.basicConfig(level=logging.INFO if world.is_main else logging.WARNING, format="%(asctime)s %(message)s")
     try:
         config = load(TrainConfig, arguments.config, arguments.settings)
-        run(config, here)
+        run(config, world)
     except (ValueError, OSError) as error:
         log.error("error: %s", error)
         return 2

@@ -17,7 +17,7 @@ from longlive.generation.pipeline import LongLivePipeline
 from longlive.miniature.world import draw_identity, held_out, render
 from longlive.models.vae import encode_video
 from longlive.training.clips import anchor_frame
-from longlive.training.latent_videos import to_float
+from longlive.training.miniature.latent_videos import to_float
 
 
 def main() -> int:
@@ -29,13 +29,13 @@ def main() -> int:
     vae = LongLivePipeline.from_pretrained(arguments.model).vae
     generator = torch.Generator().manual_seed(0)
     captions = held_out(arguments.videos)
-    images = render(captions, [draw_identity(generator) for _ in captions], 4 * (arguments.num_frames + 6) - 3)
+    images = render(captions, [draw_identity(generator) for _ in captions], 4 * (arguments.num_latent_frames + 6) - 3)
     with torch.no_grad():
         frames = encode_video(vae, to_float(images))[:, 6:]  # the middle of a video: no frame is an image
         whole = anchor_frame(vae, frames)
         alone = frames[:, -1:]
         rows = []
-        for tail in [n for n in (1, 2, 3, 4, 6, 8, 12, arguments.num_frames) if n <= arguments.num_frames]:
+        for tail in [n for n in (1, 2, 3, 4, 6, 8, 12, arguments.num_latent_frames) if n <= arguments.num_latent_frames]:
             began = time.perf_counter()
             found = anchor_frame(vae, frames, tail=tail)
             seconds = time.perf_counter() - began

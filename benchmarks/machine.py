@@ -14,7 +14,7 @@ import torch
 
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.ops import attention
-from longlive.parallel.machine import commit, processor
+from longlive.provenance import commit, processor
 
 
 @dataclass(frozen=True, kw_only=True)

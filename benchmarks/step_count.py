@@ -21,7 +21,7 @@ from longlive.generation.rollout import Rollout
 from longlive.models.vae import settings_of
 from longlive.models.wan import WanTransformer
 from longlive.ops import attention
-from longlive.ops.flow import warp_steps
+from longlive.ops.flow_matching import warp_steps
 from longlive.ops.rope import rotation
 from longlive.parallel.world import SharedChoices, World
 from longlive.training.clips import StreamingTuner, anchor_frame
@@ -131,7 +131,7 @@ def flops_of_clips(stage: Imagined) -> list[dict[str, float]]:
             for _ in range(stage.clips):
                 before = counter.get_total_flops()
                 clip = tuner.clip(grad=True)
-                drawn = {"t": objective.draw_levels(clip.latents, torch.Generator()), "noise": torch.empty_like(clip.latents)}
+                drawn = {"t": objective.draw_timesteps(clip.latents, torch.Generator()), "noise": torch.empty_like(clip.latents)}
                 objective.generator_loss(clip.latents, clip.text, clip.text, **drawn).loss.backward()
                 objective.critic_loss(clip.latents, clip.text, **drawn).backward()
                 sums = {part: parts.sums[part] for part in PARTS}
@@ -196,7 +196,7 @@ def activations(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: D
                 clip = held(live, lambda: stage.tuner.clip(grad=True).latents)
             with Live(torch.device("meta")) as live:
                 latents, text = stage.tuner.noise(settings.clip_frames), stage.tuner.embed([""] * settings.batch)
-                t = stage.objective.draw_levels(latents, torch.Generator())
+                t = stage.objective.draw_timesteps(latents, torch.Generator())
                 loss = held(live, lambda: stage.objective.critic_loss(latents, text, t=t, noise=latents))
         return {"generator": clip, "critic": loss}
 

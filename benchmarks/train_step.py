@@ -35,8 +35,8 @@ import longlive.miniature
 from longlive.config import DistillationConfig, TrainConfig, load
 from longlive.miniature.prompt_pairs import write_pairs
 from longlive.models.zoo import ZOO, arguments
-from longlive.parallel.machine import commit, processor
 from longlive.parallel.world import World, choose_device
+from longlive.provenance import commit, processor
 from longlive.training.distillation import DistillationStage
 from longlive.training.stages import build
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from experiments.scale import Scale
 from experiments.state_model import CLIP, OVERLAP, Distillation, WorldStage, distillation_stage, new_network
+from experiments.state_world import tables
 from longlive.cache.window import Window
-from longlive.miniature.state_world import tables
 from longlive.models.wan import WanTransformer
 from longlive.training.networks import load_network
 from longlive.training.trainer import hash_of, train

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from longlive.cache.history import HistoryCache, HistoryView, Page
 from longlive.generation.rollout import Rollout
-from longlive.ops.flow import add_noise
+from longlive.ops.flow_matching import add_noise
 from longlive.types import Heads, Latents, Seen, Text, TextKV
 
 Deviation = Literal["zero_sink", "context_noise", "gradient_leak"]
@@ -44,16 +44,16 @@ class NoisedContext(Rollout):
     """
 
     @torch.no_grad()
-    def remember(self, clean: Latents, text: Text | TextKV, span: range | None = None) -> None:
+    def remember(self, x0: Latents, text: Text | TextKV, span: range | None = None) -> None:
         if span is not None:
-            super().remember(clean, text, span)
+            super().remember(x0, text, span)
             return
         if self.draw is None:
             raise ValueError("context noise is drawn by `draw`; give the rollout one")
-        clean = clean.detach()
-        super().remember(add_noise(clean, self.draw(clean), torch.full(clean.shape[:2], CONTEXT_T)), text)
+        x0 = x0.detach()
+        super().remember(add_noise(x0, self.draw(x0), torch.full(x0.shape[:2], CONTEXT_T)), text)
         assert self._clean is not None
-        self._clean = torch.cat([self._clean[:, : -clean.shape[1]], clean], dim=1)
+        self._clean = torch.cat([self._clean[:, : -x0.shape[1]], x0], dim=1)
 
 
 class _Watching(HistoryView):

@@ -46,7 +46,9 @@ def switch_video(network: WanTransformer, case: Case, num_videos: int) -> Latent
     pairs = switch_pairs(num_videos)
     cut = Cut(SWITCH, [pair.after for pair in pairs], case.recache, case.keep_sink)
     before = [pair.before for pair in pairs]
-    return make(network, before, num_frames=SWITCH + AFTER, seed=NOISE_SEED, window=case.window, relative=case.relative, cut=cut).latents
+    return make(
+        network, before, num_latent_frames=SWITCH + AFTER, seed=NOISE_SEED, window=case.window, relative=case.relative, cut=cut
+    ).latents
 
 
 def switched(trained: Trained, case: Case, also: Callable[[Latents], None] | None = None) -> Scores:
@@ -65,7 +67,7 @@ def lasting(trained: Trained, case: Case, clips: int, also: Callable[[Video], No
     captions, found = [pair.before for pair in switch_pairs(trained.scale.videos)], []
     for seed in trained.scale.seeds:
         network = trained.generator(case.arm, seed)
-        video = make(network, captions, num_frames=clips * CLIP, seed=NOISE_SEED, window=case.window, relative=case.relative)
+        video = make(network, captions, num_latent_frames=clips * CLIP, seed=NOISE_SEED, window=case.window, relative=case.relative)
         if also is not None:
             also(video)
         found.append(drift_scores(video.latents, captions))

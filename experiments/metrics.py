@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from experiments.exact_teacher import manifold_distance, nearest_clip
 from experiments.state_model import BLOCK, CLIP
+from experiments.state_world import ELEMENTS, StateIdentity, latents, read, tables, to_images
 from longlive.miniature.captions import SwitchPair
-from longlive.miniature.exact_teacher import manifold_distance, nearest_clip
-from longlive.miniature.state_world import ELEMENTS, StateIdentity, latents, read, tables, to_images
 from longlive.miniature.world import ATTRIBUTES, Captioned
 from longlive.types import Latents
 

@@ -21,7 +21,7 @@ from longlive.miniature.captions import canonical
 from longlive.miniature.world import ATTRIBUTES, MOTIONS, SIZE, SPEED, Captioned
 from longlive.models.text import TextEncoder
 from longlive.models.vae import StreamDecoder, settings_of
-from longlive.ops.flow import warp_steps
+from longlive.ops.flow_matching import warp_steps
 
 IMAGES = 4  # of a latent frame, the first one excepted
 
@@ -54,7 +54,7 @@ class PixelModel:
 
     @torch.no_grad()
     def make(
-        self, captions: Sequence[Captioned], *, num_frames: int, seed: int, window: Window | None = None, cut: PixelCut | None = None
+        self, captions: Sequence[Captioned], *, num_latent_frames: int, seed: int, window: Window | None = None, cut: PixelCut | None = None
     ) -> Tensor:
         """One video a caption, uint8 `[V, T, 3, 64, 64]`; the same seed gives the same noise."""
         stride = settings_of(self.vae).scale_factor_spatial
@@ -77,7 +77,7 @@ class PixelModel:
             read=texts.__getitem__,
             noise=draw,
             block=self.block,
-            num_frames=num_frames,
+            num_latent_frames=num_latent_frames,
             keep_sink=cut is not None and cut.keep_sink,
         ):
             images = decoder.decode(made.latents).transpose(1, 2)

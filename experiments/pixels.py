@@ -79,7 +79,7 @@ def switches(model: PixelModel, videos: int, output: Path) -> tuple[dict[str, Sc
     pairs, scores, shown = switch_pairs(videos), {}, {}
     for name, mode in MODES.items():
         cut = PixelCut(SWITCH, [pair.after for pair in pairs], mode)
-        images = model.make([pair.before for pair in pairs], num_frames=SWITCH + AFTER, seed=SEED, cut=cut)
+        images = model.make([pair.before for pair in pairs], num_latent_frames=SWITCH + AFTER, seed=SEED, cut=cut)
         scores[name], shown[name] = switch_scores(images, pairs), images[:4]
         logging.info("switch, %s: made and read", name)
     at = first_image(SWITCH)
@@ -104,7 +104,7 @@ def lasting(models: dict[str, tuple[PixelModel, Window | None]], videos: int, cl
     """Videos of one prompt, `clips` clips long, of each arm; a sheet of the first four."""
     pairs, scores, tiles, words = switch_pairs(videos), {}, [], []
     for name, (model, window) in models.items():
-        images = model.make([pair.before for pair in pairs], num_frames=clips * CLIP, seed=SEED, window=window)
+        images = model.make([pair.before for pair in pairs], num_latent_frames=clips * CLIP, seed=SEED, window=window)
         scores[name] = drift_scores(images, pairs)
         picks = torch.linspace(0, images.shape[1] - 1, 8).round().long().tolist()
         for video in range(min(3, videos)):

@@ -123,7 +123,7 @@ def _row(cells: Sequence[object]) -> str:
 
 
 def _page(report: Report) -> str:
-    here = machine()
+    world = machine()
     lines = [f"# {report.title}", "", report.question, "", f"![{report.title}]({report.name}.png)", "", "## Verdict", ""]
     lines += [_row(["claim", "expected", "difference, 95 % interval", "counts as none", "verdict"]), _row(["---"] * 5)]
     lines += [_row([c.says, c.expected, c.difference, f"±{c.margin:g}" if c.margin else "–", f"**{c.verdict}**"]) for c in report.claims]
@@ -133,6 +133,6 @@ def _page(report: Report) -> str:
     lines += ["", "## Setting", "", *(f"- {name}: {value}" for name, value in report.setting.items())]
     training = sum(report.training_seconds.values())
     lines.append(f"- wall time: {report.seconds:.0f} s for the evaluation, {training:.0f} s for training all arms made so far")
-    lines.append(f"- machine: {here['processor']}, {here['threads']} of {here['cores']} cores used, torch {here['torch']}")
+    lines.append(f"- machine: {world['processor']}, {world['threads']} of {world['cores']} cores used, torch {world['torch']}")
     lines += ["", f"All numbers, curves included: [{report.name}.json]({report.name}.json).", ""]
     return "\n".join(lines)

@@ -15,25 +15,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.exact_teacher import ExactTeacher
 from experiments.legacy import Deviation, LeakyCache, NoisedContext, ZeroSinkCache
+from experiments.state_world import LATENT_SHAPE, TEXT_DIM, TEXT_LEN, draw_identity, latents, negative, text_of
 from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
+from longlive.engine.low_precision import use_bfloat16_linears
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.rollout import Recache, Rollout
 from longlive.miniature.captions import canonical, parse
-from longlive.miniature.exact_teacher import ExactTeacher
 from longlive.miniature.prompt_pairs import draw_pair
-from longlive.miniature.state_world import LATENT_SHAPE, TEXT_DIM, TEXT_LEN, draw_identity, latents, negative, text_of
 from longlive.miniature.world import Captioned, training_set
 from longlive.models.wan import WanTransformer
-from longlive.ops.flow import NUM_LEVELS, add_noise, shifted, warp_steps
+from longlive.ops.flow_matching import NUM_TIMESTEPS, add_noise, shifted, warp_steps
 from longlive.parallel.world import SharedChoices, World, rank_generator
 from longlive.training.clips import StreamingTuner
 from longlive.training.distillation import DistillationStage
 from longlive.training.dmd import DMD
 from longlive.training.ema import EMA
 from longlive.training.flow_matching import FlowMatching
-from longlive.training.low_precision import use_bfloat16_linears
 from longlive.training.networks import Learner, write_transformer
 from longlive.training.pretraining import Pretraining, PretrainingStage
 from longlive.training.prompts import PromptPair, PromptSampler
@@ -116,21 +116,21 @@ class WorldStage(PretrainingStage):
         torch.stack(list(losses.values())).sum().backward()
         return {f"world/{name}_loss": loss.item() for name, loss in losses.items()} | {"world/grad_norm": self.learner.update(number)}
 
-    def _whole(self, name: str, batch: int, num_frames: int, *, alike: bool) -> Tensor:
+    def _whole(self, name: str, batch: int, num_latent_frames: int, *, alike: bool) -> Tensor:
         """Beginnings of videos, bidirectional, with noise that grows from frame to frame; in the second half of training every other
         video has one level for all frames.
 
         A clear frame before a noisy one shows which way a word of motion means. With all frames alike, that left is not right can only
         be found together with before not being after, and nothing is gained by either alone: in 3000 steps it was not found.
         """
-        clip, text, noise = self._draw(name, batch, num_frames)
-        drawn = torch.rand(batch, num_frames, generator=self.generator)
+        clip, text, noise = self._draw(name, batch, num_latent_frames)
+        drawn = torch.rand(batch, num_latent_frames, generator=self.generator)
         drawn = drawn.sort(dim=1).values
         if alike:
             drawn[::2] = torch.rand(len(drawn[::2]), 1, generator=self.generator)
-        levels = (NUM_LEVELS * shifted(drawn, SHIFT)).clamp(min=20.0)
+        levels = (NUM_TIMESTEPS * shifted(drawn, SHIFT)).clamp(min=20.0)
         wanted = self.teacher(add_noise(clip, noise, levels), levels, text)
-        return self.bidirectional(wanted.clean, text, t=levels, noise=wanted.noise)
+        return self.bidirectional(wanted.x0, text, t=levels, noise=wanted.noise)
 
     def _first(self) -> Tensor:
         """First blocks as sampling goes through them, every one at every level: noise on what the exact teacher made of the last level."""
@@ -139,19 +139,19 @@ class WorldStage(PretrainingStage):
         for t in STEPS:
             levels = torch.full(noise.shape[:2], t)
             if wanted:
-                noisy = add_noise(wanted[-1].clean, torch.randn(noise.shape, generator=self.generator), levels)
+                noisy = add_noise(wanted[-1].x0, torch.randn(noise.shape, generator=self.generator), levels)
             wanted.append(self.teacher(noisy, levels, text))
-        clean, implied = (torch.cat(parts) for parts in zip(*((one.clean, one.noise) for one in wanted), strict=True))
+        x0, implied = (torch.cat(parts) for parts in zip(*((one.x0, one.noise) for one in wanted), strict=True))
         levels = torch.tensor(STEPS).repeat_interleave(len(noise))[:, None]
-        return self.forced(clean, range(BLOCK), text.repeat(len(STEPS), 1, 1), t=levels, noise=implied)
+        return self.forced(x0, range(BLOCK), text.repeat(len(STEPS), 1, 1), t=levels, noise=implied)
 
     def _captions(self, count: int) -> list[Captioned]:
         return [self.captions[i] for i in torch.randint(len(self.captions), (count,), generator=self.generator).tolist()]
 
-    def _draw(self, name: str, batch: int, num_frames: int) -> tuple[Latents, Text, Latents]:
+    def _draw(self, name: str, batch: int, num_latent_frames: int) -> tuple[Latents, Text, Latents]:
         """Videos, what is said of them, and noise."""
         captions = self._captions(batch)
-        videos = latents(captions, [draw_identity(self.generator) for _ in captions], num_frames)
+        videos = latents(captions, [draw_identity(self.generator) for _ in captions], num_latent_frames)
         self._batch[name] = videos
         return videos, text_of(captions), torch.randn(videos.shape, generator=self.generator)
 
@@ -201,22 +201,22 @@ def distillation_stage(generator: WanTransformer, critic: WanTransformer, settin
         use_bfloat16_linears(network)
     learners = [Learner(network, lr=lr) for network, lr in ((generator, settings.lr), (critic, settings.critic_lr))]
     random = {name: rank_generator(seed + number, 0) for number, name in enumerate(("noise", "levels"), 1)}
-    here = World()
+    world = World()
     return _Distilled(
-        _tuner(generator, settings, random["noise"], seed, here),
+        _tuner(generator, settings, random["noise"], seed, world),
         DMD(ExactTeacher(), Denoiser(critic), guidance=0.0, shift=SHIFT),
         *learners,
         negative=negative(settings.batch),
         random=random,
         validate=lambda network, folder, number: {},
-        here=here,
+        world=world,
         average=average,
         ema_start=0,
         ratio=settings.ratio,
     )
 
 
-def _tuner(network: WanTransformer, settings: Distillation, random: torch.Generator, seed: int, here: World) -> StreamingTuner:
+def _tuner(network: WanTransformer, settings: Distillation, random: torch.Generator, seed: int, world: World) -> StreamingTuner:
     def noise(frames: int) -> Latents:
         return torch.randn(settings.batch, frames, *LATENT_SHAPE, generator=random)
 
@@ -241,7 +241,7 @@ def _tuner(network: WanTransformer, settings: Distillation, random: torch.Genera
         PromptSampler(pairs, batch=settings.batch, seed=seed),
         embed=embed,
         noise=noise,
-        choices=SharedChoices(seed, here),
+        choices=SharedChoices(seed, world),
         block=BLOCK,
         clip_frames=CLIP,
         overlap=OVERLAP,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from experiments.state_model import BLOCK, STEPS, WINDOW
+from experiments.state_world import LATENT_SHAPE, text_of
 from longlive.cache.ring import RingCache
 from longlive.cache.window import KVCache, Window
 from longlive.generation.cues import PromptSchedule
@@ -17,7 +18,6 @@ from longlive.generation.memory import ring_cache
 from longlive.generation.rollout import Recache, Rollout
 from longlive.generation.stream import stream
 from longlive.miniature.captions import SwitchPair
-from longlive.miniature.state_world import LATENT_SHAPE, text_of
 from longlive.miniature.world import ATTRIBUTES, Captioned, held_out
 from longlive.models.wan import WanTransformer
 from longlive.types import Latents
@@ -55,7 +55,7 @@ def make(
     network: WanTransformer,
     captions: Sequence[Captioned],
     *,
-    num_frames: int,
+    num_latent_frames: int,
     seed: int,
     window: Window = WINDOW,
     relative: bool = False,
@@ -87,7 +87,7 @@ def make(
             read=texts.__getitem__,
             noise=draw,
             block=BLOCK,
-            num_frames=num_frames,
+            num_latent_frames=num_latent_frames,
             keep_sink=cut is not None and cut.keep_sink,
         )
         parts, seconds = [], []

@@ -38,7 +38,7 @@ class InferenceConfig:
     prompts: str | None = dataclasses.field(default=None, metadata=BESIDE)  # a .txt or .jsonl file
     timeline: str | None = None  # of a live session, a .json file: the same video again, with its prompts, length, seed and sampling
     seconds: float | None = None  # rounded up to whole blocks
-    num_frames: int | None = None  # latent frames, a multiple of the block; instead of seconds
+    num_latent_frames: int | None = None  # latent frames, a multiple of the block; instead of seconds
     height: int | None = None
     width: int | None = None
     seed: int = 0
@@ -64,16 +64,16 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         if self.prompt is not None and self.prompts is not None:
             raise ValueError("both prompt and prompts are given; choose one")
-        if self.seconds is not None and self.num_frames is not None:
-            raise ValueError("both seconds and num_frames are given; choose one")
+        if self.seconds is not None and self.num_latent_frames is not None:
+            raise ValueError("both seconds and num_latent_frames are given; choose one")
         if self.timeline is not None:
-            for name in ("prompt", "prompts", "seconds", "num_frames"):
+            for name in ("prompt", "prompts", "seconds", "num_latent_frames"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"both timeline and {name} are given; a timeline says both what is shown and how long")
         if self.seconds is not None and not 0 < self.seconds < float("inf"):
             raise ValueError(f"seconds {self.seconds}: a video lasts longer than 0 seconds")
-        if self.num_frames is not None and self.num_frames < 1:
-            raise ValueError(f"num_frames {self.num_frames}: a video has at least one block of latent frames")
+        if self.num_latent_frames is not None and self.num_latent_frames < 1:
+            raise ValueError(f"num_latent_frames {self.num_latent_frames}: a video has at least one block of latent frames")
         if self.model is not None and self.wan_dir is not None:
             raise ValueError("both model and wan_dir are given; choose one")
         if self.checkpoint is not None and self.wan_dir is None:
@@ -120,7 +120,7 @@ class ServeConfig:
             raise ValueError(f"max_sessions {self.max_sessions}: at least one session must fit")
         if self.token is not None and len(self.token) < 8:
             raise ValueError("the token is shorter than 8 characters; choose a longer one, or leave it out and one is drawn")
-        shown = ("prompt", "prompts", "timeline", "seconds", "num_frames", "seed", "num_samples", "switch_frame_indices")
+        shown = ("prompt", "prompts", "timeline", "seconds", "num_latent_frames", "seed", "num_samples", "switch_frame_indices")
         usual = InferenceConfig()
         for name in (*shown, "output", "scale", "crf", "overwrite"):
             if getattr(self.video, name) != getattr(usual, name):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 Latents = Float[Tensor, "B F C H W"]
 Images = Float[Tensor, "B 3 T Y X"]
-Levels = Float[Tensor, "B F"]
+Timesteps = Float[Tensor, "B F"]
 Text = Float[Tensor, "B L E"]
 Heads = Float[Tensor, "B N A D"]
 Seen = Float[Tensor, "B K A D"]
@@ -33,16 +33,16 @@ class Estimate(Protocol):
     """What noisy latents are taken for: two ways to say the same."""
 
     @property
-    def clean(self) -> Latents: ...
+    def x0(self) -> Latents: ...
 
     @property
-    def flow(self) -> Latents: ...
+    def velocity(self) -> Latents: ...
 
 
 class Score(Protocol):
     """A view of what clean latents look like: a denoising network, or the exact answer where it is known."""
 
-    def __call__(self, noisy: Latents, t: Levels, text: Text, /) -> Estimate: ...
+    def __call__(self, noisy: Latents, t: Timesteps, text: Text, /) -> Estimate: ...
 
 
 class KVView(Protocol):

@@ -34,7 +34,7 @@ from longlive.models.lora import merge_lora
 from longlive.models.text import embed
 from longlive.models.vae import decode_video, encode_video
 from longlive.models.wan import WanTransformer
-from longlive.ops import flow
+from longlive.ops import flow_matching
 from longlive.training.dmd import DMD
 
 TOLERANCE = 2e-4
@@ -90,21 +90,21 @@ class Case:
     def tensors(self) -> dict[str, Tensor]:
         return self.folder.tensors(self.name)
 
-    def ring(self, model: WanTransformer, like: Tensor, num_frames: int) -> RingCache:
+    def ring(self, model: WanTransformer, like: Tensor, num_latent_frames: int) -> RingCache:
         visible, sink = self.settings["window_frames"], self.settings["sink_frames"]
         return ring_cache(
             model,
             *like.shape[-2:],
-            window=Window.full(num_frames) if visible == -1 else Window.of(visible, sink),
+            window=Window.full(num_latent_frames) if visible == -1 else Window.of(visible, sink),
             batch=like.shape[0],
             relative=self.settings.get("relative_rope", False),
         )
 
     def one_pass(self, prediction: Prediction) -> Iterator[float]:
         """The flow, and x0 at the table's level nearest to t: so the recorded x0 was made (the flow saw t itself)."""
-        yield distance(prediction.flow, self.tensors["flow"])
-        level = flow.nearest_level(prediction.t, self.settings.get("timestep_shift", 5.0))
-        yield distance(replace(prediction, t=level).clean, self.tensors["x0"])
+        yield distance(prediction.velocity, self.tensors["flow"])
+        level = flow_matching.nearest_timestep(prediction.t, self.settings.get("timestep_shift", 5.0))
+        yield distance(replace(prediction, t=level).x0, self.tensors["x0"])
 
     def weights(self) -> Iterator[float]:
         self.folder.tensors(self.name)
@@ -112,14 +112,14 @@ class Case:
 
     def schedule(self) -> Iterator[float]:
         given, shift = self.tensors, self.settings["timestep_shift"]
-        yield distance(flow.sigmas(shift), given["sigmas"])
-        yield distance(flow.NUM_LEVELS * flow.sigmas(shift), given["timesteps"])
-        yield distance(flow.training_weights(shift), given["training_weights"])
+        yield distance(flow_matching.sigmas(shift), given["sigmas"])
+        yield distance(flow_matching.NUM_TIMESTEPS * flow_matching.sigmas(shift), given["timesteps"])
+        yield distance(flow_matching.training_weights(shift), given["training_weights"])
         for key in (key for key in given if key.startswith("warped_")):
-            yield distance(torch.tensor(flow.warp_steps([int(step) for step in key.split("_")[1:]], shift)), given[key])
+            yield distance(torch.tensor(flow_matching.warp_steps([int(step) for step in key.split("_")[1:]], shift)), given[key])
         batched = {key: given[key][:, None] for key in ("x0", "noise", "xt", "flow", "x0_from_flow", "t")}
-        yield distance(flow.add_noise(batched["x0"], batched["noise"], batched["t"]), batched["xt"])
-        yield distance(flow.clean_from_flow(batched["flow"], batched["xt"], batched["t"]), batched["x0_from_flow"])
+        yield distance(flow_matching.add_noise(batched["x0"], batched["noise"], batched["t"]), batched["xt"])
+        yield distance(flow_matching.x0_from_velocity(batched["flow"], batched["xt"], batched["t"]), batched["x0_from_flow"])
 
     def rollout(self) -> Iterator[float]:
         settings, given = self.settings, self.tensors
@@ -129,7 +129,7 @@ class Case:
         rollout = Rollout(
             Denoiser(model),
             self.ring(model, noise, noise.shape[1]),
-            steps=flow.warp_steps(settings["denoising_steps"], settings["timestep_shift"]),
+            steps=flow_matching.warp_steps(settings["denoising_steps"], settings["timestep_shift"]),
             draw=lambda like: next(renoise),
             context_t=settings["context_timestep"],
         )
@@ -140,7 +140,7 @@ class Case:
             read=lambda key: model.read(given[key]),
             noise=lambda frames: noise[:, frames.start : frames.stop],
             block=block,
-            num_frames=noise.shape[1],
+            num_latent_frames=noise.shape[1],
             keep_sink=settings["global_sink"],
         )
         yield distance(torch.cat([part.latents for part in made], dim=1), given["latents"])
@@ -154,8 +154,8 @@ class Case:
         given, adapter = self.tensors, self.settings["lora"]
         model = self.folder.transformer(self.settings["weights"])
         model = merge_lora(model, self.folder.tensors(adapter), alpha=self.folder.entries[adapter]["alpha"])
-        num_frames = given["x"].shape[1]
-        view = self.ring(model, given["x"], num_frames).view(range(num_frames))
+        num_latent_frames = given["x"].shape[1]
+        view = self.ring(model, given["x"], num_latent_frames).view(range(num_latent_frames))
         yield from self.one_pass(Denoiser(model)(given["x"], given["t"], given["prompt_embeds"], view))
 
     def vae(self) -> Iterator[float]:

@@ -23,7 +23,7 @@ from longlive.miniature import oracle
 from longlive.miniature.captions import canonical, caption
 from longlive.miniature.world import ATTRIBUTES, Captioned, draw_identity, held_out, render
 from longlive.models.vae import decode_video, encode_video
-from longlive.training.latent_videos import save_strips, to_float, to_uint8
+from longlive.training.miniature.latent_videos import save_strips, to_float, to_uint8
 from longlive.video import contact_sheet
 
 PARTS = ("autoencoder", "canonical", "phrased")
@@ -36,11 +36,11 @@ def scores(videos: Tensor, captions: list[Captioned], frames: slice = slice(None
     return {**{name: round(right[name], 4) for name in ATTRIBUTES}, "iou": round(reading.iou[:, frames].mean().item(), 4)}
 
 
-def generate(pipe: LongLivePipeline, prompts: list[str], num_frames: int, seed: int) -> Tensor:
+def generate(pipe: LongLivePipeline, prompts: list[str], num_latent_frames: int, seed: int) -> Tensor:
     """One video a prompt, uint8 `[B, T, 3, Y, X]`, with seeds seed, seed + 1, …"""
     videos = []
     for number, prompt in enumerate(tqdm(prompts, desc="videos", mininterval=5)):
-        session = pipe.session(prompt, num_frames=num_frames, generator=torch.Generator().manual_seed(seed + number))
+        session = pipe.session(prompt, num_latent_frames=num_latent_frames, generator=torch.Generator().manual_seed(seed + number))
         videos.append(torch.cat([chunk.images for chunk in session], dim=1)[0].movedim(-1, 1))
     return torch.stack(videos)
 
@@ -70,10 +70,10 @@ def measure_autoencoder(pipe: LongLivePipeline, captions: list[Captioned], outpu
 
 
 def measure_prompts(
-    pipe: LongLivePipeline, name: str, captions: list[Captioned], prompts: list[str], num_frames: int, output: Path
+    pipe: LongLivePipeline, name: str, captions: list[Captioned], prompts: list[str], num_latent_frames: int, output: Path
 ) -> dict[str, Any]:
     began = time.perf_counter()
-    videos = generate(pipe, prompts, num_frames, seed=1000)
+    videos = generate(pipe, prompts, num_latent_frames, seed=1000)
     seconds = (time.perf_counter() - began) / len(prompts)
     picks = torch.linspace(0, videos.shape[1] - 1, 6).round().long()
     shown = range(min(12, len(prompts)))
@@ -84,7 +84,7 @@ def measure_prompts(
     return {name: whole, f"{name}_last_second": scores(videos, captions, slice(videos.shape[1] - 16, videos.shape[1]))}
 
 
-def evaluate(pipe: LongLivePipeline, parts: Sequence[str], output: Path, *, num_prompts: int, num_frames: int) -> dict[str, Any]:
+def evaluate(pipe: LongLivePipeline, parts: Sequence[str], output: Path, *, num_prompts: int, num_latent_frames: int) -> dict[str, Any]:
     """Measure the given parts; what results.json says of the others stays."""
     captions = held_out(num_prompts)
     file = output / "results.json"
@@ -92,10 +92,10 @@ def evaluate(pipe: LongLivePipeline, parts: Sequence[str], output: Path, *, num_
     if "autoencoder" in parts:
         results |= measure_autoencoder(pipe, captions, output)
     if "canonical" in parts:
-        results |= measure_prompts(pipe, "canonical", captions, [canonical(c) for c in captions], num_frames, output)
+        results |= measure_prompts(pipe, "canonical", captions, [canonical(c) for c in captions], num_latent_frames, output)
     if "phrased" in parts:
         phrasing = torch.Generator().manual_seed(7)
-        results |= measure_prompts(pipe, "phrased", captions, [caption(c, phrasing) for c in captions], num_frames, output)
+        results |= measure_prompts(pipe, "phrased", captions, [caption(c, phrasing) for c in captions], num_latent_frames, output)
     file.write_text(json.dumps(results, indent=2) + "\n")
     return results
 
@@ -112,7 +112,9 @@ def main() -> int:
     torch.set_num_threads(1)  # a model this small gains nothing from more, and loses everything beside another program
     try:
         pipe = LongLivePipeline.from_pretrained(arguments.model)
-        results = evaluate(pipe, arguments.parts, arguments.output, num_prompts=arguments.num_prompts, num_frames=arguments.num_frames)
+        results = evaluate(
+            pipe, arguments.parts, arguments.output, num_prompts=arguments.num_prompts, num_latent_frames=arguments.num_latent_frames
+        )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

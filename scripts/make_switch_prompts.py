@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from longlive.models.text import clean
+from longlive.files import digest_of
+from longlive.models.text import normalize_prompt
 from longlive.models.writer import Lines, Write, Writer, add_writer_arguments, ask, check_choices, write_lines
-from longlive.parallel.machine import digest_of
-from longlive.parallel.world import choose_device, choose_dtype, seed_of, world
+from longlive.parallel.world import choose_device, choose_dtype, get_world, seed_of
 from longlive.training.prompts import read_pairs
 
 REQUEST = """\
@@ -56,7 +56,7 @@ def continuations(prompts: Sequence[str], write: Write, *, first_line: int, seed
         return REQUEST.format(change=_change(seed, first_line + i, attempt), prompt=" ".join(prompts[i].split()))
 
     def is_the_same(i: int, text: str) -> bool:
-        return clean(text).casefold() == clean(prompts[i]).casefold()
+        return normalize_prompt(text).casefold() == normalize_prompt(prompts[i]).casefold()
 
     answers = ask(write, request, is_the_same, num=len(prompts), first_line=first_line, seed=seed, attempts=attempts)
     for i, prompt in enumerate(prompts):
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> str:
     settings |= {"seed": args.seed, "batch": args.batch, **sampling}
 
     def begin() -> Lines:
-        device = choose_device(args.device, world())
+        device = choose_device(args.device, get_world())
         write = Writer(args.model, device=device, dtype=choose_dtype(args.dtype, device), **sampling)
         return lambda part, first_line: continuations(part, write, first_line=first_line, seed=args.seed, attempts=args.attempts)
 

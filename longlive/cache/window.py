@@ -36,9 +36,9 @@ class Window:
         return cls(sink, visible - sink)
 
     @classmethod
-    def full(cls, num_frames: int) -> Window:
-        """Everything, in a video of at most `num_frames`."""
-        return cls(0, num_frames)
+    def full(cls, num_latent_frames: int) -> Window:
+        """Everything, in a video of at most `num_latent_frames`."""
+        return cls(0, num_latent_frames)
 
     @property
     def visible(self) -> int:

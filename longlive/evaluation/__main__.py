@@ -24,8 +24,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from longlive.evaluation import commands
 from longlive.evaluation.suites import SUITES
 from longlive.evaluation.vbench_score import DIMENSIONS
-from longlive.generation.programs import hush
-from longlive.parallel.world import configure_logging, world
+from longlive.parallel.world import configure_logging, get_world
+from longlive.programs.inference import hush
 
 log = logging.getLogger(__name__)
 
@@ -115,12 +115,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words, settings = split(list(sys.argv[1:] if argv is None else argv))
     arguments = parser().parse_args(words)
     arguments.settings = settings
-    configure_logging(world())
+    configure_logging(get_world())
     hush()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if world().size > 1 and arguments.run is not commands.prepare:
-            raise ValueError(f"{world().size} processes: only `prepare` is shared among them")
+        if get_world().size > 1 and arguments.run is not commands.prepare:
+            raise ValueError(f"{get_world().size} processes: only `prepare` is shared among them")
         with logging_redirect_tqdm():
             return arguments.run(arguments)
     except (ValueError, FileNotFoundError) as error:

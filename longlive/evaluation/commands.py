@@ -24,8 +24,9 @@ from longlive.evaluation.suites import find_suite, names_of
 from longlive.evaluation.vbench_environment import VBenchEnvironment, default_environment
 from longlive.evaluation.vbench_score import PUBLISHED, PUBLISHED_LONG, read_results, table
 from longlive.evaluation.vbench_score import score as score_of
-from longlive.parallel.machine import commit, file_digest, hardware, versions
-from longlive.parallel.world import choose_device, world
+from longlive.files import file_digest
+from longlive.parallel.world import choose_device, get_world
+from longlive.provenance import commit, hardware, versions
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ def prepare(arguments: argparse.Namespace) -> int:
     if prompts.own and arguments.suite == "switch":
         log.info("of every script the first two prompts are shown, five seconds each, whatever %s says", arguments.prompts)
     if arguments.videos is not None:
-        if world().size > 1:
-            raise ValueError(f"{world().size} processes: --videos wants one")
+        if get_world().size > 1:
+            raise ValueError(f"{get_world().size} processes: --videos wants one")
         if arguments.settings or arguments.config or arguments.rewritten:
             raise ValueError("--videos takes videos as they are; leave out --config, --rewritten and settings")
         name = arguments.name or arguments.videos.resolve().name
@@ -60,8 +61,8 @@ def prepare(arguments: argparse.Namespace) -> int:
     said = {word.partition("=")[0] for word in arguments.settings}
     preparation.check_said(said)
     config = settings.load(settings.InferenceConfig, arguments.config, arguments.settings, {"prompts": None, "switch_frame_indices": None})
-    if not said & {"seconds", "num_frames"}:  # the suite says how long a video is, unless the command line does
-        config = dataclasses.replace(config, seconds=None, num_frames=None)
+    if not said & {"seconds", "num_latent_frames"}:  # the suite says how long a video is, unless the command line does
+        config = dataclasses.replace(config, seconds=None, num_latent_frames=None)
     preparation.prepare(config, arguments.suite, prompts, arguments.output, part=part, rewritten=_rewritten(arguments.rewritten))
     return 0
 
@@ -136,7 +137,7 @@ def run_oracle(folder: Path, prepared: Prepared) -> None:
 def run_clip(folder: Path, prepared: Prepared, arguments: argparse.Namespace) -> bool:
     """CLIP scores of all stretches of all videos; whether they could be measured."""
     _check(folder, prepared)
-    device = choose_device(arguments.device, world())
+    device = choose_device(arguments.device, get_world())
     try:
         clip = ClipScore(arguments.clip, device=device)
     except ValueError as error:

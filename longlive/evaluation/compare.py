@@ -25,7 +25,7 @@ LOWER_IS_BETTER = {"block_flicker", "switch_flicker", "size_drift", "switch_seco
 NEITHER_IS_BETTER = {"temporal_flickering_of_all", "motion", "colour_drift", "sink_similarity", "loop_similarity"}
 OF_SOME_VIDEOS = {"color", "temporal_flickering"}  # those with the object in them, those that stand still: what both have is compared
 FEW = 5  # prompts, below which nothing is said
-MUST_AGREE = ("suite", "prompt_list", "entries", "num_frames", "fps", "seed")
+MUST_AGREE = ("suite", "prompt_list", "entries", "num_latent_frames", "fps", "seed")
 
 
 class Compared(NamedTuple):
@@ -58,7 +58,7 @@ def check_paired(first: Prepared, second: Prepared, folders_: Sequence[Path]) ->
     one, two = first.content(), second.content()
     differ = [name for name in MUST_AGREE if one[name] != two[name]]
     if first.seed is None or second.seed is None:  # of other programs: what their noise was, nobody knows
-        differ = [name for name in differ if name not in ("seed", "num_frames", "fps")]
+        differ = [name for name in differ if name not in ("seed", "num_latent_frames", "fps")]
     if differ:
         raise ValueError(
             f"{folders_[0]} and {folders_[1]} cannot be compared video by video: they differ in {', '.join(differ)}; "

@@ -24,9 +24,9 @@ import av
 
 from longlive import video
 from longlive.evaluation.suites import SEEDS_APART, Entry, names_of
-from longlive.generation.cues import PromptSchedule, num_frames_for, num_images_of
+from longlive.files import digest_of, file_digest
+from longlive.generation.cues import PromptSchedule, num_images_of, num_latent_frames_for
 from longlive.generation.prompt_files import Script
-from longlive.parallel.machine import digest_of, file_digest
 
 FORMAT = 1
 MAY_DIFFER = ("settings", "made_with")  # between two runs into one folder
@@ -53,7 +53,7 @@ class Prepared:
         prompt_list: source, digest, and which part of it is taken.
         rewritten: how the longer prompts came to be that videos are generated from; None: from the prompts themselves.
         seed: of the first video; video i of entry e has seed + 10,000 e + i. None: the videos were made elsewhere.
-        num_frames: latent frames a video; None: as long as the scripts say.
+        num_latent_frames: latent frames a video; None: as long as the scripts say.
         fps: images a second.
         block: latent frames a block.
         model: everything that decides what a video of given prompts and seed shows.
@@ -67,7 +67,7 @@ class Prepared:
     prompt_list: dict[str, Any]
     rewritten: dict[str, Any] | None
     seed: int | None
-    num_frames: int | None
+    num_latent_frames: int | None
     fps: float
     block: int
     model: dict[str, Any]
@@ -86,7 +86,7 @@ class Prepared:
 
     def frames_of(self, entry: Entry) -> int:
         """Latent frames of the videos of an entry."""
-        return self.num_frames or num_frames_for(entry.script.seconds or 0.0, block=self.block, fps=self.fps)
+        return self.num_latent_frames or num_latent_frames_for(entry.script.seconds or 0.0, block=self.block, fps=self.fps)
 
     def schedule_of(self, entry: Entry) -> PromptSchedule:
         """Which prompt is in force when, in the videos of an entry."""

@@ -26,11 +26,12 @@ from longlive.config import InferenceConfig
 from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import Entry, PromptList, find_suite, names_of
-from longlive.generation import programs
-from longlive.generation.cues import num_frames_for, num_images_of
+from longlive.files import file_digest
+from longlive.generation.cues import num_images_of, num_latent_frames_for
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
-from longlive.parallel.machine import commit, file_digest, hardware, versions
-from longlive.parallel.world import World, choose_device, choose_dtype, gather, joined, world
+from longlive.parallel.world import World, choose_device, choose_dtype, gather, get_world, joined
+from longlive.programs import inference as programs
+from longlive.provenance import commit, hardware, versions
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Job:
     name: str
     entry: Entry
     seed: int
-    num_frames: int
+    num_latent_frames: int
 
 
 def check_said(names: Collection[str]) -> None:
@@ -84,14 +85,14 @@ def describe_weights(files: Sequence[Path], known: Sequence[dict[str, Any]]) -> 
 def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, part: dict[str, Any], pipe: LongLivePipeline) -> Prepared:
     """What `prepared.json` says before any video is made; weights and what it is made with come later."""
     info = pipe.info
-    if config.seconds is None and config.num_frames is None:
-        num_frames = None if prompts.own else find_suite(suite).num_frames
-        if num_frames is not None and num_frames % info.block:
-            num_frames = -(-num_frames // info.block) * info.block
+    if config.seconds is None and config.num_latent_frames is None:
+        num_latent_frames = None if prompts.own else find_suite(suite).num_latent_frames
+        if num_latent_frames is not None and num_latent_frames % info.block:
+            num_latent_frames = -(-num_latent_frames // info.block) * info.block
     else:
-        num_frames = programs.length(config, pipe)
+        num_latent_frames = programs.length(config, pipe)
     height, width = programs.size(config, pipe)
-    device = choose_device(config.device, world())
+    device = choose_device(config.device, get_world())
     model = {name: getattr(config, name) for name in DECIDES_THE_PICTURE}
     model |= {
         "model": config.model or config.wan_dir or "miniature",
@@ -106,7 +107,7 @@ def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, part
         prompt_list={"source": prompts.source, "digest": prompts.digest, **part},
         rewritten=None,
         seed=config.seed,
-        num_frames=num_frames,
+        num_latent_frames=num_latent_frames,
         fps=info.fps,
         block=info.block,
         model=model,
@@ -120,13 +121,20 @@ def jobs_of(prepared: Prepared) -> list[Job]:
     """All videos, in the order of the list. Raises ValueError when prompts do not fit into their video."""
     jobs = []
     for entry in prepared.entries:
-        num_frames = prepared.frames_of(entry)
+        num_latent_frames = prepared.frames_of(entry)
         try:
-            prepared.schedule_of(entry).validate(num_frames)
+            prepared.schedule_of(entry).validate(num_latent_frames)
         except ValueError as error:
             raise ValueError(f"{entry.script.where}: {error}") from error
         for sample in range(entry.samples):
-            jobs.append(Job(name=f"{entry.name}-{sample}", entry=entry, seed=prepared.seed_of(entry, sample) or 0, num_frames=num_frames))
+            jobs.append(
+                Job(
+                    name=f"{entry.name}-{sample}",
+                    entry=entry,
+                    seed=prepared.seed_of(entry, sample) or 0,
+                    num_latent_frames=num_latent_frames,
+                )
+            )
     return jobs
 
 
@@ -150,40 +158,42 @@ def prepare(
     """
     usual = InferenceConfig()
     check_said([name for name in DECIDED_HERE if getattr(config, name) != getattr(usual, name)])
-    here = world()
+    world = get_world()
     video.check_writable(output)
-    device = choose_device(config.device, here)
+    device = choose_device(config.device, world)
     pipe = programs.load_pipeline(config, choose_dtype(config.dtype, device))
     wanted = dataclasses.replace(prepared_from(config, suite, prompts, part, pipe), rewritten=rewritten)
     jobs = jobs_of(wanted)
-    _agree(output, wanted, config, here)
-    todo = [job for job in jobs[here.rank :: here.size] if folders.read_record(output, job.name) is None]
-    total = sum(folders.read_record(output, job.name) is None for job in jobs) if here.is_first else 0
-    log.info("%s: %d videos, %d of them to be made by %d process%s", output, len(jobs), total, here.size, "es" * (here.size > 1))
+    _agree(output, wanted, config, world)
+    todo = [job for job in jobs[world.rank :: world.size] if folders.read_record(output, job.name) is None]
+    total = sum(folders.read_record(output, job.name) is None for job in jobs) if world.is_main else 0
+    log.info("%s: %d videos, %d of them to be made by %d process%s", output, len(jobs), total, world.size, "es" * (world.size > 1))
     if not todo:
         return
-    as_jobs = [programs.Job(job.seed, wanted.schedule_of(job.entry), job.num_frames, output / "videos" / f"{job.name}.mp4") for job in todo]
+    as_jobs = [
+        programs.Job(job.seed, wanted.schedule_of(job.entry), job.num_latent_frames, output / "videos" / f"{job.name}.mp4") for job in todo
+    ]
     programs.check_resources(dataclasses.replace(config, output=str(output)), as_jobs, pipe, device)
     programs.place(config, pipe, device)
     forget_half_done(output)
-    for job in tqdm(todo, unit="video", disable=not here.is_first, dynamic_ncols=True, mininterval=1):
-        make(output, wanted, job, pipe, rank=here.rank)
+    for job in tqdm(todo, unit="video", disable=not world.is_main, dynamic_ncols=True, mininterval=1):
+        make(output, wanted, job, pipe, rank=world.rank)
     folders.remove_if_empty(output / "partial")
 
 
-def _agree(output: Path, wanted: Prepared, config: InferenceConfig, here: World) -> None:
+def _agree(output: Path, wanted: Prepared, config: InferenceConfig, world: World) -> None:
     """The first rank writes `prepared.json`, or finds that the folder is another's; all hear of it before they begin."""
     problem = None
-    with joined(here, torch.device("cpu")):
-        if here.is_first:
+    with joined(world, torch.device("cpu")):
+        if world.is_main:
             try:
                 known = folders.load(output).weights if (output / "prepared.json").exists() else []
                 weights = describe_weights(weight_files(config), known)
-                made_with = {"versions": versions(), "commit": commit(), "hardware": hardware(here.size)}
+                made_with = {"versions": versions(), "commit": commit(), "hardware": hardware(world.size)}
                 folders.settle(output, dataclasses.replace(wanted, weights=weights, made_with=[made_with]))
             except (ValueError, OSError) as error:
                 problem = str(error)
-        problem = gather(problem, here)[0]
+        problem = gather(problem, world)[0]
     if problem is not None:
         raise ValueError(problem)
 
@@ -204,7 +214,7 @@ def make(output: Path, prepared: Prepared, job: Job, pipe: LongLivePipeline, *, 
     schedule = prepared.schedule_of(job.entry)
     size = {"height": model["height"], "width": model["width"]}
     with (
-        pipe.session(schedule, num_frames=job.num_frames, seed=job.seed, **size) as session,
+        pipe.session(schedule, num_latent_frames=job.num_latent_frames, seed=job.seed, **size) as session,
         video.VideoWriter(partial, fps=prepared.fps, scale=model["scale"], crf=model["crf"]) as writer,
     ):
         for chunk in session:
@@ -217,7 +227,7 @@ def make(output: Path, prepared: Prepared, job: Job, pipe: LongLivePipeline, *, 
         "seconds": round(time.perf_counter() - began, 3),
         "rank": rank,
     }
-    folders.finish(output, job.name, partial, images=num_images_of(job.num_frames), about=about)
+    folders.finish(output, job.name, partial, images=num_images_of(job.num_latent_frames), about=about)
 
 
 def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, part: dict[str, Any], name: str) -> None:
@@ -239,7 +249,7 @@ def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, part: 
         prompt_list={"source": prompts.source, "digest": prompts.digest, **part},
         rewritten=None,
         seed=None,
-        num_frames=num_frames_for(seconds, block=1, fps=info.fps),
+        num_latent_frames=num_latent_frames_for(seconds, block=1, fps=info.fps),
         fps=info.fps,
         block=1,
         model={"model": name, "videos": str(source.resolve())},

@@ -48,9 +48,9 @@ def remarks(folder: Path, prepared: Prepared) -> list[str]:
         said.append(f"videos were generated from rewritten prompts ({prepared.rewritten.get('file')}); the original ones name the files")
     if prepared.seed is None:
         said.append("the videos were made by another program; their seeds are not known")
-    usual = find_suite(prepared.suite).num_frames
-    if usual is not None and prepared.seed is not None and prepared.num_frames not in (None, usual):
-        said.append(f"videos have {prepared.num_frames} latent frames; this benchmark is for {usual}")
+    usual = find_suite(prepared.suite).num_latent_frames
+    if usual is not None and prepared.seed is not None and prepared.num_latent_frames not in (None, usual):
+        said.append(f"videos have {prepared.num_latent_frames} latent frames; this benchmark is for {usual}")
     runs = {dimension: found for dimension in DIMENSIONS if (found := vbench_run.read_run(folder, dimension))}
     lengths = {dimension: found["clip_seconds"] for dimension, found in runs.items() if found["clip_seconds"]}
     for seconds in sorted({tuple(of) for of in lengths.values()}):

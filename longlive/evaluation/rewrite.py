@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longlive.models.text import clean
+from longlive.files import digest_of, file_digest
+from longlive.models.text import normalize_prompt
 from longlive.models.writer import Lines, Write, Writer, add_writer_arguments, ask, check_choices, note, record_of, write_lines
-from longlive.parallel.machine import digest_of, file_digest, version
-from longlive.parallel.world import choose_device, choose_dtype, world
+from longlive.parallel.world import choose_device, choose_dtype, get_world
+from longlive.provenance import version
 
 REQUEST = """\
 A video is ordered with the short prompt below. Write the long description of exactly this video.
@@ -57,7 +58,7 @@ def lost_words(prompt: str, text: str) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+", clean(text).casefold())
+    return re.findall(r"[^\W\d_]+", normalize_prompt(text).casefold())
 
 
 def _stems(word: str) -> set[str]:
@@ -122,7 +123,7 @@ def rewrite(
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
             raise ValueError(f"prompt {number} of {len(prompts)} is empty; every line of {output} belongs to a prompt")
-    where = choose_device(device, world())
+    where = choose_device(device, get_world())
     number_type = choose_dtype(dtype, where)
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     settings = {"model": model.resolve().name, "weights": _hashes(model), "prompts": digest_of(prompts), "request": digest_of([REQUEST])}

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 
 from longlive.evaluation.vbench_score import DIMENSIONS
+from longlive.files import digest_of
 from longlive.generation.prompt_files import Script, read_scripts
 from longlive.miniature.captions import canonical
 from longlive.miniature.world import ATTRIBUTES, Captioned, held_out
-from longlive.parallel.machine import digest_of
 
 SAMPLES = 5  # videos a prompt (VBench)
 STATIC_SAMPLES = 25  # of prompts for temporal flickering, since those that move are taken out
@@ -64,22 +64,24 @@ class Suite:
     """A benchmark: how long its videos are, and who measures them.
 
     Attributes:
-        num_frames: latent frames a video; None: as the scripts say.
+        num_latent_frames: latent frames a video; None: as the scripts say.
         measured_by: "vbench", "vbench_long", "interactive" or "oracle".
     """
 
     title: str
-    num_frames: int | None
+    num_latent_frames: int | None
     measured_by: str
 
 
 SUITES = {
-    "vbench": Suite(title="VBench, videos of 5 seconds", num_frames=21, measured_by="vbench"),
-    "long": Suite(title="VBench-Long, videos of 30 seconds", num_frames=120, measured_by="vbench_long"),
-    "interactive": Suite(title="interactive protocol, six prompts of 10 seconds", num_frames=240, measured_by="interactive"),
-    "switch": Suite(title="one switch of the prompt after five of ten seconds", num_frames=None, measured_by="interactive"),
-    "miniature": Suite(title="held-out prompts of the miniature world", num_frames=42, measured_by="oracle"),
-    "miniature_switches": Suite(title="prompts of the miniature world that follow each other", num_frames=None, measured_by="oracle"),
+    "vbench": Suite(title="VBench, videos of 5 seconds", num_latent_frames=21, measured_by="vbench"),
+    "long": Suite(title="VBench-Long, videos of 30 seconds", num_latent_frames=120, measured_by="vbench_long"),
+    "interactive": Suite(title="interactive protocol, six prompts of 10 seconds", num_latent_frames=240, measured_by="interactive"),
+    "switch": Suite(title="one switch of the prompt after five of ten seconds", num_latent_frames=None, measured_by="interactive"),
+    "miniature": Suite(title="held-out prompts of the miniature world", num_latent_frames=42, measured_by="oracle"),
+    "miniature_switches": Suite(
+        title="prompts of the miniature world that follow each other", num_latent_frames=None, measured_by="oracle"
+    ),
 }
 
 

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longlive.parallel.machine import ROOT
+from longlive.provenance import ROOT
 
 VERSION = "0.1.5"
 SET_UP = "bash scripts/setup_vbench.sh"

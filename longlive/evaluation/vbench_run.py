@@ -25,8 +25,8 @@ from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import Entry, find_suite, names_of, read_full_info
 from longlive.evaluation.vbench_environment import VBenchEnvironment, cache_folder, lacking
 from longlive.evaluation.vbench_score import DIMENSIONS
+from longlive.files import digest_of
 from longlive.generation.cues import num_images_of
-from longlive.parallel.machine import digest_of
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import torch
 
-from longlive.models.text import TextEncoder, clean
+from longlive.models.text import TextEncoder, normalize_prompt
 from longlive.models.wan import WanTransformer
 from longlive.types import TextKV
 
@@ -33,7 +33,7 @@ class Conditioner:
 
     def begin(self, prompt: str, batch: int = 1) -> Future[TextKV]:
         """Has them computed on the side, unless they are there. Of many at once only the newest are."""
-        key = (clean(prompt), batch)
+        key = (normalize_prompt(prompt), batch)
         with self._lock:
             known = self._cache.get(key)
             if known is None or (known.done() and known.exception() is not None):

@@ -11,7 +11,7 @@ from typing import Protocol
 TEMPORAL_STRIDE = 4  # pixel frames a latent frame, after the first
 
 
-def num_frames_for(seconds: float, *, block: int = 3, fps: float = 16) -> int:
+def num_latent_frames_for(seconds: float, *, block: int = 3, fps: float = 16) -> int:
     """Latent frames of a video of at least `seconds`, in whole blocks: F frames make 4 F - 3 images."""
     if not seconds > 0 or math.isinf(seconds):
         raise ValueError(f"a video of {seconds} seconds cannot be made; choose a length above 0")
@@ -20,9 +20,9 @@ def num_frames_for(seconds: float, *, block: int = 3, fps: float = 16) -> int:
     return max(1, math.ceil(frames / block)) * block
 
 
-def num_images_of(num_frames: int) -> int:
-    """Pixel frames of a video of `num_frames` latent frames."""
-    return TEMPORAL_STRIDE * num_frames - (TEMPORAL_STRIDE - 1)
+def num_images_of(num_latent_frames: int) -> int:
+    """Pixel frames of a video of `num_latent_frames` latent frames."""
+    return TEMPORAL_STRIDE * num_latent_frames - (TEMPORAL_STRIDE - 1)
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,13 @@ class PromptSchedule:
         due = [cue for cue in self.cues if after < cue.frame <= until]
         return due[-1] if due else None
 
-    def validate(self, num_frames: int) -> None:
-        """Raises ValueError when a prompt begins beyond the end of a video of `num_frames`."""
+    def validate(self, num_latent_frames: int) -> None:
+        """Raises ValueError when a prompt begins beyond the end of a video of `num_latent_frames`."""
         last = self.cues[-1]
-        if last.frame >= num_frames:
-            raise ValueError(f"the switch at frame {last.frame} lies beyond the video's end at frame {num_frames}; make the video longer")
+        if last.frame >= num_latent_frames:
+            raise ValueError(
+                f"the switch at frame {last.frame} lies beyond the video's end at frame {num_latent_frames}; make the video longer"
+            )
 
 
 class PromptQueue:

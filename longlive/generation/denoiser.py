@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from longlive.models.wan import WanTransformer
-from longlive.ops import flow as flows
-from longlive.types import KVView, Latents, Levels, Text, TextKV
+from longlive.ops import flow_matching
+from longlive.types import KVView, Latents, Text, TextKV, Timesteps
 
 
 @dataclass(frozen=True)
@@ -16,18 +16,18 @@ class Prediction:
     """What the network makes of noisy latents at `t`: three ways to say the same velocity."""
 
     noisy: Latents
-    flow: Latents
-    t: Levels
+    velocity: Latents
+    t: Timesteps
 
     @property
-    def clean(self) -> Latents:
+    def x0(self) -> Latents:
         """x0 = x_t - sigma flow."""
-        return flows.clean_from_flow(self.flow, self.noisy, self.t)
+        return flow_matching.x0_from_velocity(self.velocity, self.noisy, self.t)
 
     @property
     def noise(self) -> Latents:
         """x_t + (1 - sigma) flow."""
-        return flows.noise_from_flow(self.flow, self.noisy, self.t)
+        return flow_matching.noise_from_velocity(self.velocity, self.noisy, self.t)
 
 
 class Denoiser:
@@ -43,16 +43,16 @@ class Denoiser:
         self.network, self.guidance, self.negative = network, guidance, negative
 
     def __call__(
-        self, noisy: Latents, t: float | Levels, text: Text | TextKV, view: KVView | None = None, *, guided: bool = True
+        self, noisy: Latents, t: float | Timesteps, text: Text | TextKV, view: KVView | None = None, *, guided: bool = True
     ) -> Prediction:
         """Predict at timestep `t` (0 to 1000): one number for all frames, or `[B, F]`. `guided=False` leaves guidance out."""
         if not isinstance(t, torch.Tensor):
             t = torch.full(noisy.shape[:2], t, dtype=torch.float32, device=noisy.device)
-        flow = self.network(noisy, t, text, view)
+        velocity = self.network(noisy, t, text, view)
         if self.negative is not None and guided:
-            flow = flow + self.guidance * (flow - self.network(noisy, t, self.negative, view))
-        return Prediction(noisy, flow, t)
+            velocity = velocity + self.guidance * (velocity - self.network(noisy, t, self.negative, view))
+        return Prediction(noisy, velocity, t)
 
-    def read_only(self, clean: Latents, t: float, text: Text | TextKV, view: KVView) -> None:
+    def write_kv(self, x0: Latents, t: float, text: Text | TextKV, view: KVView) -> None:
         """Pass clean latents through the network for the keys and values they leave in `view`; the output is of no use."""
-        self.network(clean, torch.full(clean.shape[:2], t, dtype=torch.float32, device=clean.device), text, view)
+        self.network(x0, torch.full(x0.shape[:2], t, dtype=torch.float32, device=x0.device), text, view)

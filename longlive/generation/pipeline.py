@@ -23,19 +23,19 @@ from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.checkpoints import convert, store
 from longlive.generation.conditioning import Conditioner
-from longlive.generation.cues import TEMPORAL_STRIDE, Cues, PromptQueue, PromptSchedule, num_frames_for, num_images_of
+from longlive.generation.cues import TEMPORAL_STRIDE, Cues, PromptQueue, PromptSchedule, num_images_of, num_latent_frames_for
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import activation_bytes, cache_bytes, ring_cache, weight_bytes
 from longlive.generation.noise import Generators, Noise
 from longlive.generation.rollout import OnStep, Recache, Rollout
-from longlive.generation.session import Session, Take, TypedOver
-from longlive.generation.stream import Made, stream
+from longlive.generation.session import LivePrompts, Session, Take
+from longlive.generation.stream import LatentBlock, stream
 from longlive.generation.timeline import Timeline
 from longlive.models.lora import merge_lora
 from longlive.models.text import TextEncoder
 from longlive.models.vae import StreamDecoder, decode_video, settings_of
 from longlive.models.wan import WanTransformer
-from longlive.ops.flow import warp_steps
+from longlive.ops.flow_matching import warp_steps
 from longlive.types import Latents
 
 BUNDLED = {"miniature": Path(__file__).parents[1] / "miniature" / "weights"}
@@ -213,20 +213,20 @@ class LongLivePipeline(DiffusionPipeline):
             recache=config.recache,
         )
 
-    def num_frames_for(self, seconds: float) -> int:
+    def num_latent_frames_for(self, seconds: float) -> int:
         """Latent frames, in whole blocks, of a video of at least `seconds`."""
-        return num_frames_for(seconds, block=self.config.block, fps=self.config.fps)
+        return num_latent_frames_for(seconds, block=self.config.block, fps=self.config.fps)
 
-    def num_images(self, num_frames: int) -> int:
-        """Pixel frames of a video of `num_frames` latent frames."""
-        return num_images_of(num_frames)
+    def num_images(self, num_latent_frames: int) -> int:
+        """Pixel frames of a video of `num_latent_frames` latent frames."""
+        return num_images_of(num_latent_frames)
 
-    def memory_needed(self, num_frames: int, height: int | None = None, width: int | None = None, batch: int = 1) -> int:
+    def memory_needed(self, num_latent_frames: int, height: int | None = None, width: int | None = None, batch: int = 1) -> int:
         """Estimated bytes at work: weights, key-value cache, activations of the transformer and of the decoder for one block."""
         height, width = self._size(height, width)
         parts = [self.transformer, self.vae] + ([self.text_encoder] if self._text_mode == "resident" else [])
         size = height // self._vae_stride, width // self._vae_stride
-        visible = num_frames if self.config.window == EVERYTHING else self.config.window
+        visible = num_latent_frames if self.config.window == EVERYTHING else self.config.window
         cache = self._cache_bytes(*size, visible=visible, batch=batch)
         return weight_bytes(*parts) + cache + activation_bytes(self.transformer, self.vae, *size, block=self.config.block, batch=batch)
 
@@ -240,7 +240,7 @@ class LongLivePipeline(DiffusionPipeline):
         prompt: str | Sequence[str] | PromptSchedule,
         *,
         seconds: float | None = None,
-        num_frames: int | None = None,
+        num_latent_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         num_videos_per_prompt: int = 1,
@@ -254,7 +254,7 @@ class LongLivePipeline(DiffusionPipeline):
 
         Args:
             prompt: one prompt, several (a video each), or a schedule of prompts for one video.
-            seconds, num_frames: the length (5 seconds if neither is given); `num_frames` are latent frames, a multiple of the block.
+            seconds, num_latent_frames: the length (5 seconds if neither is given); latent frames are a multiple of the block.
             generator: on the CPU for the same video on every device; a list has one for each video of a prompt.
             latents: the Gaussian noise to start from, `[num_videos_per_prompt, F, C, h, w]`, instead of drawing it.
             output_type: "np" float `[B, T, Y, X, 3]` in [0, 1], "pt" `[B, T, 3, Y, X]`, "pil" lists of images, "latent" `[B, F, C, h, w]`.
@@ -267,10 +267,10 @@ class LongLivePipeline(DiffusionPipeline):
         """
         if output_type not in ("np", "pt", "pil", "latent"):
             raise ValueError(f"output_type {output_type!r} is unknown; choose np, pt, pil or latent")
-        if num_frames is None:
-            num_frames = self.num_frames_for(5.0 if seconds is None else seconds)
+        if num_latent_frames is None:
+            num_latent_frames = self.num_latent_frames_for(5.0 if seconds is None else seconds)
         elif seconds is not None:
-            raise ValueError("give seconds or num_frames, not both")
+            raise ValueError("give seconds or num_latent_frames, not both")
         on_step = None if callback_on_step_end is None else self._on_step(callback_on_step_end)
         prompts = [prompt] if isinstance(prompt, (str, PromptSchedule)) else list(prompt)
         if not prompts:
@@ -280,7 +280,7 @@ class LongLivePipeline(DiffusionPipeline):
             cues = PromptSchedule.single(one) if isinstance(one, str) else one
             made = self.stream(
                 cues,
-                num_frames=num_frames,
+                num_latent_frames=num_latent_frames,
                 height=height,
                 width=width,
                 batch=num_videos_per_prompt,
@@ -299,16 +299,16 @@ class LongLivePipeline(DiffusionPipeline):
         prompt: str | PromptSchedule | PromptQueue,
         *,
         seconds: float | None = None,
-        num_frames: int | None = None,
+        num_latent_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         batch: int = 1,
         seed: int | None = None,
         generator: Generators = None,
         ahead: bool = False,
-        hurry: Callable[[], bool] | None = None,
+        preempt: Callable[[], bool] | None = None,
     ) -> Session:
-        """A running video; endless when neither `seconds` nor `num_frames` is given. Same seed, same video as `__call__`.
+        """A running video; endless when neither `seconds` nor `num_latent_frames` is given. Same seed, same video as `__call__`.
 
         Args:
             seed: of the noise; drawn if neither it nor `generator` is given. `session.timeline` has it.
@@ -321,29 +321,29 @@ class LongLivePipeline(DiffusionPipeline):
             ValueError: what cannot be made (length, size), before anything is computed.
         """
         if seconds is not None:
-            if num_frames is not None:
-                raise ValueError("give seconds or num_frames, not both")
-            num_frames = self.num_frames_for(seconds)
+            if num_latent_frames is not None:
+                raise ValueError("give seconds or num_latent_frames, not both")
+            num_latent_frames = self.num_latent_frames_for(seconds)
         if seed is not None and generator is not None:
             raise ValueError("give seed or generator, not both")
         height, width = self._size(height, width)
         cues = PromptSchedule.single(prompt) if isinstance(prompt, str) else prompt
-        if isinstance(cues, PromptSchedule) and num_frames is not None:
-            cues.validate(num_frames)
+        if isinstance(cues, PromptSchedule) and num_latent_frames is not None:
+            cues.validate(num_latent_frames)
         settings = {**self.info._asdict(), "height": height, "width": width, "context_timestep": self.config.context_timestep}
 
         now = self._clock()
 
-        def begin(number: int, cues: TypedOver, seed: int) -> Take:
+        def begin(number: int, cues: LivePrompts, seed: int) -> Take:
             source = torch.Generator().manual_seed(seed) if number or generator is None else generator
             made = self.stream(
                 cues,
-                num_frames=num_frames,
+                num_latent_frames=num_latent_frames,
                 height=height,
                 width=width,
                 batch=batch,
                 generator=source,
-                give_up=None if hurry is None else partial(_asked_to_hurry, now, cues, hurry),
+                should_abort=None if preempt is None else partial(_asked_to_hurry, now, cues, preempt),
             )
             return Take(number, cues, made, StreamDecoder(self.vae), Timeline(seed, settings))
 
@@ -356,28 +356,28 @@ class LongLivePipeline(DiffusionPipeline):
         self,
         cues: Cues,
         *,
-        num_frames: int | None,
+        num_latent_frames: int | None,
         height: int | None = None,
         width: int | None = None,
         batch: int = 1,
         generator: Generators = None,
         latents: Latents | None = None,
         on_step: OnStep | None = None,
-        give_up: Callable[[], bool] | None = None,
-    ) -> Iterable[Made]:
-        """Latents block by block: what `__call__` and `session` are made of. `give_up`: see `generation.stream`."""
+        should_abort: Callable[[], bool] | None = None,
+    ) -> Iterable[LatentBlock]:
+        """Latents block by block: what `__call__` and `session` are made of. `should_abort`: see `generation.stream`."""
         height, width = self._size(height, width)
-        if num_frames is not None and (num_frames <= 0 or num_frames % self.config.block):
-            raise ValueError(f"{num_frames} frames cannot be cut into blocks of {self.config.block}; choose a multiple")
-        if num_frames is not None and isinstance(cues, PromptSchedule):
-            cues.validate(num_frames)
-        shape = (batch, num_frames or 0, settings_of(self.vae).z_dim, height // self._vae_stride, width // self._vae_stride)
+        if num_latent_frames is not None and (num_latent_frames <= 0 or num_latent_frames % self.config.block):
+            raise ValueError(f"{num_latent_frames} frames cannot be cut into blocks of {self.config.block}; choose a multiple")
+        if num_latent_frames is not None and isinstance(cues, PromptSchedule):
+            cues.validate(num_latent_frames)
+        shape = (batch, num_latent_frames or 0, settings_of(self.vae).z_dim, height // self._vae_stride, width // self._vae_stride)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, this video needs {shape}")
         draw = Noise(generator, batch, device=self._device, dtype=self.transformer.dtype)
         rollout = Rollout(
             self._denoiser(batch),
-            self._cache(num_frames, height, width, batch),
+            self._cache(num_latent_frames, height, width, batch),
             steps=warp_steps(self.config.denoising_steps, self.config.timestep_shift),
             draw=draw.like if self.config.fresh_noise else None,
             context_t=float(self.config.context_timestep),
@@ -397,10 +397,10 @@ class LongLivePipeline(DiffusionPipeline):
                 read=lambda prompt: self._text.read(prompt, batch),
                 noise=noise,
                 block=self.config.block,
-                num_frames=num_frames,
+                num_latent_frames=num_latent_frames,
                 keep_sink=self.config.keep_sink,
                 guided_blocks=self.config.guided_blocks,
-                give_up=give_up,
+                should_abort=should_abort,
                 mark=draw.mark,
                 now=self._clock(),
             )
@@ -479,11 +479,11 @@ class LongLivePipeline(DiffusionPipeline):
                 )
         return size
 
-    def _cache(self, num_frames: int | None, height: int, width: int, batch: int) -> RingCache:
+    def _cache(self, num_latent_frames: int | None, height: int, width: int, batch: int) -> RingCache:
         if self.config.window == EVERYTHING:
-            if num_frames is None:
-                raise ValueError("an endless video needs a window; with window -1 give seconds or num_frames")
-            window = Window.full(num_frames)
+            if num_latent_frames is None:
+                raise ValueError("an endless video needs a window; with window -1 give seconds or num_latent_frames")
+            window = Window.full(num_latent_frames)
         else:
             window = Window.of(self.config.window, self.config.sink)
         size = height // self._vae_stride, width // self._vae_stride
@@ -507,18 +507,18 @@ class LongLivePipeline(DiffusionPipeline):
         return now
 
     def _on_step(self, callback: Callback) -> OnStep:
-        return lambda number, t, clean: (callback(self, number, t, {"latents": clean}) or {}).get("latents")
+        return lambda number, t, x0: (callback(self, number, t, {"latents": x0}) or {}).get("latents")
 
     def _postprocess(self, images: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image]]:
         return VideoProcessor(vae_scale_factor=self._vae_stride).postprocess_video(images.float(), output_type=output_type)
 
 
-def _asked_to_hurry(now: Callable[[], float], cues: TypedOver, hurry: Callable[[], bool]) -> bool:
+def _asked_to_hurry(now: Callable[[], float], cues: LivePrompts, preempt: Callable[[], bool]) -> bool:
     now()  # waits for the device: passes that are only queued on it cannot be taken back
-    return cues.pending and hurry()
+    return cues.pending and preempt()
 
 
-def _no_grad(made: Iterable[Made]) -> Iterable[Made]:
+def _no_grad(made: Iterable[LatentBlock]) -> Iterable[LatentBlock]:
     """`torch.no_grad` around a generator would leak into its consumer; this holds it only while a block is made."""
     iterator = iter(made)
     while True:

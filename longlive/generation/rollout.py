@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longlive.cache.window import KVCache
 from longlive.generation.denoiser import Denoiser
-from longlive.ops.flow import add_noise
+from longlive.ops.flow_matching import add_noise
 from longlive.types import Latents, Text, TextKV
 
 Draw = Callable[[Latents], Latents]
@@ -27,7 +27,7 @@ Recache = Literal["joint", "causal", "none", "clear"]
 only the text changes and old keys and values are kept; or everything is dropped. The last two are for comparison."""
 
 
-class GivenUp(Exception):
+class BlockAborted(Exception):
     """A block was not wanted any more; it has left nothing behind."""
 
 
@@ -35,7 +35,7 @@ class Rollout:
     """Makes blocks of clean latents from noise, each seeing what the cache shows of the video so far.
 
     Args:
-        steps: timesteps t of the denoising passes, falling, e.g. 1000, 937.5, 833.33, 625 (`ops.flow.warp_steps`).
+        steps: timesteps t of the denoising passes, falling, e.g. 1000, 937.5, 833.33, 625 (`ops.flow_matching.warp_steps`).
         draw: fresh noise for going from one step to the next (the few-step models are trained so). None uses the noise
             the network itself predicts: one Euler step of the flow, for a network that was not distilled.
         context_t: timestep at which finished frames are remembered.
@@ -78,7 +78,7 @@ class Rollout:
         stop_at: int | None = None,
         grad: bool = False,
         guided: bool = True,
-        give_up: Callable[[], bool] | None = None,
+        should_abort: Callable[[], bool] | None = None,
     ) -> Latents:
         """The clean latents of the next block; leaves nothing behind (`remember` does).
 
@@ -104,16 +104,16 @@ class Rollout:
             last = number == len(steps) - 1
             with torch.set_grad_enabled(grad and last):
                 prediction = self.denoiser(noisy, t, text, view, guided=guided)
-                clean = prediction.clean
-            self._finite.append(torch.isfinite(clean).all())
-            if self.on_step is not None and (changed := self.on_step(number, t, clean)) is not None:
-                clean = changed
+                x0 = prediction.x0
+            self._finite.append(torch.isfinite(x0).all())
+            if self.on_step is not None and (changed := self.on_step(number, t, x0)) is not None:
+                x0 = changed
             if last:
-                return clean
-            if give_up is not None and give_up():
-                raise GivenUp
-            implied = prediction.noise if self.draw is None else self.draw(clean)
-            noisy = add_noise(clean, implied, torch.full(noise.shape[:2], steps[number + 1], device=noise.device))
+                return x0
+            if should_abort is not None and should_abort():
+                raise BlockAborted
+            implied = prediction.noise if self.draw is None else self.draw(x0)
+            noisy = add_noise(x0, implied, torch.full(noise.shape[:2], steps[number + 1], device=noise.device))
         raise ValueError(f"stop_at must be 1 to {len(self.steps)}, got {stop_at}")
 
     def check_finite(self) -> None:
@@ -128,16 +128,16 @@ class Rollout:
             raise FloatingPointError(f"latents are not finite in {where}")
 
     @torch.no_grad()
-    def remember(self, clean: Latents, text: Text | TextKV, span: range | None = None) -> None:
+    def remember(self, x0: Latents, text: Text | TextKV, span: range | None = None) -> None:
         """Pass clean latents through the network at the context level, so that later blocks see them."""
-        clean = clean.detach()
+        x0 = x0.detach()
         if span is None:
-            span = range(self.end, self.end + clean.shape[1])
+            span = range(self.end, self.end + x0.shape[1])
             self._block = len(span)
-            known = clean if self._clean is None else torch.cat([self._clean, clean], dim=1)
+            known = x0 if self._clean is None else torch.cat([self._clean, x0], dim=1)
             self._clean = known[:, -self.cache.window.visible :]
         with self.cache.record(span) as view:
-            self.denoiser.read_only(clean, self.context_t, text, view)
+            self.denoiser.write_kv(x0, self.context_t, text, view)
 
     def switch(self, text: Text | TextKV, *, keep_sink: bool) -> None:
         """KV-recache: the recent frames pass again, together, under the new prompt; old words leave the cache, the picture stays.

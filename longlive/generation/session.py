@@ -15,14 +15,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from longlive.generation.cues import Cue, Cues, PromptQueue, PromptSchedule
-from longlive.generation.stream import Made, Seconds
+from longlive.generation.stream import LatentBlock, Seconds
 from longlive.generation.timeline import Timeline
 from longlive.models.vae import StreamDecoder
 from longlive.types import Latents
 
 
 @dataclass(frozen=True)
-class Chunk:
+class DecodedBlock:
     """The images of one block.
 
     `images`: uint8 `[B, T, Y, X, 3]` on the CPU; `frames`: its latent frames; `prompt`: in force; `switched`: it began with
@@ -37,7 +37,7 @@ class Chunk:
     take: int = 0
 
 
-class TypedOver:
+class LivePrompts:
     """Cues of a plan, unless somebody has typed a prompt since the last block."""
 
     def __init__(self, plan: Cues) -> None:
@@ -63,28 +63,28 @@ class TypedOver:
 class Take:
     """One video of a session, from its first block to its last or to a restart."""
 
-    def __init__(self, number: int, cues: TypedOver, made: Iterable[Made], decoder: StreamDecoder, timeline: Timeline) -> None:
+    def __init__(self, number: int, cues: LivePrompts, made: Iterable[LatentBlock], decoder: StreamDecoder, timeline: Timeline) -> None:
         self.number, self.cues, self.timeline = number, cues, timeline
         self._made, self._decoder = iter(made), decoder
 
-    def advance(self) -> Made | None:
+    def advance(self) -> LatentBlock | None:
         """The next block; None at the video's end."""
         made = next(self._made, None)
         if made is not None:
             if made.switched:
                 self.timeline.cues.append(replace(made.cue, frame=made.frames.start))
-            self.timeline.num_frames = made.frames.stop
+            self.timeline.num_latent_frames = made.frames.stop
         return made
 
     @torch.no_grad()
-    def decode(self, made: Made) -> Chunk:
+    def decode(self, made: LatentBlock) -> DecodedBlock:
         """Its images; blocks must come in their order."""
         began = time.perf_counter()
         with _beside(made.latents):
             decoded = self._decoder.decode(made.latents)
             images = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()  # waits for them
         made.seconds.decode = time.perf_counter() - began
-        return Chunk(images, made.frames, made.cue.prompt, made.switched, made.seconds, self.number)
+        return DecodedBlock(images, made.frames, made.cue.prompt, made.switched, made.seconds, self.number)
 
 
 @lru_cache
@@ -105,7 +105,7 @@ def _beside(latents: Latents) -> AbstractContextManager[object]:
 
 
 class Session:
-    """Yields a `Chunk` a block; made by `LongLivePipeline.session`. Usable as a context, which stops it at its end.
+    """Yields a `DecodedBlock` a block; made by `LongLivePipeline.session`. Usable as a context, which stops it at its end.
 
     Generation happens in the thread that iterates, and only when it asks: a slow consumer slows generation. With `ahead` it
     happens in a thread of the session's own, one block ahead, so that a block is made while the one before is decoded and used; a
@@ -118,7 +118,7 @@ class Session:
 
     def __init__(
         self,
-        begin: Callable[[int, TypedOver, int], Take],
+        begin: Callable[[int, LivePrompts, int], Take],
         cues: Cues,
         *,
         seed: int,
@@ -129,9 +129,9 @@ class Session:
         self._lock = threading.Condition()
         self._paused = self._stopped = False
         self._restart: int | None = None
-        self._take = begin(0, TypedOver(cues), seed)
+        self._take = begin(0, LivePrompts(cues), seed)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="blocks") if ahead else None
-        self._next: Future[tuple[Take, Made] | None] | None = None  # the block that is being made
+        self._next: Future[tuple[Take, LatentBlock] | None] | None = None  # the block that is being made
 
     @property
     def timeline(self) -> Timeline:
@@ -187,7 +187,7 @@ class Session:
         """How often it has been restarted."""
         return self._take.number
 
-    def advance(self) -> tuple[Take, Made] | None:
+    def advance(self) -> tuple[Take, LatentBlock] | None:
         """The next block, undecoded, with the take that decodes it, also of a session that is paused; None at the end."""
         with self._lock:
             if self._stopped:
@@ -198,7 +198,7 @@ class Session:
         made = take.advance()
         return None if made is None else (take, made)
 
-    def decode(self, take: Take, made: Made) -> Chunk:
+    def decode(self, take: Take, made: LatentBlock) -> DecodedBlock:
         """The images of a block that `advance` gave, in the order it gave them."""
         return take.decode(made)
 
@@ -207,24 +207,24 @@ class Session:
         old = self._take
         cue = old.cues.typed() or (old.timeline.cues[-1] if old.timeline.cues else old.cues.due(-1, 0))
         assert cue is not None  # a session begins with a prompt
-        return self._begin(old.number + 1, TypedOver(PromptSchedule.single(cue.prompt)), seed)
+        return self._begin(old.number + 1, LivePrompts(PromptSchedule.single(cue.prompt)), seed)
 
-    def __iter__(self) -> Iterator[Chunk]:
+    def __iter__(self) -> Iterator[DecodedBlock]:
         return self
 
-    def __next__(self) -> Chunk:
+    def __next__(self) -> DecodedBlock:
         block = self._advance_unless_paused() if self._thread is None else self._one_ahead(self._thread)
         if block is None:
             self.stop()
             raise StopIteration
         return self.decode(*block)
 
-    def _advance_unless_paused(self) -> tuple[Take, Made] | None:
+    def _advance_unless_paused(self) -> tuple[Take, LatentBlock] | None:
         with self._lock:
             self._lock.wait_for(lambda: not self._paused or self._stopped)
         return self.advance()
 
-    def _one_ahead(self, thread: ThreadPoolExecutor) -> tuple[Take, Made] | None:
+    def _one_ahead(self, thread: ThreadPoolExecutor) -> tuple[Take, LatentBlock] | None:
         """The block that is being made; the next one is begun."""
         try:
             block = (self._next or self._begun(thread)).result()
@@ -233,7 +233,7 @@ class Session:
             return None
         return block
 
-    def _begun(self, thread: ThreadPoolExecutor) -> Future[tuple[Take, Made] | None]:
+    def _begun(self, thread: ThreadPoolExecutor) -> Future[tuple[Take, LatentBlock] | None]:
         with self._lock:
             if self._stopped:
                 raise CancelledError

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from longlive.generation.cues import Cue, Cues
-from longlive.generation.rollout import GivenUp, Rollout
+from longlive.generation.rollout import BlockAborted, Rollout
 from longlive.types import Latents, TextKV
 
 
@@ -28,7 +28,7 @@ class Seconds:
 
 
 @dataclass(frozen=True)
-class Made:
+class LatentBlock:
     """One block of a video: clean latents `[B, K, C, H, W]`, their frames, the cue in force and whether it began here."""
 
     latents: Latents
@@ -45,14 +45,14 @@ def stream(
     read: Callable[[str], TextKV],
     noise: Callable[[range], Latents],
     block: int,
-    num_frames: int | None = None,
+    num_latent_frames: int | None = None,
     keep_sink: bool = True,
     guided_blocks: int | None = None,
-    give_up: Callable[[], bool] | None = None,
+    should_abort: Callable[[], bool] | None = None,
     mark: Callable[[], Callable[[], None]] | None = None,
     now: Callable[[], float] = time.perf_counter,
-) -> Iterator[Made]:
-    """Make a video of `num_frames` (None: endless), `block` frames at a time, from `rollout.end` on.
+) -> Iterator[LatentBlock]:
+    """Make a video of `num_latent_frames` (None: endless), `block` frames at a time, from `rollout.end` on.
 
     Args:
         read: text keys and values of a prompt.
@@ -60,19 +60,19 @@ def stream(
         keep_sink: what a cue that does not say does with the sink.
         guided_blocks: how many blocks of each prompt, from where it begins, use the denoiser's guidance; None: all.
         give_up: whether a block that does not begin a prompt should be dropped and begun anew, since there is a newer cue.
-        mark: called before each block; what it returns takes the noise back to where it was. Needed with `give_up`.
+        mark: called before each block; what it returns takes the noise back to where it was. Needed with `should_abort`.
         now: the clock, which on a GPU must wait for the device.
 
     Raises:
-        ValueError: when `num_frames` is no multiple of `block`, or no prompt is there at the start.
+        ValueError: when `num_latent_frames` is no multiple of `block`, or no prompt is there at the start.
         FloatingPointError: when latents are not finite; says in which block and step.
     """
-    if num_frames is not None and (num_frames <= 0 or num_frames % block):
-        raise ValueError(f"{num_frames} frames cannot be cut into blocks of {block}; choose a multiple")
+    if num_latent_frames is not None and (num_latent_frames <= 0 or num_latent_frames % block):
+        raise ValueError(f"{num_latent_frames} frames cannot be cut into blocks of {block}; choose a multiple")
     cue: Cue | None = None
     text: TextKV | None = None
     after, age = -1, 0  # age: blocks made under the prompt in force
-    while num_frames is None or rollout.end < num_frames:
+    while num_latent_frames is None or rollout.end < num_latent_frames:
         start = rollout.end
         seconds, clock = Seconds(), now()
         new = cues.due(after, start)
@@ -90,16 +90,16 @@ def stream(
         back = mark() if mark is not None else None
         try:
             # A block that begins a prompt is never given up: its recache has changed what lies behind.
-            clean = rollout.block(noise(frames), text, guided=guided, give_up=give_up if new is None and back is not None else None)
-        except GivenUp:
+            x0 = rollout.block(noise(frames), text, guided=guided, should_abort=should_abort if new is None and back is not None else None)
+        except BlockAborted:
             assert back is not None
             back()
             continue
         rollout.check_finite()
         seconds.denoise = now() - clock
-        made = Made(clean, frames, cue, new is not None, seconds)
+        made = LatentBlock(x0, frames, cue, new is not None, seconds)
         clock = now()
-        rollout.remember(clean, text)
+        rollout.remember(x0, text)
         seconds.remember = now() - clock
         after, age = start, age + 1
         yield made

@@ -18,13 +18,13 @@ VERSION = 1
 class Timeline:
     """A video that grows: `seed` of its noise, the `settings` it is made with, and the prompts that took effect, each with its frame.
 
-    `num_frames`: latent frames made so far. The same model, settings and seed give the same video from it, bit for bit on a CPU.
+    `num_latent_frames`: latent frames made so far. The same model, settings and seed give the same video from it, bit for bit on a CPU.
     """
 
     seed: int
     settings: dict[str, Any]
     cues: list[Cue] = field(default_factory=list)
-    num_frames: int = 0
+    num_latent_frames: int = 0
 
     @property
     def schedule(self) -> PromptSchedule:
@@ -44,12 +44,12 @@ class Timeline:
                 raise ValueError(f"{where} is a timeline of version {version}; this program reads version {VERSION}")
             cues = [Cue(int(cue["frame"]), str(cue["prompt"]), cue["keep_sink"]) for cue in content["cues"]]
             settings = {"recache": "joint", **content["settings"]}  # older files do not say it, since there was no other
-            timeline = cls(int(content["seed"]), settings, cues, int(content["num_frames"]))
+            timeline = cls(int(content["seed"]), settings, cues, int(content["num_latent_frames"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{where} is no timeline: {type(error).__name__} {error}") from error
-        if timeline.num_frames <= 0:
+        if timeline.num_latent_frames <= 0:
             raise ValueError(f"{where}: the session ended before its first block; there is nothing to make again")
-        timeline.schedule.validate(timeline.num_frames)
+        timeline.schedule.validate(timeline.num_latent_frames)
         return timeline
 
     def save(self, path: str | Path) -> None:

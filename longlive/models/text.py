@@ -29,7 +29,7 @@ Tokens = Int[Tensor, "B L"]
 logger = logging.getLogger(__name__)
 
 
-def clean(prompt: str) -> str:
+def normalize_prompt(prompt: str) -> str:
     """The prompt as Wan was trained to read it: broken encodings mended, HTML unescaped twice, every run of white space one blank."""
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
@@ -93,7 +93,7 @@ class TextEncoder:
 
         Raises ValueError when a prompt is empty once cleaned.
         """
-        prompts = [clean(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+        prompts = [normalize_prompt(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
         if not prompts:
             raise ValueError("no prompt to encode; give at least one")
         for index, prompt in enumerate(prompts):

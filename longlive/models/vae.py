@@ -65,7 +65,7 @@ class _Stream:
     def reset(self) -> None:
         """Start a new video."""
         self.cache: ConvCache = [None] * self._num_convolutions
-        self.num_frames = 0  # latent frames passed so far
+        self.num_latent_frames = 0  # latent frames passed so far
 
     def detach(self) -> None:
         """Cut the gradient to the frames before: truncated back-propagation through time."""
@@ -95,12 +95,12 @@ class StreamDecoder(_Stream):
         mean, std = latent_statistics(self.vae, z)
         z = self.vae.post_quant_conv(z * std + mean)
         parts = []
-        if self.num_frames == 0:
+        if self.num_latent_frames == 0:
             parts.append(self._run(z[:, :, :1], first_chunk=True))
             z = z[:, :, 1:]
         if z.shape[2] > 0:
             parts.append(self._run(z))
-        self.num_frames += latents.shape[1]
+        self.num_latent_frames += latents.shape[1]
         images = torch.cat(parts, dim=2)
         if settings_of(self.vae).patch_size is not None:
             images = unpatchify(images, patch_size=settings_of(self.vae).patch_size)
@@ -125,7 +125,7 @@ class StreamEncoder(_Stream):
 
     def posterior(self, images: Images) -> Tensor:
         """Mean and log-variance `[B, 2 C, F, h, w]` before normalisation."""
-        first = 1 if self.num_frames == 0 else 0
+        first = 1 if self.num_latent_frames == 0 else 0
         if images.shape[2] < first or (images.shape[2] - first) % 4:
             raise ValueError(f"{images.shape[2]} images cannot be encoded here; give {'1 + 4 n' if first else '4 n'} of them")
         x = images.to(self.vae.quant_conv.weight.dtype)
@@ -135,7 +135,7 @@ class StreamEncoder(_Stream):
         if x.shape[2] > first:
             parts.append(self._run(x[:, :, first:]))
         encoded = self.vae.quant_conv(torch.cat(parts, dim=2))
-        self.num_frames += encoded.shape[2]
+        self.num_latent_frames += encoded.shape[2]
         return encoded
 
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from longlive.ops import attention
 from longlive.ops.rope import Rotation, rotate, rotation
-from longlive.types import Heads, KVView, Latents, Levels, Text, TextKV
+from longlive.types import Heads, KVView, Latents, Text, TextKV, Timesteps
 
 Tokens = Float[Tensor, "B N M"]  # M = A D, the model's width
 Modulation = Float[Tensor, "B F n M"]
 
 
-def sinusoid(t: Levels, width: int) -> Float[Tensor, "B F width"]:
+def sinusoid(t: Timesteps, width: int) -> Float[Tensor, "B F width"]:
     """Sinusoidal embedding of timesteps, cosines first; float64 (t is not rounded on its way in)."""
     half = width // 2
     angles = t.double()[..., None] * 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=t.device) / half)
@@ -195,17 +195,17 @@ class WanTransformer(ModelMixin, ConfigMixin):
         keys, values = zip(*(cast(Block, block).cross_attn.keys_values(embedded) for block in self.blocks), strict=True)
         return TextKV(keys, values)
 
-    def forward(self, x: Latents, t: Levels, text: Text | TextKV, view: KVView | None = None) -> Latents:
+    def forward(self, x: Latents, t: Timesteps, text: Text | TextKV, view: KVView | None = None) -> Latents:
         """Velocity of latents at noise levels `t` (0 to 1000, floating point) under a text.
 
         Raises:
             ValueError: when the latents' height or width is no multiple of the patch.
         """
-        _, num_frames, _, height, width = x.shape
+        _, num_latent_frames, _, height, width = x.shape
         _, rows, columns = self.config.patch_size
         if height % rows or width % columns:
             raise ValueError(f"latents of {height} x {width} cannot be cut into patches of {rows} x {columns}")
-        frames = range(num_frames) if view is None else view.frames
+        frames = range(num_latent_frames) if view is None else view.frames
         turn = rotation(frames, height // rows, width // columns, self._head_dim, theta=self.config.rope_theta, device=x.device)
         prompt = text if isinstance(text, TextKV) else self.read(text)
         attend = self._attend(x.device)
@@ -216,7 +216,9 @@ class WanTransformer(ModelMixin, ConfigMixin):
         for layer, block in enumerate(self.blocks):
             tokens = block(tokens, modulation, prompt.keys[layer], prompt.values[layer], turn, attend, layer, view)
         out = self.head(tokens, time.float())
-        return rearrange(out, "B (F h w) (p q C) -> B F C (h p) (w q)", F=num_frames, h=height // rows, p=rows, q=columns).to(x.dtype)
+        return rearrange(out, "B (F h w) (p q C) -> B F C (h p) (w q)", F=num_latent_frames, h=height // rows, p=rows, q=columns).to(
+            x.dtype
+        )
 
     @property
     def _head_dim(self) -> int:

@@ -53,10 +53,10 @@ def _rotation(frames: Sequence[int], height: int, width: int, time: Tensor, side
     return Rotation(angles.cos().float().to(device), angles.sin().float().to(device))
 
 
-def turn_in_time(num_frames: int, head_dim: int, *, theta: float = 10000.0, device: torch.device | None = None) -> Rotation:
-    """The rotation that moves keys `num_frames` later (earlier when negative) and leaves their place in the picture."""
+def turn_in_time(num_latent_frames: int, head_dim: int, *, theta: float = 10000.0, device: torch.device | None = None) -> Rotation:
+    """The rotation that moves keys `num_latent_frames` later (earlier when negative) and leaves their place in the picture."""
     time_width, side_width, _ = _axis_widths(head_dim)
-    angles = torch.cat([num_frames * _frequencies(time_width, theta), torch.zeros(side_width, dtype=torch.float64)])[None]
+    angles = torch.cat([num_latent_frames * _frequencies(time_width, theta), torch.zeros(side_width, dtype=torch.float64)])[None]
     return Rotation(angles.cos().float().to(device), angles.sin().float().to(device))
 
 

@@ -30,17 +30,17 @@ class World(NamedTuple):
     local_rank: int = 0
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank speaks for all."""
         return self.rank == 0
 
 
-def world() -> World:
+def get_world() -> World:
     """The world as torchrun describes it in RANK, WORLD_SIZE and LOCAL_RANK."""
     return World(*(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
 
 
-def choose_device(name: str, here: World) -> torch.device:
+def choose_device(name: str, world: World) -> torch.device:
     """The device called `name`; "auto" is this rank's GPU when there are GPUs, else the CPU. Raises ValueError when it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,7 +50,7 @@ def choose_device(name: str, here: World) -> torch.device:
         raise ValueError(f"there is no device {name!r}; choose auto, cpu, cuda or cuda:0, cuda:1 …") from error
     if device.type == "cuda":
         count = torch.cuda.device_count()
-        index = here.local_rank if device.index is None else device.index
+        index = world.local_rank if device.index is None else device.index
         if index >= count:
             raise ValueError(
                 f"device {name!r} is not there: torch {torch.__version__} sees {count} GPUs; choose device=cpu or start fewer ranks"
@@ -77,53 +77,53 @@ def free_memory(device: torch.device) -> int:
     return free
 
 
-def configure_logging(here: World) -> None:
+def configure_logging(world: World) -> None:
     """Messages go to the terminal as they are; ranks other than the first speak only to warn."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("longlive").setLevel(logging.INFO if here.is_first else logging.WARNING)
+    logging.getLogger("longlive").setLevel(logging.INFO if world.is_main else logging.WARNING)
 
 
-def join(here: World, device: torch.device) -> None:
+def join(world: World, device: torch.device) -> None:
     """Meet the other processes as torchrun's environment describes them, once; a process alone has nobody to meet, but under torchrun
     on a GPU it joins all the same, since networks there compute in bfloat16 by the same means on one GPU as on many (`shard`).
 
     Tensors on a GPU travel by NCCL, everything on a CPU by gloo, so that small talk between ranks never waits for a GPU.
     """
-    alone = here.size == 1 and (device.type != "cuda" or "RANK" not in os.environ)
+    alone = world.size == 1 and (device.type != "cuda" or "RANK" not in os.environ)
     if alone or dist.is_initialized():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=here.rank, world_size=here.size)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=world.rank, world_size=world.size)
 
 
 @contextmanager
-def joined(here: World, device: torch.device) -> Iterator[World]:
+def joined(world: World, device: torch.device) -> Iterator[World]:
     """`join`, and part again at the end."""
-    join(here, device)
+    join(world, device)
     try:
-        yield here
+        yield world
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def gather(value: Value, here: World) -> list[Value]:
+def gather(value: Value, world: World) -> list[Value]:
     """`value` of every rank, in the order of ranks, on every rank; anything that can be pickled. All ranks must call."""
-    if here.size == 1:
+    if world.size == 1:
         return [value]
-    values: list[Any] = [None] * here.size
+    values: list[Any] = [None] * world.size
     dist.all_gather_object(values, value)
     return values
 
 
-def mean_over_ranks(metrics: Mapping[str, float], here: World) -> dict[str, float]:
+def mean_over_ranks(metrics: Mapping[str, float], world: World) -> dict[str, float]:
     """Mean of every metric, the same on every rank; not finite where that of any rank is not. All ranks must call.
 
     Raises:
         RuntimeError: on all ranks, when they do not report the same names.
     """
-    parts = gather(dict(metrics), here)
+    parts = gather(dict(metrics), world)
     strangers = [rank for rank, part in enumerate(parts) if part.keys() != parts[0].keys()]
     if strangers:
         names = f"{sorted(parts[strangers[0]])}, rank 0 {sorted(parts[0])}"
@@ -138,8 +138,8 @@ class SharedChoices:
     for a GPU. Ranks stay in step as long as they ask for the same things in the same order; `check` says whether they did.
     """
 
-    def __init__(self, seed: int, here: World) -> None:
-        self._generator = torch.Generator().manual_seed(gather(seed, here)[0])
+    def __init__(self, seed: int, world: World) -> None:
+        self._generator = torch.Generator().manual_seed(gather(seed, world)[0])
 
     def integer(self, n: int) -> int:
         """One of 0 … n - 1. Raises ValueError when there is nothing to choose from."""
@@ -159,9 +159,9 @@ class SharedChoices:
         """The inverse of `state`."""
         self._generator.set_state(state)
 
-    def check(self, here: World) -> None:
+    def check(self, world: World) -> None:
         """Compare with the other ranks; all of them must call. Raises RuntimeError, on all, that names those that differ from rank 0."""
-        marks = gather(hashlib.sha256(self.state().numpy().tobytes()).hexdigest(), here)
+        marks = gather(hashlib.sha256(self.state().numpy().tobytes()).hexdigest(), world)
         apart = [rank for rank, mark in enumerate(marks) if mark != marks[0]]
         if apart:
             raise RuntimeError(

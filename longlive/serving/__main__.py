@@ -15,8 +15,8 @@ import uvicorn
 
 from longlive import video
 from longlive.config import ServeConfig, load
-from longlive.generation import programs
-from longlive.parallel.world import choose_device, choose_dtype, configure_logging, free_memory, world
+from longlive.parallel.world import choose_device, choose_dtype, configure_logging, free_memory, get_world
+from longlive.programs import inference as programs
 from longlive.serving.app import create_app, model_name, token_for
 from longlive.serving.hub import Hub
 from longlive.serving.metrics import Metrics
@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> ServeConfig:
 
 def load_hub(config: ServeConfig, metrics: Metrics) -> Hub:
     """The model on its device, and room for sessions. Raises ValueError when it does not fit."""
-    device = choose_device(config.video.device, world())
+    device = choose_device(config.video.device, get_world())
     pipe = programs.load_pipeline(config.video, choose_dtype(config.video.dtype, device))
     height, width = programs.size(config.video, pipe)
     programs.place(config.video, pipe, device)
@@ -57,7 +57,7 @@ def load_hub(config: ServeConfig, metrics: Metrics) -> Hub:
     most = min(fit, config.max_sessions or MOST)
     log.info("%s on %s: %.1f MiB a session, %d fit", model_name(config), device, each / 2**20, fit)
     # The first block of a process is slow (kernels are chosen, memory is found): nobody should wait for it.
-    next(pipe.session("-", num_frames=pipe.info.block, height=height, width=width, seed=0))
+    next(pipe.session("-", num_latent_frames=pipe.info.block, height=height, width=width, seed=0))
     return Hub(
         pipe,
         folder=Path(config.output),
@@ -85,7 +85,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    configure_logging(world())
+    configure_logging(get_world())
     programs.hush()
     try:
         config = parse(argv)

@@ -148,7 +148,7 @@ class Hub:
     def _begin(self, prompt: str, seed: int | None, keep_sink: bool | None) -> Live:
         seed = secrets.randbelow(2**32) if seed is None else seed
         made: list[Live] = []
-        session = self.pipe.session(prompt, height=self.height, width=self.width, seed=seed, hurry=lambda: made[0].hurry())
+        session = self.pipe.session(prompt, height=self.height, width=self.width, seed=seed, preempt=lambda: made[0].preempt())
         live = Live(
             secrets.token_urlsafe(12),
             session,

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from longlive.generation.session import Chunk, Session, Take
-from longlive.generation.stream import Made
+from longlive.generation.session import DecodedBlock, Session, Take
+from longlive.generation.stream import LatentBlock
 from longlive.generation.timeline import Timeline
 from longlive.serving.fragments import FragmentEncoder, jpegs
 from longlive.serving.messages import Format
@@ -98,7 +98,7 @@ class Live:
         self._asked: tuple[str, float] | None = None  # the newest prompt, and when it was asked for
         self._pieces: deque[Piece] = deque(maxlen=UNACKNOWLEDGED + 1)
         self._recorder = Recorder(folder / name)
-        self._blocks: queue.Queue[tuple[Take, Made, float] | None] = queue.Queue()
+        self._blocks: queue.Queue[tuple[Take, LatentBlock, float] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name=f"live-{name[:6]}", daemon=True)
         self._thread.start()
         self._read = False  # whether the first prompt can be used without waiting
@@ -215,7 +215,7 @@ class Live:
 
     # what the owner of the model does
 
-    def hurry(self) -> bool:
+    def preempt(self) -> bool:
         """Whether a block under way may be begun anew for a prompt that has come: when it is in time all the same, or late anyway."""
         left = self._due + 1.1 * self._speed + MARGIN - time.monotonic()  # until it is needed
         return not 0 < left < self._speed
@@ -295,7 +295,7 @@ class Live:
         if (client := self.client) is not None:
             client.changed()
 
-    def _piece(self, number: int, chunk: Chunk, began: float) -> Piece:
+    def _piece(self, number: int, chunk: DecodedBlock, began: float) -> Piece:
         encoding = time.monotonic()
         images = chunk.images[0].numpy()
         fragment = self._encoder.encode(images)

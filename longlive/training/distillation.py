@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from longlive.checkpoints import store
+from longlive.engine.sharding import load_state, spread_state
 from longlive.models.wan import WanTransformer
-from longlive.parallel.shard import load_state, spread_state
 from longlive.parallel.world import World, gather
 from longlive.training.clips import Clip, StreamingTuner
 from longlive.training.dmd import DMD
@@ -52,7 +52,7 @@ class DistillationStage:
         negative: Text,
         random: dict[str, torch.Generator],
         validate: Validate,
-        here: World,
+        world: World,
         average: EMA[WanTransformer] | None = None,
         ema_start: int = 200,
         ratio: int = 5,
@@ -63,7 +63,7 @@ class DistillationStage:
         if ratio < 1 or accumulate < 1:
             raise ValueError(f"ratio {ratio} and accumulate {accumulate} count updates and clips; choose 1 or more")
         self.tuner, self.objective, self.generator, self.critic = tuner, objective, generator, critic
-        self.negative, self.random, self.here, self.max_norm = negative, random, here, max_norm
+        self.negative, self.random, self.world, self.max_norm = negative, random, world, max_norm
         self.ratio, self.accumulate, self.average, self.ema_start = ratio, accumulate, average, ema_start
         self._validate, self._rate = validate, rate
         self._averaging = False
@@ -103,7 +103,7 @@ class DistillationStage:
     def _noise(self, clip: Clip) -> tuple[Tensor, Tensor]:
         draw = self.random["levels"]
         noise = torch.randn(clip.latents.shape, generator=draw).to(clip.latents)
-        return self.objective.draw_levels(clip.latents, draw), noise
+        return self.objective.draw_timesteps(clip.latents, draw), noise
 
     @staticmethod
     def _saved(clip: Clip, t: Tensor, noise: Tensor) -> dict[str, Any]:
@@ -147,20 +147,20 @@ class DistillationStage:
             "critic": self.critic.state(),
             "average": spread_state(self.average.average) if self.average is not None and self._averaging else None,
             "choices": self.tuner.choices.state(),
-            "ranks": gather(own, self.here),
+            "ranks": gather(own, self.world),
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """The inverse of `state`; raises ValueError on another number of ranks."""
-        if len(state["ranks"]) != self.here.size:
-            raise ValueError(f"the run has {len(state['ranks'])} ranks, here are {self.here.size}; go on with as many")
+        if len(state["ranks"]) != self.world.size:
+            raise ValueError(f"the run has {len(state['ranks'])} ranks, here are {self.world.size}; go on with as many")
         self.generator.load(state["generator"])
         self.critic.load(state["critic"])
         self._averaging = state["average"] is not None
         if self.average is not None and state["average"] is not None:
             load_state(self.average.average, state["average"])
         self.tuner.choices.load(state["choices"])
-        own = state["ranks"][self.here.rank]
+        own = state["ranks"][self.world.rank]
         self.tuner.load(own["tuner"], device=self.negative.device)
         for name, generator in self.random.items():
             generator.set_state(own["random"][name])
@@ -168,9 +168,9 @@ class DistillationStage:
     def export(self, folder: Path) -> None:
         """`transformer/` in diffusers layout, or the adapters as `lora.pt` in the released one."""
         if not self.generator.adapters_only:
-            write_transformer(self.best, folder, write=self.here.is_first)
+            write_transformer(self.best, folder, write=self.world.is_main)
             return
         parts = {"generator_lora": self.generator.adapters(), "critic_lora": self.critic.adapters()}
-        if self.here.is_first:
+        if self.world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             store.write_pt(parts, folder / "lora.pt")

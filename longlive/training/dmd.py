@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from longlive.ops.flow import NUM_LEVELS, add_noise, shifted
-from longlive.types import Latents, Levels, Score, Text
+from longlive.ops.flow_matching import NUM_TIMESTEPS, add_noise, shifted
+from longlive.types import Latents, Score, Text, Timesteps
 
 
 class GeneratorLoss(NamedTuple):
@@ -46,17 +46,17 @@ class DMD:
         self.teacher, self.critic, self.guidance, self.guidance_rescale = teacher, critic, guidance, guidance_rescale
         self.shift, self.min_t, self.max_t = shift, min_t, max_t
 
-    def levels(self, drawn: Float[Tensor, "B F"]) -> Levels:
+    def levels(self, drawn: Float[Tensor, "B F"]) -> Timesteps:
         """t of uniform integers n in 0..999: 1000 s u / (1 + (s - 1) u) with u = n / 1000, clamped."""
-        return (NUM_LEVELS * shifted(drawn / NUM_LEVELS, self.shift)).clamp(self.min_t, self.max_t)
+        return (NUM_TIMESTEPS * shifted(drawn / NUM_TIMESTEPS, self.shift)).clamp(self.min_t, self.max_t)
 
-    def draw_levels(self, clip: Latents, generator: torch.Generator) -> Levels:
+    def draw_timesteps(self, clip: Latents, generator: torch.Generator) -> Timesteps:
         """One level a sample, shared by its frames."""
-        n = torch.randint(NUM_LEVELS, (clip.shape[0], 1), generator=generator).float()
+        n = torch.randint(NUM_TIMESTEPS, (clip.shape[0], 1), generator=generator).float()
         return self.levels(n).expand(-1, clip.shape[1]).to(clip.device)
 
     def generator_loss(
-        self, clip: Latents, text: Text, negative: Text, *, t: Levels, noise: Latents, fresh: Bool[Tensor, "B F"] | None = None
+        self, clip: Latents, text: Text, negative: Text, *, t: Timesteps, noise: Latents, fresh: Bool[Tensor, "B F"] | None = None
     ) -> GeneratorLoss:
         """L = 1/2 mean over fresh frames of (x - stopgrad(x - g))^2, g = (f - r) / mean|x - r| of each sample.
 
@@ -65,8 +65,8 @@ class DMD:
         """
         with torch.no_grad():
             noisy = add_noise(clip, noise, t)
-            fake = self.critic(noisy, t, text).clean.float()
-            with_text, without = (self.teacher(noisy, t, words).clean.float() for words in (text, negative))
+            fake = self.critic(noisy, t, text).x0.float()
+            with_text, without = (self.teacher(noisy, t, words).x0.float() for words in (text, negative))
             real = with_text + self.guidance * (with_text - without)
             if self.guidance_rescale:
                 norms = [one.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt() for one in (with_text, real)]
@@ -79,9 +79,9 @@ class DMD:
             squares = squares[fresh]
         return GeneratorLoss(0.5 * squares.mean(), gradient, noisy)
 
-    def critic_loss(self, clip: Latents, text: Text, *, t: Levels, noise: Latents, fresh: Bool[Tensor, "B F"] | None = None) -> Tensor:
+    def critic_loss(self, clip: Latents, text: Text, *, t: Timesteps, noise: Latents, fresh: Bool[Tensor, "B F"] | None = None) -> Tensor:
         """Flow matching of the critic on the generator's clip: mean of (v - (noise - x))^2, over all frames if `fresh` is None."""
         clip = clip.detach()
-        flow = self.critic(add_noise(clip, noise, t), t, text).flow
-        squares = (flow.float() - (noise.float() - clip.float())).square()
+        velocity = self.critic(add_noise(clip, noise, t), t, text).velocity
+        squares = (velocity.float() - (noise.float() - clip.float())).square()
         return (squares if fresh is None else squares[fresh]).mean()

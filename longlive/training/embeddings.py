@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from longlive.models.text import TextEncoder, clean
+from longlive.models.text import TextEncoder, normalize_prompt
 from longlive.types import Text
 
 ARCHITECTURE = (
@@ -57,7 +57,7 @@ def fingerprint(encoder: TextEncoder) -> str:
 
 def address(prompt: str) -> str:
     """Under which name a prompt's embedding is kept: sha256 of the prompt as the encoder reads it."""
-    return hashlib.sha256(clean(prompt).encode()).hexdigest()
+    return hashlib.sha256(normalize_prompt(prompt).encode()).hexdigest()
 
 
 class TextEmbeddings:
@@ -65,7 +65,7 @@ class TextEmbeddings:
 
     Args:
         folder: where they are kept, for any number of encoders and runs; None keeps them in memory.
-        encode: from prompts to `[B, L, E]`, zero after each prompt's end, and reading prompts through `clean`: `TextEncoder.encode`.
+        encode: prompts to `[B, L, E]`, zero after the end of each prompt, which `normalize_prompt` cleans first: `TextEncoder.encode`.
             May be set to None once `prepare` has seen all prompts, and be None from the start when they are on disk.
         name: of the encoder, a sub-folder: `fingerprint(encoder)`.
     """

@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longlive.models.wan import WanTransformer
-from longlive.ops.flow import add_noise
-from longlive.types import Latents, Levels, Text
+from longlive.ops.flow_matching import add_noise
+from longlive.types import Latents, Text, Timesteps
 
 
 class FlowMatching:
@@ -16,8 +16,8 @@ class FlowMatching:
     def __init__(self, network: WanTransformer) -> None:
         self.network = network
 
-    def __call__(self, clip: Latents, text: Text, *, t: Float[Tensor, " B"] | Levels, noise: Latents) -> Tensor:
+    def __call__(self, clip: Latents, text: Text, *, t: Float[Tensor, " B"] | Timesteps, noise: Latents) -> Tensor:
         """The loss of clean clips at timesteps `t`, one for all frames of a clip or one for each; `noise` is Gaussian like the clips."""
         levels = t[:, None].expand(-1, clip.shape[1]) if t.ndim == 1 else t
-        flow = self.network(add_noise(clip, noise, levels), levels, text)
-        return (flow.float() - (noise - clip).float()).square().mean()
+        velocity = self.network(add_noise(clip, noise, levels), levels, text)
+        return (velocity.float() - (noise - clip).float()).square().mean()

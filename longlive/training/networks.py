@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from longlive.checkpoints import convert, store
-from longlive.models.lora import add_lora, lora_state, merge_lora
-from longlive.models.wan import WanTransformer
-from longlive.parallel.shard import (
+from longlive.engine.sharding import (
     checkpoint_blocks,
     clip_gradients,
     full_state,
@@ -22,6 +20,8 @@ from longlive.parallel.shard import (
     shard,
     spread_state,
 )
+from longlive.models.lora import add_lora, lora_state, merge_lora
+from longlive.models.wan import WanTransformer
 
 
 def load_network(

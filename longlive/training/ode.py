@@ -15,7 +15,7 @@ from torch import Tensor
 from longlive.cache.window import Window, block_mask
 from longlive.generation.denoiser import Denoiser
 from longlive.models.wan import WanTransformer
-from longlive.ops.flow import clean_from_flow, warp_steps
+from longlive.ops.flow_matching import warp_steps, x0_from_velocity
 from longlive.training.teacher_forcing import MaskedView, teacher_forcing_mask
 from longlive.types import Latents, Text
 
@@ -41,7 +41,7 @@ def trajectory(
         if number in keep:
             kept[number] = x
         if number < num_steps:
-            x = x + (levels[number + 1] - levels[number]) / 1000 * teacher(x, levels[number], text).flow
+            x = x + (levels[number + 1] - levels[number]) / 1000 * teacher(x, levels[number], text).velocity
     return torch.stack([kept[number] for number in keep], dim=1)
 
 
@@ -66,14 +66,14 @@ class ODERegression:
         Raises:
             ValueError: when a trajectory has another number of states than there are levels, and its end.
         """
-        batch, num_states, num_frames = states.shape[:3]
+        batch, num_states, num_latent_frames = states.shape[:3]
         if num_states != len(self.levels) + 1:
             raise ValueError(f"trajectories of {num_states} states do not fit {len(self.levels)} levels and the end")
         per_frame = chosen.repeat_interleave(self.block, dim=1)  # [B, F]
-        rows, columns = torch.arange(batch)[:, None], torch.arange(num_frames)[None, :]
+        rows, columns = torch.arange(batch)[:, None], torch.arange(num_latent_frames)[None, :]
         noisy, end = states[rows, per_frame, columns], states[:, -1]
         t = self.levels.to(states.device)[per_frame]
-        frames = tuple(range(num_frames))
+        frames = tuple(range(num_latent_frames))
         _, h, w = self.network.config.patch_size
         tokens = states.shape[-2] // h * (states.shape[-1] // w)
         if self.clean_history:
@@ -84,5 +84,5 @@ class ODERegression:
         else:
             mask = block_mask(frames, frames, block=self.block, window=self.window, tokens_per_frame=tokens)
             x, levels, view = noisy, t, MaskedView(frames, mask.to(states.device))
-        flow = self.network(x, levels, text, view)[:, -num_frames:]
-        return (clean_from_flow(flow, noisy, t).float() - end.float()).square().mean()
+        velocity = self.network(x, levels, text, view)[:, -num_latent_frames:]
+        return (x0_from_velocity(velocity, noisy, t).float() - end.float()).square().mean()

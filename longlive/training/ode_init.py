@@ -39,10 +39,10 @@ class OdeInitStage:
         max_norm: float,
         draw: torch.Generator,
         validate: Validate,
-        here: World,
+        world: World,
     ) -> None:
         self.objective, self.student, self.pairs, self.embed = objective, student, pairs, embed
-        self.blocks, self.size, self.max_norm, self.draw, self.here = blocks, batch, max_norm, draw, here
+        self.blocks, self.size, self.max_norm, self.draw, self.world = blocks, batch, max_norm, draw, world
         self._validate = validate
         self._batch: dict[str, Any] = {}
 
@@ -69,11 +69,11 @@ class OdeInitStage:
         return self._validate(self.student.network, folder, number)
 
     def state(self) -> dict[str, Any]:
-        return {"student": self.student.state(), "draw": gather(self.draw.get_state(), self.here)}
+        return {"student": self.student.state(), "draw": gather(self.draw.get_state(), self.world)}
 
     def load(self, state: dict[str, Any]) -> None:
         self.student.load(state["student"])
-        self.draw.set_state(state["draw"][self.here.rank])
+        self.draw.set_state(state["draw"][self.world.rank])
 
     def export(self, folder: Path) -> None:
-        write_transformer(self.student.network, folder, write=self.here.is_first)
+        write_transformer(self.student.network, folder, write=self.world.is_main)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from longlive.engine.low_precision import use_bfloat16_linears
 from longlive.models.wan import WanTransformer
 from longlive.training.ema import EMA
-from longlive.training.low_precision import use_bfloat16_linears
 from longlive.training.optimizer import MatrixOptimizer
 from longlive.training.trainer import one_cycle
 

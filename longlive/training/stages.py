@@ -14,6 +14,8 @@ from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.checkpoints import store
 from longlive.config import AutoencoderConfig, CausalInitConfig, DistillationConfig, OdeConfig, TeacherConfig, TrainConfig
+from longlive.engine.low_precision import use_bfloat16_linears
+from longlive.engine.sharding import shard
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.prompt_files import read_scripts
@@ -22,24 +24,22 @@ from longlive.models.text import TextEncoder
 from longlive.models.vae import settings_of
 from longlive.models.wan import WanTransformer
 from longlive.models.zoo import arguments
-from longlive.ops.flow import warp_steps
-from longlive.parallel.shard import shard
+from longlive.ops.flow_matching import warp_steps
 from longlive.parallel.world import SharedChoices, World, choose_dtype, gather, rank_generator
-from longlive.training.autoencoder import AutoencoderStage
-from longlive.training.causal_init import CausalInitStage
 from longlive.training.clips import Embed, StreamingTuner, anchor_frame
 from longlive.training.distillation import DistillationStage
 from longlive.training.dmd import DMD
 from longlive.training.ema import EMA
 from longlive.training.embeddings import TextEmbeddings, fingerprint
-from longlive.training.language import LanguageStage
-from longlive.training.low_precision import use_bfloat16_linears
+from longlive.training.miniature.autoencoder import AutoencoderStage
+from longlive.training.miniature.causal_init import CausalInitStage
+from longlive.training.miniature.language import LanguageStage
+from longlive.training.miniature.teacher import TeacherStage
 from longlive.training.networks import Learner, load_network
 from longlive.training.ode import ODERegression
 from longlive.training.ode_init import OdeInitStage
 from longlive.training.ode_pairs import OdePairs
 from longlive.training.prompts import PromptPair, PromptSampler, read_pairs
-from longlive.training.teacher import TeacherStage
 from longlive.training.trainer import Kind, Stage, hash_of, one_cycle
 from longlive.training.validation import Preview, read_by_oracle
 from longlive.types import Latents, Text
@@ -53,7 +53,7 @@ class Built(NamedTuple):
     base: str | None = None
 
 
-def build(config: TrainConfig, here: World, device: torch.device) -> Built:
+def build(config: TrainConfig, world: World, device: torch.device) -> Built:
     """The stage that `config.stage` names, with new weights drawn from `config.seed`.
 
     Raises:
@@ -67,10 +67,10 @@ def build(config: TrainConfig, here: World, device: torch.device) -> Built:
     if config.stage == "teacher":
         return Built(_teacher(config, config.teacher))
     if config.stage == "causal_init" and config.causal_init.objective == "ode":
-        return Built(_ode_init(config, config.ode, here, device))
+        return Built(_ode_init(config, config.ode, world, device))
     if config.stage == "causal_init":
         return Built(_causal_init(config, config.causal_init))
-    return _distillation(config, config.init if config.stage == "init" else config.long, here, device)
+    return _distillation(config, config.init if config.stage == "init" else config.long, world, device)
 
 
 def _autoencoder(config: TrainConfig, settings: AutoencoderConfig) -> AutoencoderStage:
@@ -174,7 +174,7 @@ def _causal_init(config: TrainConfig, settings: CausalInitConfig) -> CausalInitS
     )
 
 
-def _distillation(config: TrainConfig, settings: DistillationConfig, here: World, device: torch.device) -> Built:
+def _distillation(config: TrainConfig, settings: DistillationConfig, world: World, device: torch.device) -> Built:
     """Generator, critic and teacher, the data, and the tuner that makes videos."""
     wanted = {"generator": settings.generator, "teacher": settings.teacher, "components": settings.components, "prompts": settings.prompts}
     _given(config.stage, f"train_{config.stage}", **wanted)
@@ -188,7 +188,7 @@ def _distillation(config: TrainConfig, settings: DistillationConfig, here: World
     pairs = read_pairs(prompts, settings.switch_prompts)
     schedules = _schedules(settings, pairs)
     texts = [prompt for pair in pairs for prompt in pair if prompt is not None] + [cue.prompt for plan in schedules for cue in plan.cues]
-    embed, negative = _embeddings(settings.embeddings, texts, components, network, settings.negative_prompt, here, device)
+    embed, negative = _embeddings(settings.embeddings, texts, components, network, settings.negative_prompt, world, device)
 
     average = EMA(network, decay=settings.ema_decay, warm_up=False) if settings.ema_decay and settings.lora_rank is None else None
     learners = [
@@ -209,8 +209,8 @@ def _distillation(config: TrainConfig, settings: DistillationConfig, here: World
     if settings.bfloat16_linears:
         for one in (network, critic_network, teacher):
             use_bfloat16_linears(one)
-    random = {name: rank_generator(config.seed + n, here.rank) for n, name in enumerate(("noise", "levels"), 1)}
-    tuner = _tuner(config, settings, network, vae, embed, pairs, random["noise"], here, device)
+    random = {name: rank_generator(config.seed + n, world.rank) for n, name in enumerate(("noise", "levels"), 1)}
+    tuner = _tuner(config, settings, network, vae, embed, pairs, random["noise"], world, device)
     stage = DistillationStage(
         tuner,
         DMD(
@@ -223,8 +223,8 @@ def _distillation(config: TrainConfig, settings: DistillationConfig, here: World
         *learners,
         negative=negative.expand(settings.batch, -1, -1),
         random=random,
-        validate=_preview(config, settings, schedules, vae, embed, here),
-        here=here,
+        validate=_preview(config, settings, schedules, vae, embed, world),
+        world=world,
         average=average,
         ema_start=settings.ema_start,
         ratio=settings.ratio,
@@ -248,15 +248,15 @@ def _embeddings(
     components: str,
     network: WanTransformer,
     negative_prompt: str | None,
-    here: World,
+    world: World,
     device: torch.device,
 ) -> tuple[Embed, Text]:
     """Embeddings of all `prompts`, computed once, after which the encoder is let go; and that of the negative prompt, `[1, L, E]`."""
     encoder, tokenizer = store.load_text_encoder(components, dtype=choose_dtype("auto", device))
     text_encoder = TextEncoder(encoder, tokenizer, text_len=network.config.text_len, device=device)
     known = TextEmbeddings(folder, text_encoder.encode, name=fingerprint(text_encoder))
-    known.prepare(prompts[here.rank :: here.size], batch=16)
-    gather(None, here)  # wait for the others' shares
+    known.prepare(prompts[world.rank :: world.size], batch=16)
+    gather(None, world)  # wait for the others' shares
     negative = torch.zeros(1, text_encoder.text_len, text_encoder.width)
     if negative_prompt is not None:
         negative = known([negative_prompt])
@@ -264,7 +264,7 @@ def _embeddings(
     return lambda texts: known(texts).to(device), negative.to(device)
 
 
-def _ode_init(config: TrainConfig, settings: OdeConfig, here: World, device: torch.device) -> OdeInitStage:
+def _ode_init(config: TrainConfig, settings: OdeConfig, world: World, device: torch.device) -> OdeInitStage:
     """Makes the pairs that are missing, then the stage that learns from them."""
     _given("ode", "train_ode", teacher=settings.teacher, components=settings.components, prompts=settings.prompts)
     assert settings.teacher is not None and settings.components is not None and settings.prompts is not None
@@ -273,7 +273,7 @@ def _ode_init(config: TrainConfig, settings: OdeConfig, here: World, device: tor
     teacher = load_network(settings.teacher, dtype=compute, device=device)
     pairs = read_pairs(settings.prompts)[: settings.num_pairs]
     prompts = [pair.prompt for pair in pairs]
-    embed, negative = _embeddings(settings.embeddings, prompts, settings.components, teacher, settings.negative_prompt, here, device)
+    embed, negative = _embeddings(settings.embeddings, prompts, settings.components, teacher, settings.negative_prompt, world, device)
     stride = settings_of(vae).scale_factor_spatial
     shape = (settings.clip_frames, teacher.config.in_dim, settings.height // stride, settings.width // stride)
     keep = [round(settings.num_steps * (1000 - step) / 1000) for step in settings.denoising_steps] + [settings.num_steps]
@@ -286,11 +286,11 @@ def _ode_init(config: TrainConfig, settings: OdeConfig, here: World, device: tor
         shape,
         seed=config.seed,
         batch=settings.batch,
-        rank=here.rank,
-        size=here.size,
+        rank=world.rank,
+        size=world.size,
         **solution,
     )
-    gather(None, here)
+    gather(None, world)
     network = load_network(settings.student or settings.teacher, device=device)
     student = Learner(
         network,
@@ -310,9 +310,9 @@ def _ode_init(config: TrainConfig, settings: OdeConfig, here: World, device: tor
         blocks=settings.clip_frames // settings.block,
         batch=settings.batch,
         max_norm=settings.max_norm,
-        draw=rank_generator(config.seed, here.rank),
-        validate=_preview(config, settings, [PromptSchedule.single(p) for p in prompts[: settings.validation_videos]], vae, embed, here),
-        here=here,
+        draw=rank_generator(config.seed, world.rank),
+        validate=_preview(config, settings, [PromptSchedule.single(p) for p in prompts[: settings.validation_videos]], vae, embed, world),
+        world=world,
     )
 
 
@@ -324,7 +324,7 @@ def _tuner(
     embed: Embed,
     pairs: list[PromptPair],
     draw: torch.Generator,
-    here: World,
+    world: World,
     device: torch.device,
 ) -> StreamingTuner:
     window = Window.of(settings.window, settings.sink)
@@ -345,10 +345,10 @@ def _tuner(
     )
     return StreamingTuner(
         rollout,
-        PromptSampler(pairs, batch=settings.batch, seed=config.seed, rank=here.rank, size=here.size),
+        PromptSampler(pairs, batch=settings.batch, seed=config.seed, rank=world.rank, size=world.size),
         embed=embed,
         noise=noise,
-        choices=SharedChoices(config.seed, here),
+        choices=SharedChoices(config.seed, world),
         block=settings.block,
         clip_frames=settings.clip_frames,
         overlap=settings.overlap,
@@ -380,7 +380,7 @@ def _preview(
     schedules: Sequence[PromptSchedule],
     vae: AutoencoderKLWan,
     embed: Embed,
-    here: World,
+    world: World,
 ) -> Preview:
     return Preview(
         schedules,
@@ -389,12 +389,12 @@ def _preview(
         window=Window.of(settings.window, settings.sink),
         block=settings.block,
         steps=warp_steps(settings.denoising_steps, settings.timestep_shift),
-        num_frames=settings.validation_frames,
+        num_latent_frames=settings.validation_frames,
         height=settings.height,
         width=settings.width,
         keep_sink=settings.keep_sink if isinstance(settings, DistillationConfig) else True,
         context_t=settings.context_timestep if isinstance(settings, DistillationConfig) else 0.0,
         seed=config.seed,
         measure=read_by_oracle if settings.oracle else None,
-        write=here.is_first,
+        write=world.is_main,
     )

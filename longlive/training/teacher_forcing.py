@@ -1,6 +1,6 @@
 """Teacher forcing: flow matching of every block at once, each noisy block seeing the clean blocks before it.
 
-One forward pass over `[clean history ; noisy blocks]` with the mask of the window stands in for as many passes of the
+One forward pass over `[x0 history ; noisy blocks]` with the mask of the window stands in for as many passes of the
 block loop as there are blocks. The objective knows no trainer.
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from longlive.cache.window import Window, block_mask
 from longlive.models.wan import WanTransformer
-from longlive.ops.flow import add_noise
-from longlive.types import Heads, Latents, Levels, Seen, Text
+from longlive.ops.flow_matching import add_noise
+from longlive.types import Heads, Latents, Seen, Text, Timesteps
 
 
 class MaskedView:
@@ -31,13 +31,13 @@ class MaskedView:
 
 @lru_cache(maxsize=256)
 def teacher_forcing_mask(
-    clean: tuple[int, ...], noisy: tuple[int, ...], *, block: int, window: Window, tokens_per_frame: int
+    x0: tuple[int, ...], noisy: tuple[int, ...], *, block: int, window: Window, tokens_per_frame: int
 ) -> Bool[Tensor, "N N"]:
-    """What `[clean frames ; noisy frames]` (positions) may see: clean sees clean up to its own block, noisy sees clean before its
+    """What `[x0 frames ; noisy frames]` (positions) may see: clean sees clean up to its own block, noisy sees clean before its
     block and itself; the past through sink and window only."""
-    q, k = torch.tensor(clean + noisy), torch.tensor(clean + noisy)
-    noisy_q = (torch.arange(len(q)) >= len(clean))[:, None]
-    noisy_k = (torch.arange(len(k)) >= len(clean))[None, :]
+    q, k = torch.tensor(x0 + noisy), torch.tensor(x0 + noisy)
+    noisy_q = (torch.arange(len(q)) >= len(x0))[:, None]
+    noisy_k = (torch.arange(len(k)) >= len(x0))[None, :]
     same_block = (q[:, None] // block) == (k[None, :] // block)
     seen = block_mask(q.tolist(), k.tolist(), block=block, window=window)
     mask = torch.where(noisy_q, torch.where(noisy_k, same_block, seen & ~same_block), seen & ~noisy_k)
@@ -76,7 +76,7 @@ class TeacherForcing:
             history: the clip as later blocks see it (`clip` itself if None), e.g. a little damaged.
         """
         start = context_blocks * self.block
-        levels: Levels = t.repeat_interleave(self.block, dim=1)
+        levels: Timesteps = t.repeat_interleave(self.block, dim=1)
         noisy = add_noise(clip[:, start:], noise, levels)
         seen = (clip if history is None else history)[:, : -self.block]  # the last block is nobody's history
         frames = tuple(frames)
@@ -88,5 +88,5 @@ class TeacherForcing:
             mask = teacher_forcing_mask(clean_frames, noisy_frames, block=self.block, window=self.window, tokens_per_frame=tokens_per_frame)
             mask = mask.to(clip.device)
         t_all = torch.cat([torch.zeros(seen.shape[:2], device=clip.device), levels], dim=1)
-        flow = self.network(torch.cat([seen, noisy], dim=1), t_all, text, MaskedView(clean_frames + noisy_frames, mask))
-        return (flow[:, seen.shape[1] :].float() - (noise - clip[:, start:]).float()).square().mean()
+        velocity = self.network(torch.cat([seen, noisy], dim=1), t_all, text, MaskedView(clean_frames + noisy_frames, mask))
+        return (velocity[:, seen.shape[1] :].float() - (noise - clip[:, start:]).float()).square().mean()

@@ -24,9 +24,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from longlive.parallel.machine import commit, hardware, versions
 from longlive.parallel.parts import located, write_parts
-from longlive.parallel.world import World, gather, mean_over_ranks, world
+from longlive.parallel.world import World, gather, get_world, mean_over_ranks
+from longlive.provenance import commit, hardware, versions
 from longlive.training.metrics import SPEED, LossWatch, RunLog, Tracking
 
 Kind = Literal["full", "lora"]
@@ -132,10 +132,10 @@ class Checkpoints:
         keep: this many of the newest are also kept as `checkpoint_000250.pt` and so on.
     """
 
-    def __init__(self, run: Path, *, stage: str, kind: Kind, base: str | None, keep: int, here: World) -> None:
+    def __init__(self, run: Path, *, stage: str, kind: Kind, base: str | None, keep: int, world: World) -> None:
         self.path = run / "checkpoint.pt"
         self._stamp = {"stage": stage, "kind": kind, "base": base}
-        self._keep, self._here = keep, here
+        self._keep, self._here = keep, world
 
     def resume(self, stage: Stage) -> int:
         """Give `stage` the newest state, if there is one; returns the steps it has behind it.
@@ -170,7 +170,7 @@ class Checkpoints:
     def save(self, stage: Stage, step: int) -> None:
         """Write the state after `step` steps; no rank goes on before it is there."""
         state, states = write_parts(stage.state(), self._parts(step)), gather(random_states(), self._here)
-        if self._here.is_first:
+        if self._here.is_main:
             save_atomically({**self._stamp, "versions": versions(), "step": step, "random": states, "state": state}, self.path)
             self._name(step)
             self._clear(step)
@@ -208,27 +208,27 @@ def termination() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _keep_batch(stage: Stage, step: int, metrics: dict[str, float], checkpoints: Checkpoints, here: World) -> str:
+def _keep_batch(stage: Stage, step: int, metrics: dict[str, float], checkpoints: Checkpoints, world: World) -> str:
     """Save what a bad step was given, every rank its own; returns where that and the last good state are."""
-    path = checkpoints.path.with_name("bad_batch.pt" if here.is_first else f"bad_batch_rank{here.rank}.pt")
+    path = checkpoints.path.with_name("bad_batch.pt" if world.is_main else f"bad_batch_rank{world.rank}.pt")
     save_atomically({"step": step, "metrics": metrics, "batch": stage.batch()}, path)
     good = f"the last good state in {checkpoints.path}" if checkpoints.path.exists() else "there is no checkpoint yet"
     return f"its batch is in {path}, {good}"
 
 
 def _step(
-    stage: Stage, step: int, watch: LossWatch, asked: threading.Event, checkpoints: Checkpoints, here: World
+    stage: Stage, step: int, watch: LossWatch, asked: threading.Event, checkpoints: Checkpoints, world: World
 ) -> tuple[dict[str, float], bool]:
     """One step: metrics as a mean over ranks, and whether any rank was asked to end. Raises FloatingPointError when a loss is bad."""
     own: dict[str, float] = {}
     try:
         own = stage.step(step)
     except FloatingPointError as error:
-        raise FloatingPointError(f"{error} at step {step}; {_keep_batch(stage, step, own, checkpoints, here)}") from error
-    metrics = mean_over_ranks(own | {"asked": float(asked.is_set())}, here)
+        raise FloatingPointError(f"{error} at step {step}; {_keep_batch(stage, step, own, checkpoints, world)}") from error
+    metrics = mean_over_ranks(own | {"asked": float(asked.is_set())}, world)
     ending = metrics.pop("asked") > 0
     if (trouble := watch.trouble(metrics)) is not None:
-        raise FloatingPointError(f"{trouble} at step {step}; {_keep_batch(stage, step, own, checkpoints, here)}")
+        raise FloatingPointError(f"{trouble} at step {step}; {_keep_batch(stage, step, own, checkpoints, world)}")
     return metrics, ending
 
 
@@ -264,18 +264,18 @@ def train(
         FloatingPointError: on all ranks, when a loss is not finite or explodes; its batch is saved.
         Terminated: after SIGTERM, when the step at hand is finished and saved.
     """
-    here = world()
+    world = get_world()
     run.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(run, stage=name, kind=kind, base=base, keep=keep, here=here)
+    checkpoints = Checkpoints(run, stage=name, kind=kind, base=base, keep=keep, world=world)
     start = checkpoints.resume(stage)
     if start:
         log.info("resuming %s at step %d of %d", name, start, steps)
-    if here.is_first:
-        ran_with = {"versions": versions(), "commit": commit(), "hardware": hardware(here.size)}
+    if world.is_main:
+        ran_with = {"versions": versions(), "commit": commit(), "hardware": hardware(world.size)}
         about = {"stage": name, "kind": kind, "base": base, "settings": settings, **ran_with}
         (run / "settings.json").write_text(json.dumps(about, indent=2, default=str), encoding="utf-8")
     watch = LossWatch(explode)
-    journal = RunLog(run, name=name, start=start, steps=steps, wandb=wandb, project=project, settings=settings, speaks=here.is_first)
+    journal = RunLog(run, name=name, start=start, steps=steps, wandb=wandb, project=project, settings=settings, speaks=world.is_main)
     with journal, termination() as asked:
         for line in journal.past:
             watch.remember(line)
@@ -283,7 +283,7 @@ def train(
         newest: dict[str, float] = {}
         for step in range(start, steps):
             began, done = time.perf_counter(), step + 1
-            metrics, ending = _step(stage, step, watch, asked, checkpoints, here)
+            metrics, ending = _step(stage, step, watch, asked, checkpoints, world)
             seconds += time.perf_counter() - began
             journal.advance()
             newest |= metrics  # a network that is not trained at every step reports when it was
@@ -296,7 +296,7 @@ def train(
                 journal.write(done, measured)
                 log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in measured.items()))
             due = due or ending or done % save_every == 0 or done == steps
-            if due and (stage.at_rest or here.size == 1):  # of several ranks, only between videos
+            if due and (stage.at_rest or world.size == 1):  # of several ranks, only between videos
                 checkpoints.save(stage, done)
                 due = False
             if ending:

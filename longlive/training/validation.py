@@ -48,7 +48,7 @@ class Preview:
         window: Window,
         block: int,
         steps: Sequence[float],
-        num_frames: int,
+        num_latent_frames: int,
         height: int,
         width: int,
         keep_sink: bool,
@@ -58,10 +58,10 @@ class Preview:
         measure: Measure | None = None,
         write: bool = True,
     ) -> None:
-        if num_frames % block:
-            raise ValueError(f"validation videos of {num_frames} frames are no whole blocks of {block}; choose a multiple")
+        if num_latent_frames % block:
+            raise ValueError(f"validation videos of {num_latent_frames} frames are no whole blocks of {block}; choose a multiple")
         self.schedules, self.vae, self.embed, self.window, self.block = list(schedules), vae, embed, window, block
-        self.steps, self.context_t, self.num_frames, self.keep_sink = list(steps), context_t, num_frames, keep_sink
+        self.steps, self.context_t, self.num_latent_frames, self.keep_sink = list(steps), context_t, num_latent_frames, keep_sink
         stride = settings_of(vae).scale_factor_spatial
         self.size = (height // stride, width // stride)
         self.seed, self.fps, self.measure, self.write = seed, fps, measure, write
@@ -97,7 +97,7 @@ class Preview:
             read=lambda prompt: network.read(self.embed([prompt])),
             noise=lambda frames: draw(len(frames)),
             block=self.block,
-            num_frames=self.num_frames,
+            num_latent_frames=self.num_latent_frames,
             keep_sink=self.keep_sink,
         ):
             images = decoder.decode(made.latents)[0].float()

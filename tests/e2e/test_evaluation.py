@@ -116,7 +116,7 @@ def stamps(folder):
 
 
 def test_prepare_makes_each_video_once(prepare, caplog):
-    status, folder = prepare("vbench", "num_frames=3", "--samples", "2")
+    status, folder = prepare("vbench", "num_latent_frames=3", "--samples", "2")
     assert status == 0
     prepared = folders.load(folder)
     assert sorted(path.stem for path in (folder / "videos").iterdir()) == sorted(prepared.names)
@@ -128,27 +128,27 @@ def test_prepare_makes_each_video_once(prepare, caplog):
     assert prepared.model["window"] == 9 and prepared.settings["device"] == "cpu" and prepared.prompt_list["samples"] == 2
     before = stamps(folder)
     (folder / "videos" / "a refrigerator-0.mp4").unlink()
-    assert prepare("vbench", "num_frames=3", "--samples", "2")[0] == 0
+    assert prepare("vbench", "num_latent_frames=3", "--samples", "2")[0] == 0
     after = stamps(folder)
     assert after.keys() == before.keys() and [name for name in after if after[name] != before[name]] == ["a refrigerator-0.mp4"]
     assert folders.read_record(folder, "a refrigerator-0")["sha256"] != record["sha256"]
     for more, words in (
         ("seed=3", "seed 0, this is 3"),
-        ("num_frames=6", "num_frames 3, this is 6"),
+        ("num_latent_frames=6", "num_latent_frames 3, this is 6"),
         ("crf=20", "model.crf 18, this is 20"),
     ):
-        assert prepare("vbench", "num_frames=3", "--samples", "2", more)[0] == 2 and words in caplog.text
+        assert prepare("vbench", "num_latent_frames=3", "--samples", "2", more)[0] == 2 and words in caplog.text
     assert stamps(folder) == after
 
 
 @pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_killed_and_gone_on_with(prepare, tiny, environment, tmp_path, num_ranks):
     """Ranks are killed in the middle; one process goes on: nothing is made twice, nothing is lost, and all is as if uninterrupted."""
-    whole = prepare("vbench", "num_frames=3", "--samples", "4", folder="whole")[1]
+    whole = prepare("vbench", "num_latent_frames=3", "--samples", "4", folder="whole")[1]
     folder = tmp_path / "videos"
     arguments = ["prepare", "vbench", "--output", str(folder), "--environment", str(environment), "--samples", "4"]
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}", "-m", "longlive.evaluation"]
-    settings = [f"model={tiny}", "device=cpu", "scale=1", "num_frames=3"]
+    settings = [f"model={tiny}", "device=cpu", "scale=1", "num_latent_frames=3"]
     running = subprocess.Popen(
         [*ranks, *arguments, *settings],
         cwd=ROOT,
@@ -162,7 +162,7 @@ def test_several_processes_killed_and_gone_on_with(prepare, tiny, environment, t
     running.wait()
     finished = {path.stem: stamps(folder)[f"{path.stem}.mp4"] for path in folder.glob("records/[!.]*.json")}
     assert len(finished) >= 3
-    assert prepare("vbench", "num_frames=3", "--samples", "4")[0] == 0
+    assert prepare("vbench", "num_latent_frames=3", "--samples", "4")[0] == 0
     prepared = folders.load(folder)
     assert not folders.check(folder, prepared).any and len(prepared.names) == 16
     assert {name: stamps(folder)[f"{name}.mp4"] for name in finished} == finished
@@ -171,7 +171,7 @@ def test_several_processes_killed_and_gone_on_with(prepare, tiny, environment, t
 
 
 def test_videos_of_another_program(prepare, environment, tmp_path, caplog):
-    made = prepare("vbench", "num_frames=3", "--samples", "1")[1]
+    made = prepare("vbench", "num_latent_frames=3", "--samples", "1")[1]
     command = ["prepare", "vbench", "--samples", "1", "--environment", str(environment), "--output", str(tmp_path / "adopted")]
     assert main([*command, "--videos", str(made / "videos"), "--name", "theirs"]) == 0
     prepared = folders.load(tmp_path / "adopted")
@@ -195,7 +195,7 @@ def test_videos_of_another_program(prepare, environment, tmp_path, caplog):
     [
         ("vbench", ["prompt=a"], "prompt is given, but the suite decides"),
         ("vbench", ["num_samples=3"], "num_samples is given, but the suite decides"),
-        ("vbench", ["num_frames=4"], "cannot be cut into blocks of 3"),
+        ("vbench", ["num_latent_frames=4"], "cannot be cut into blocks of 3"),
         ("vbench", ["--prompts", "x.jsonl"], "a file of scripts belongs to interactive"),
         ("miniature", ["--dimensions", "scene"], "has no prompts for scene"),
         ("interactive", ["seconds=20"], "lies beyond the video's end"),
@@ -213,7 +213,7 @@ def test_a_configuration_says_the_model_and_the_suite_the_rest(tiny, environment
     command = ["prepare", "vbench", "--output", str(tmp_path / "x"), "--environment", str(environment), "--config", str(config)]
     assert main([*command, "--limit", "1", "--samples", "1"]) == 0
     prepared = folders.load(tmp_path / "x")
-    assert prepared.num_frames == 21 and prepared.model["sink"] == 1 and prepared.names == ["In a still frame, a stop sign-0"]
+    assert prepared.num_latent_frames == 21 and prepared.model["sink"] == 1 and prepared.names == ["In a still frame, a stop sign-0"]
     assert folders.read_record(tmp_path / "x", prepared.names[0])["cues"] == [{"frame": 0, "prompt": "In a still frame, a stop sign"}]
     assert main([*command, "prompts=x.txt"]) == 2 and "prompts is given, but the suite decides" in caplog.text
 
@@ -232,7 +232,7 @@ def test_without_an_environment(tmp_path, caplog):
 
 def test_a_run_goes_on_where_it_stopped(prepare, environment, cache, caplog):
     """What lacks weights or fails keeps nothing else from being measured, and is measured as soon as it can be."""
-    folder = prepare("vbench", "num_frames=3", "--samples", "2")[1]
+    folder = prepare("vbench", "num_latent_frames=3", "--samples", "2")[1]
     run = ["run", str(folder), "--environment", str(environment), "--device", "cpu"]
     assert main([*run, "--dimensions", "temporal_flickering", "motion_smoothness"]) == 1
     assert f"motion_smoothness cannot be measured; it lacks\n  {cache / 'amt_model/amt-s.pth'}  from  https://" in caplog.text
@@ -252,7 +252,7 @@ def test_a_run_goes_on_where_it_stopped(prepare, environment, cache, caplog):
 
 def test_a_stopped_run_leaves_no_process(prepare, environment, cache):
     """Whoever stops the run, as a batch system does, stops vbench too, and nothing further is begun."""
-    folder = prepare("vbench", "num_frames=3", "--samples", "1")[1]
+    folder = prepare("vbench", "num_latent_frames=3", "--samples", "1")[1]
     has_weights(cache, *DIMENSIONS)
     sleepy = environment / "lib" / "python3.11" / "site-packages" / "vbench" / "sleepy"
     sleepy.write_text("")
@@ -279,7 +279,7 @@ def wait_for(condition, seconds=60):
 
 
 def test_all_dimensions_give_a_total(prepare, environment, cache, capsys, caplog):
-    folder = prepare("vbench", "num_frames=3", "--samples", "2")[1]
+    folder = prepare("vbench", "num_latent_frames=3", "--samples", "2")[1]
     packages = environment / "lib" / "python3.11" / "site-packages"
     has_weights(cache, *DIMENSIONS)
     shutil.copytree(packages / "vbench-0.1.5.dist-info", packages / "detectron2-0.6.dist-info")
@@ -305,7 +305,7 @@ def test_all_dimensions_give_a_total(prepare, environment, cache, capsys, caplog
 
 
 def test_videos_that_are_not_as_they_were_prepared(prepare, environment, cache, caplog):
-    folder = prepare("vbench", "num_frames=3", "--samples", "2")[1]
+    folder = prepare("vbench", "num_latent_frames=3", "--samples", "2")[1]
     run = ["run", str(folder), "--environment", str(environment), "--dimensions", "temporal_flickering"]
     videos = folder / "videos"
     (videos / "a refrigerator-0.mp4").unlink()  # counts for another dimension
@@ -336,13 +336,13 @@ def test_longer_prompts_by_a_language_model(prepare, environment, writer, tmp_pa
     command = ["rewrite", "--model", str(writer), "--output", str(output), "--environment", str(environment), "--device", "cpu"]
     assert main([*command, "--lenient", "--max-new-tokens", "8"]) == 0 and "4 lines" in caplog.text
     lines = output.read_text().splitlines()
-    status, folder = prepare("vbench", "num_frames=3", "--samples", "1", "--rewritten", str(output))
+    status, folder = prepare("vbench", "num_latent_frames=3", "--samples", "1", "--rewritten", str(output))
     assert status == 0 and len(lines) == 4
     record = folders.read_record(folder, "a refrigerator-0")
     assert record["prompt"] == "a refrigerator" and record["cues"] == [{"frame": 0, "prompt": lines[1]}]
     rewritten = folders.load(folder).rewritten
     assert rewritten["file"] == "longer.txt" and rewritten["made"]["weights"] and rewritten["made"]["lines"] == 4
-    assert prepare("vbench", "num_frames=3", "--samples", "1")[0] == 2 and "rewritten" in caplog.text
+    assert prepare("vbench", "num_latent_frames=3", "--samples", "1")[0] == 2 and "rewritten" in caplog.text
     short = tmp_path / "short.txt"
     short.write_text("a cat\n\na dog\n")
     command[4] = str(tmp_path / "other.txt")
@@ -365,7 +365,7 @@ def test_every_dimension_has_a_gpu_of_its_own(monkeypatch):
 def test_comparisons_that_say_nothing_are_refused(prepare, environment, cache, caplog):
     """Of videos that are no longer there, or measured in another way; what only one folder has is named."""
     has_weights(cache, *DIMENSIONS)
-    both = [prepare("vbench", "num_frames=3", "--samples", "1", f"crf={crf}", folder=str(crf))[1] for crf in (18, 20)]
+    both = [prepare("vbench", "num_latent_frames=3", "--samples", "1", f"crf={crf}", folder=str(crf))[1] for crf in (18, 20)]
     for folder in both:
         run = ["run", str(folder), "--environment", str(environment), "--device", "cpu", "--dimensions", "temporal_flickering"]
         assert main([*run, "human_action"] if folder is both[0] else run) == 0
@@ -402,7 +402,7 @@ def test_two_at_once_do_not_disturb_each_other(prepare, tmp_path):
     host = socket.gethostname()
     (half_done / f"{host}-999999999.mp4").write_bytes(b"")
     (half_done / f"{host}-{os.getppid()}.mp4").write_bytes(b"")
-    assert prepare("vbench", "num_frames=3", "--samples", "1")[0] == 0
+    assert prepare("vbench", "num_latent_frames=3", "--samples", "1")[0] == 0
     assert [path.name for path in half_done.iterdir()] == [f"{host}-{os.getppid()}.mp4"]
 
 
@@ -417,9 +417,9 @@ def test_two_at_once_do_not_disturb_each_other(prepare, tmp_path):
     ],
 )
 def test_options_that_would_change_nothing_are_refused(prepare, environment, cache, caplog, suite, more, words):
-    folder = prepare(suite, "num_frames=12", "--samples", "1", "--dimensions", "scene", "--limit", "1")[1]
+    folder = prepare(suite, "num_latent_frames=12", "--samples", "1", "--dimensions", "scene", "--limit", "1")[1]
     if "background" in words or suite == "long":
-        folder = prepare(suite, "num_frames=12", "--samples", "1", folder="all")[1]
+        folder = prepare(suite, "num_latent_frames=12", "--samples", "1", folder="all")[1]
     assert main(["run", str(folder), "--environment", str(environment), *more]) == 2 and words in caplog.text
 
 
@@ -443,10 +443,10 @@ def test_interactive_scripts(prepare, environment, cache, clip_folder, tmp_path,
     values.write(folder, "clip_score", found, {})
     assert main(["score", str(folder)]) == 2 and "Quality lacks subject_consistency" in caplog.text
     assert "| **tiny** | missing | 20.00 | 22.00 |" in (folder / "results" / "score.md").read_text()
-    assert folders.load(folder).num_frames == 9  # as long as was asked for
+    assert folders.load(folder).num_latent_frames == 9  # as long as was asked for
     status, other = prepare("switch", "--prompts", str(own), "--samples", "1", "recache=none", folder="switch")
-    assert status == 0 and folders.load(other).num_frames is None and len(folders.check(other, folders.load(other)).missing) == 0
-    status, short = prepare("long", "num_frames=3", "--samples", "1", folder="short")
+    assert status == 0 and folders.load(other).num_latent_frames is None and len(folders.check(other, folders.load(other)).missing) == 0
+    status, short = prepare("long", "num_latent_frames=3", "--samples", "1", folder="short")
     assert status == 0 and main(["run", str(short), "--environment", str(environment)]) == 2
     assert "videos of 0.6 s are one clip; VBench-Long compares clips of 2 s: prepare longer ones" in caplog.text
     assert status == 0 and folders.load(other).entries[0].script.durations == (5.0, 5.0)
@@ -495,7 +495,7 @@ def test_the_real_vbench(suite, tmp_path, cache, caplog):
     """Its temporal flickering of the miniature's videos is ours to 1e-5; every other dimension says what it lacks."""
     folder = tmp_path / suite
     part = ["--dimensions", *DIMENSIONS, "--limit", "1", "--samples", "2"]
-    assert main(["prepare", suite, "--output", str(folder), "device=cpu", "num_frames=15", *part]) == 0
+    assert main(["prepare", suite, "--output", str(folder), "device=cpu", "num_latent_frames=15", *part]) == 0
     assert main(["run", str(folder), "--device", "cpu"]) == 1
     (found,) = values.of_vbench(folder)[0].values()
     for name, value in found.items():

@@ -113,7 +113,7 @@ def make(folder: Path) -> dict:
     )
     loaded = time.perf_counter()
     images = pipeline(
-        "a red fox in snow", num_frames=3, height=64, width=64, generator=torch.Generator().manual_seed(0), output_type="np"
+        "a red fox in snow", num_latent_frames=3, height=64, width=64, generator=torch.Generator().manual_seed(0), output_type="np"
     ).frames
     made = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

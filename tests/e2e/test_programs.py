@@ -16,11 +16,11 @@ import torch
 
 from longlive import video
 from longlive.config import InferenceConfig, load
-from longlive.generation import programs
 from longlive.generation.cues import Cue
 from longlive.generation.pipeline import PipelineInfo
 from longlive.generation.stream import Seconds
 from longlive.generation.timeline import Timeline
+from longlive.programs import inference as programs
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,29 +40,29 @@ class StandIn:
     def to(self, device):
         return self
 
-    def num_frames_for(self, seconds):
+    def num_latent_frames_for(self, seconds):
         return -(-int(np.ceil((seconds * 16 + 3) / 4)) // 3) * 3
 
     def num_images(self, frames):
         return 4 * frames - 3
 
-    def memory_needed(self, num_frames, height, width, batch=1):
+    def memory_needed(self, num_latent_frames, height, width, batch=1):
         return 1000 * height * width
 
-    def session(self, prompts, *, num_frames, height, width, seed):
+    def session(self, prompts, *, num_latent_frames, height, width, seed):
         timeline = Timeline(seed, {**self.info._asdict(), "height": height, "width": width, "context_timestep": 0.0})
-        return StandInSession(timeline, self.blocks(prompts, num_frames, height, width, timeline))
+        return StandInSession(timeline, self.blocks(prompts, num_latent_frames, height, width, timeline))
 
-    def blocks(self, prompts, num_frames, height, width, timeline):
+    def blocks(self, prompts, num_latent_frames, height, width, timeline):
         colour = torch.randint(256, (3,), generator=torch.Generator().manual_seed(timeline.seed), dtype=torch.uint8)
         number = 0
-        while num_frames is None or 3 * number < num_frames:
+        while num_latent_frames is None or 3 * number < num_latent_frames:
             if number in self.breaks_at:
                 raise self.breaks_at[number]
             if cue := prompts.due(3 * (number - 1) if number else -1, 3 * number):
                 prompt = cue.prompt
                 timeline.cues.append(dataclasses.replace(cue, frame=3 * number))
-            timeline.num_frames = 3 * number + 3
+            timeline.num_latent_frames = 3 * number + 3
             time.sleep(self.pause)
             images = colour.expand(1, 12 - 3 * (number == 0), height, width, 3)
             yield SimpleNamespace(
@@ -208,7 +208,9 @@ def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
     status, said = program("--timeline", str(file), interactive=True)
     assert status == 0, said
     again = json.loads(Path("outputs", file.name.replace(".timeline.json", "-again.json")).read_text())
-    assert again["images"] == 4 * typed.num_frames - 3 and [p["prompt"] for p in again["prompts"]] == [cue.prompt for cue in typed.cues]
+    assert again["images"] == 4 * typed.num_latent_frames - 3 and [p["prompt"] for p in again["prompts"]] == [
+        cue.prompt for cue in typed.cues
+    ]
     assert [cue["frame"] for cue in again["request"]["cues"]] == [cue.frame for cue in typed.cues]
 
 
@@ -270,11 +272,11 @@ BAD = {
     "unknown setting": (["sed=1"], "there is no setting 'sed'; did you mean 'seed'?"),
     "wrong type": (["--seconds", "ten"], "setting seconds: Value 'ten'"),
     "no such configuration": (["--config", "none.yaml"], "no configuration at none.yaml"),
-    "frames and block": (["--prompt", "a", "num_frames=10"], "10 cannot be cut into blocks of 3; choose a multiple, 9"),
+    "frames and block": (["--prompt", "a", "num_latent_frames=10"], "10 cannot be cut into blocks of 3; choose a multiple, 9"),
     "height": (["--prompt", "a", "height=40"], "height 40 is not divisible by 16; choose 32"),
     "width": (["--prompt", "a", "width=8"], "width 8 is not divisible by 16; choose 16"),
     "empty prompt": (["--prompt", " "], "the prompt is empty"),
-    "two lengths": (["seconds=1", "num_frames=3"], "choose one"),
+    "two lengths": (["seconds=1", "num_latent_frames=3"], "choose one"),
     "prompt and prompts": (["--prompt", "a", "--prompts", "b.txt"], "choose one"),
     "no prompts file": (["--prompts", "none.txt"], "there is no file none.txt"),
     "other kind of file": (["--prompts", "a.csv"], ".txt (one a line) or .jsonl"),
@@ -353,8 +355,8 @@ def test_command_line_takes_the_place_of_the_file():
     released = ("--config", str(ROOT / "configs/inference.yaml"))
     assert parse().prompts.endswith("prompts.txt") and parse().model == "miniature" and parse().seconds == 10
     assert parse("--prompt", "a").prompts is None and parse("prompt=a").prompt == "a"
-    assert parse("num_frames=3").seconds is None
+    assert parse("num_latent_frames=3").seconds is None
     assert parse("--model", "folder").prompts is None
-    assert parse(*released, "--seconds", "3").num_frames is None
+    assert parse(*released, "--seconds", "3").num_latent_frames is None
     assert parse(*released, "--model", "folder").checkpoint is None and parse(*released, "--model", "folder").window == 12
     assert parse("height=64", "--seed", "3", "width=128") == parse("--seed", "3", "height=64", "width=128")

@@ -7,11 +7,11 @@ import torch
 
 from longlive import video
 from longlive.config import InferenceConfig, load
-from longlive.generation import programs
 from longlive.generation.prompt_files import read_scripts
 from longlive.miniature import oracle
 from longlive.miniature.captions import parse
 from longlive.miniature.world import ATTRIBUTES, Captioned
+from longlive.programs import inference as programs
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "miniature"
 

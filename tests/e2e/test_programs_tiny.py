@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from longlive import video
-from longlive.generation import programs
+from longlive.programs import inference as programs
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def images(folder):
 
 
 def test_a_longer_video_begins_as_a_shorter_one_and_the_seed_matters(program):
-    for name, argv in {"short": ["--seconds", "1"], "long": ["num_frames=9"], "other": ["--seconds", "1", "--seed", "1"]}.items():
+    for name, argv in {"short": ["--seconds", "1"], "long": ["num_latent_frames=9"], "other": ["--seconds", "1", "--seed", "1"]}.items():
         status, said = program("--prompt", "a red circle", "--output", name, "crf=0", "scale=1", *argv)
         assert status == 0, said
     short, long, other = images("short"), images("long"), images("other")
@@ -47,7 +47,7 @@ def test_a_longer_video_begins_as_a_shorter_one_and_the_seed_matters(program):
 
 def test_settings_reach_the_model(program):
     Path("a.jsonl").write_text('{"prompts": ["one", "two"], "switch_frame_indices": [9]}')
-    common = ("--prompts", "a.jsonl", "num_frames=12", "crf=0", "scale=1")
+    common = ("--prompts", "a.jsonl", "num_latent_frames=12", "crf=0", "scale=1")
     made = {}
     for name, argv in {
         "as it is": [],
@@ -85,7 +85,7 @@ def test_broken_weights_stop_with_block_and_step(program, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["num_frames=10"], "10 cannot be cut into blocks of 3"),
+        (["num_latent_frames=10"], "10 cannot be cut into blocks of 3"),
         (["height=40"], "height 40 is not divisible by 16"),
         (["window=2"], "choose a larger window"),
         (["window=4"], "no room for a block"),
@@ -109,7 +109,7 @@ def test_attention_that_cannot_run_here(program):
 
 
 def test_a_prompt_that_is_too_long_is_cut_where_it_is_said(program):
-    status, said = program("--prompt", "a red circle " * 20, "num_frames=3")
+    status, said = program("--prompt", "a red circle " * 20, "num_latent_frames=3")
     assert status == 0 and "reads 32: cut after" in said
 
 

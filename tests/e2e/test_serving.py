@@ -163,7 +163,7 @@ def test_a_session_from_the_first_prompt_to_its_files(served, tiny, tmp_path):
     timeline = Timeline.from_json(json.loads(content), where="the server's")
     assert [(cue.prompt, cue.keep_sink) for cue in timeline.cues] == [(PROMPT, None), (OTHER, False)] and timeline.seed == 5
     pipe = LongLivePipeline.from_pretrained(tiny)
-    session = pipe.session(timeline.schedule, num_frames=timeline.num_frames, seed=timeline.seed)
+    session = pipe.session(timeline.schedule, num_latent_frames=timeline.num_latent_frames, seed=timeline.seed)
     prompts = [chunk.prompt for chunk in session]
     assert prompts[: len(talk.chunks)] == [about["prompt"] for about, _ in talk.chunks]
 

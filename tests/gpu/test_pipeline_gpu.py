@@ -52,13 +52,15 @@ def test_same_video_on_both(on_cpu, on_gpu):
     """With a full window, a prompt switch that keeps the sink and one that does not."""
     cues = PromptSchedule((Cue(0, PROMPT), Cue(12, OTHER, keep_sink=True), Cue(18, PROMPT, keep_sink=False)))
     for output_type in ("latent", "pt"):
-        first, second = (pipe(cues, num_frames=24, generator=generator(), output_type=output_type).frames for pipe in (on_cpu, on_gpu))
+        first, second = (
+            pipe(cues, num_latent_frames=24, generator=generator(), output_type=output_type).frames for pipe in (on_cpu, on_gpu)
+        )
         torch.testing.assert_close(second.cpu(), first, atol=1e-3, rtol=0)
 
 
 def test_same_images_from_a_session(on_cpu, on_gpu):
     first, second = (
-        torch.cat([chunk.images for chunk in pipe.session(PROMPT, num_frames=12, generator=generator())], dim=1)
+        torch.cat([chunk.images for chunk in pipe.session(PROMPT, num_latent_frames=12, generator=generator())], dim=1)
         for pipe in (on_cpu, on_gpu)
     )
     assert second.device.type == "cpu" and second.dtype == torch.uint8
@@ -72,7 +74,7 @@ def test_same_seed_same_noise(on_cpu, on_gpu):
         torch.nn.init.zeros_(pipe.transformer.head.head.weight)
         torch.nn.init.zeros_(pipe.transformer.head.head.bias)
         made = pipe.stream(
-            PromptSchedule.single(PROMPT), num_frames=6, generator=generator(3), on_step=lambda number, t, clean: seen.append(clean.cpu())
+            PromptSchedule.single(PROMPT), num_latent_frames=6, generator=generator(3), on_step=lambda number, t, x0: seen.append(x0.cpu())
         )
         list(made)
     half = len(seen) // 2
@@ -135,9 +137,11 @@ def test_text_encoder_on_demand_leaves_nothing_on_the_device(on_cpu):
 
 
 def test_offload_makes_the_same_video(on_cpu, on_gpu):
-    wanted = on_gpu(PROMPT, num_frames=6, generator=generator(), output_type="latent").frames
+    wanted = on_gpu(PROMPT, num_latent_frames=6, generator=generator(), output_type="latent").frames
     on_cpu.enable_model_cpu_offload(device=DEVICE)
-    torch.testing.assert_close(on_cpu(PROMPT, num_frames=6, generator=generator(), output_type="latent").frames, wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        on_cpu(PROMPT, num_latent_frames=6, generator=generator(), output_type="latent").frames, wanted, atol=1e-5, rtol=0
+    )
     assert on_cpu.text_encoder.device.type == "cpu" and on_cpu.transformer.device.type == "cuda"
 
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from longlive.checkpoints import convert, store
-from longlive.models.text import TextEncoder, clean, embed
+from longlive.models.text import TextEncoder, embed, normalize_prompt
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SENTENCE = "a red cat walks slowly over the green hill while it rains and then sun comes out again to shine"
@@ -82,7 +82,7 @@ def test_dtype_is_kept_as_stored_or_as_asked(folder):
 
 
 def test_prompts_are_cleaned_as_wan_was_trained():
-    assert clean("  the Mona Lisa doesnâ€™t\n\t smile &amp;amp; waits ") == "the Mona Lisa doesn't smile & waits"
+    assert normalize_prompt("  the Mona Lisa doesnâ€™t\n\t smile &amp;amp; waits ") == "the Mona Lisa doesn't smile & waits"
 
 
 def test_an_empty_prompt_is_refused(folder):

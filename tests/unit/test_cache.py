@@ -128,11 +128,11 @@ def test_denoising_leaves_nothing_behind(model):
     for steps in ([1000.0], [1000.0, 700.0, 300.0]):
         torch.manual_seed(1)
         rollout = Rollout(Denoiser(model), ring(Window(3, 3)), steps=steps, draw=torch.zeros_like)
-        clean = torch.randn(6, 2, BLOCK, 4, 4, 4)
-        for block in clean:
+        x0 = torch.randn(6, 2, BLOCK, 4, 4, 4)
+        for block in x0:
             rollout.block(block, text)
             rollout.remember(block, text)
-        results.append(rollout.denoiser(clean[0], 500.0, text, rollout.cache.view(range(18, 21))).flow)
+        results.append(rollout.denoiser(x0[0], 500.0, text, rollout.cache.view(range(18, 21))).velocity)
     assert torch.equal(*results)
 
 
@@ -166,31 +166,31 @@ def test_forget_says_what_to_read_again():
 @pytest.mark.parametrize("window", [Window(0, 6), Window(3, 3), Window(3, 6), Window.full(18)], ids=str)
 def test_cache_path_equals_one_masked_pass(model, window):
     """Clean frames recorded block by block = the whole sequence at once under the mask of the window."""
-    clean, text = torch.randn(2, 18, 4, 4, 4), torch.randn(2, 5, 8)
+    x0, text = torch.randn(2, 18, 4, 4, 4), torch.randn(2, 5, 8)
     mask = block_mask(range(18), range(18), block=BLOCK, window=window, tokens_per_frame=TOKENS)
     t = torch.full((2, 18), 400.0)
-    whole = model(clean, t, text, MaskedView(tuple(range(18)), mask))
+    whole = model(x0, t, text, MaskedView(tuple(range(18)), mask))
     cache, parts = ring(window), []
     for start in range(0, 18, BLOCK):
         span = range(start, start + BLOCK)
         with cache.record(span) as view:
-            parts.append(model(clean[:, start : start + BLOCK], t[:, :BLOCK], text, view))
+            parts.append(model(x0[:, start : start + BLOCK], t[:, :BLOCK], text, view))
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=2e-5, rtol=0)
 
 
 def test_recache_going_block_by_block_equals_the_masked_pass(model):
     """The causal recache: after `forget`, spans may be recorded one after the other; ring and history agree."""
-    texts, clean = torch.randn(2, 2, 5, 8), torch.randn(2, 18, 4, 4, 4)
+    texts, x0 = torch.randn(2, 2, 5, 8), torch.randn(2, 18, 4, 4, 4)
     for keep_sink in (True, False):
         flows = []
         for cache in (ring(Window(3, 6)), HistoryCache(window=Window(3, 6)), NaiveCache(Window(3, 6))):
             rollout = Rollout(Denoiser(model), cache, steps=STEPS, draw=torch.zeros_like)
             for start in range(0, 15, BLOCK):
-                rollout.remember(clean[:, start : start + BLOCK], texts[0])
+                rollout.remember(x0[:, start : start + BLOCK], texts[0])
             again = cache.forget(keep_sink=keep_sink)
             for start in range(again.start, again.stop, BLOCK):
-                rollout.remember(clean[:, start : start + BLOCK], texts[1], range(start, start + BLOCK))
-            flows.append(rollout.denoiser(clean[:, 15:], 500.0, texts[1], cache.view(range(15, 18))).flow)
+                rollout.remember(x0[:, start : start + BLOCK], texts[1], range(start, start + BLOCK))
+            flows.append(rollout.denoiser(x0[:, 15:], 500.0, texts[1], cache.view(range(15, 18))).velocity)
         torch.testing.assert_close(flows[0], flows[2], atol=2e-5, rtol=0)
         torch.testing.assert_close(flows[1], flows[2], atol=2e-5, rtol=0)
 
@@ -205,11 +205,11 @@ def test_beyond_1100_frames_memory_does_not_grow(model, relative):
     history = Rollout(Denoiser(model), HistoryCache(window=Window(3, 6), relative=relative), steps=[1000.0], draw=torch.zeros_like)
     while rollout.end < 1110:
         noise = torch.randn(2, BLOCK, 4, 4, 4, generator=generator)
-        clean = rollout.block(noise, text)
-        rollout.remember(clean, text)
+        x0 = rollout.block(noise, text)
+        rollout.remember(x0, text)
         if rollout.end % 60 == 0 or rollout.end > 1098:
             rollout.switch(text, keep_sink=True)
-        history.remember(clean, text)
+        history.remember(x0, text)
         if history.end % 60 == 0 or history.end > 1098:
             history.switch(text, keep_sink=True)
     assert [cache.keys.data_ptr(), cache.values.data_ptr(), cache.num_bytes] == buffers
@@ -220,19 +220,19 @@ def test_beyond_1100_frames_memory_does_not_grow(model, relative):
 
 def test_infinite_mode_repeats_itself_where_absolute_positions_do_not_matter(model):
     """In relative mode the same frames at any position of the video give the same next block."""
-    text, clean = torch.randn(2, 5, 8), torch.randn(2, 12, 4, 4, 4)
+    text, x0 = torch.randn(2, 5, 8), torch.randn(2, 12, 4, 4, 4)
     flows = []
     for repeats in (1, 40):
         cache = ring(Window(3, 6), relative=True)
         rollout = Rollout(Denoiser(model), cache, steps=STEPS, draw=torch.zeros_like)
-        rollout.remember(clean[:, :BLOCK], text)
+        rollout.remember(x0[:, :BLOCK], text)
         for _ in range(repeats):
             for start in range(3, 12, BLOCK):
-                rollout.remember(clean[:, start : start + BLOCK], text)
+                rollout.remember(x0[:, start : start + BLOCK], text)
         # the keys of a block depend on what it saw, and that repeats from the second round on
         for start in range(3, 12, BLOCK):
-            rollout.remember(clean[:, start : start + BLOCK], text)
-        flows.append(rollout.denoiser(clean[:, :BLOCK], 500.0, text, cache.view(range(cache.end, cache.end + BLOCK))).flow)
+            rollout.remember(x0[:, start : start + BLOCK], text)
+        flows.append(rollout.denoiser(x0[:, :BLOCK], 500.0, text, cache.view(range(cache.end, cache.end + BLOCK))).velocity)
     torch.testing.assert_close(*flows, atol=2e-5, rtol=0)
 
 

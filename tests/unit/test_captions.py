@@ -13,7 +13,7 @@ from longlive.miniature.captions import NAMES, TEMPLATES, UNSEEN_TEMPLATES, cano
 from longlive.miniature.language import COMMON, TEXT_LEN, build_text_encoder, build_tokenizer, save_language, vocabulary
 from longlive.miniature.world import ATTRIBUTES, Captioned, all_captioned, held_out
 from longlive.models.text import TextEncoder
-from longlive.training.language import NOT_SAID, LanguageStage, labels, spoil
+from longlive.training.miniature.language import NOT_SAID, LanguageStage, labels, spoil
 
 SCENE = Captioned(shape="circle", color="red", background="black", motion="right")
 

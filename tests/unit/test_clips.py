@@ -44,10 +44,10 @@ class Recorder:
         self.weights[self.end] = torch.ones((), requires_grad=grad)
         return frames * self.weights[self.end]
 
-    def remember(self, clean, text):
-        assert torch.equal(clean.detach()[0, :, 0, 0, 0], torch.arange(self.end, self.end + clean.shape[1]))
+    def remember(self, x0, text):
+        assert torch.equal(x0.detach()[0, :, 0, 0, 0], torch.arange(self.end, self.end + x0.shape[1]))
         self.log.append(("remember", self.end, int(text[0, 0, 0])))
-        self.cache.end += clean.shape[1]
+        self.cache.end += x0.shape[1]
 
 
 class Numbered:
@@ -302,7 +302,7 @@ def test_a_clip_never_waits_for_the_device(model, vae):
     assert [made.clip(grad=True).latents.shape[1] for _ in range(3)] == [12] * 3
     for fetch in (lambda x: x.sum().item(), lambda x: bool(x.any()), torch.Tensor.tolist, torch.Tensor.cpu):
         with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-            tuner(lambda number, t, clean, fetch=fetch: fetch(clean) and None).clip(grad=True)
+            tuner(lambda number, t, x0, fetch=fetch: fetch(x0) and None).clip(grad=True)
 
 
 def whole(vae, frames):

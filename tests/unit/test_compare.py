@@ -20,7 +20,14 @@ from longlive.generation.prompt_files import Script
 
 def prepared(prompts=40, samples=3, **more):
     entries = tuple(Entry(index=i, name=f"p{i}", script=Script("here", (f"p{i}",)), samples=samples) for i in range(prompts))
-    usual = {"prompt_list": {"source": "here", "digest": "0"}, "rewritten": None, "seed": 0, "num_frames": 3, "fps": 16.0, "block": 3}
+    usual = {
+        "prompt_list": {"source": "here", "digest": "0"},
+        "rewritten": None,
+        "seed": 0,
+        "num_latent_frames": 3,
+        "fps": 16.0,
+        "block": 3,
+    }
     return Prepared(**({"suite": "miniature", "model": {"model": "one"}, "weights": [], "entries": entries, **usual} | more))
 
 
@@ -109,10 +116,16 @@ def test_what_does_not_belong_together():
         comparison.compare({"x": first}, {"y": first}, of)
     with pytest.raises(ValueError, match="50 resamples"):
         comparison.compare({"x": first}, {"x": first}, of, resamples=50)
-    for change in ({"seed": 1}, {"suite": "vbench"}, {"num_frames": 6}, {"prompt_list": {"digest": "1"}}, {"entries": of.entries[:1]}):
+    for change in (
+        {"seed": 1},
+        {"suite": "vbench"},
+        {"num_latent_frames": 6},
+        {"prompt_list": {"digest": "1"}},
+        {"entries": of.entries[:1]},
+    ):
         with pytest.raises(ValueError, match=f"they differ in {next(iter(change))}"):
             comparison.check_paired(of, dataclasses.replace(of, **change), ("A", "B"))
-    comparison.check_paired(of, dataclasses.replace(of, seed=None, num_frames=6), ("A", "B"))  # of another program
+    comparison.check_paired(of, dataclasses.replace(of, seed=None, num_latent_frames=6), ("A", "B"))  # of another program
     comparison.check_paired(of, dataclasses.replace(of, model={"model": "two"}), ("A", "B"))
 
 

@@ -89,7 +89,7 @@ def test_mistakes_are_named(word, message):
 
 
 def test_contradictions():
-    for words in (["prompt=a", "prompts=b"], ["seconds=1", "num_frames=3"], ["model=a", "wan_dir=b"]):
+    for words in (["prompt=a", "prompts=b"], ["seconds=1", "num_latent_frames=3"], ["model=a", "wan_dir=b"]):
         with pytest.raises(ValueError, match="choose one"):
             load(InferenceConfig, None, words)
 

@@ -12,13 +12,13 @@ from diffusers import AutoencoderKLWan
 from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.checkpoints import store
+from longlive.engine.sharding import full_state, shard
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.rollout import Rollout
 from longlive.models.lora import add_lora, lora_state, merge_lora
 from longlive.models.wan import WanTransformer
-from longlive.parallel.shard import full_state, shard
-from longlive.parallel.world import SharedChoices, World, gather, joined, rank_generator, world
+from longlive.parallel.world import SharedChoices, World, gather, get_world, joined, rank_generator
 from longlive.training.clips import StreamingTuner
 from longlive.training.distillation import DistillationStage
 from longlive.training.dmd import DMD, GeneratorLoss
@@ -65,7 +65,7 @@ class Recording(DMD):
         return super().critic_loss(clip, text, **told)
 
 
-def make_stage(*, rank=None, average=True, seed=0, here=World(), **settings):  # noqa: B008  # a constant
+def make_stage(*, rank=None, average=True, seed=0, world=World(), **settings):  # noqa: B008  # a constant
     """Clips of 6 frames from videos of 12 or 15, each with a switch. `seed` is that of everything but frozen weights."""
     adapters = rank is not None
     generator, critic = (small_network(n if adapters else n + 100 * seed) for n in range(2))
@@ -78,17 +78,17 @@ def make_stage(*, rank=None, average=True, seed=0, here=World(), **settings):  #
             learners.append(Learner(network, lr=lr, lora_rank=rank, checkpointing=True))
     for frozen in (teacher, *([ema.average] if ema else [])):
         shard(frozen, param_dtype=torch.float32, reduce_dtype=torch.float32)
-    random = {name: rank_generator(seed + n, here.rank) for n, name in enumerate(("noise", "levels"))}
+    random = {name: rank_generator(seed + n, world.rank) for n, name in enumerate(("noise", "levels"))}
     noise = lambda frames: torch.randn(1, frames, 4, 4, 4, generator=random["noise"])  # noqa: E731
     cache = HistoryCache(window=Window(3, 6))
     rollout = Watched(Denoiser(generator), cache, steps=[1000.0, 625.0], draw=lambda latents: noise(latents.shape[1]))
     rollout.blocks = []
     tuner = StreamingTuner(
         rollout,
-        PromptSampler(PAIRS, batch=1, seed=4, rank=here.rank, size=here.size),
+        PromptSampler(PAIRS, batch=1, seed=4, rank=world.rank, size=world.size),
         embed=embed,
         noise=noise,
-        choices=SharedChoices(seed + here.rank, here),  # the first rank's counts
+        choices=SharedChoices(seed + world.rank, world),  # the first rank's counts
         clip_frames=6,
         max_frames=(12, 15),
         switch_at=(6, 9),
@@ -102,7 +102,7 @@ def make_stage(*, rank=None, average=True, seed=0, here=World(), **settings):  #
         negative=torch.zeros(1, 5, 8),
         random=random,
         validate=lambda network, folder, number: {"mean": answer(network).mean().item()},
-        here=here,
+        world=world,
         average=ema,
         **settings,
     )
@@ -325,7 +325,7 @@ def make_preview():
         window=Window(3, 3),
         block=3,
         steps=[1000.0, 500.0],
-        num_frames=9,
+        num_latent_frames=9,
         height=16,
         width=16,
         keep_sink=True,
@@ -339,9 +339,9 @@ def rank_of_two(rank, port, folder):
     """What each of two processes does; the first leaves what both found in `folder`."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    here = world()
-    with joined(here, torch.device("cpu")):
-        settings = {"ratio": 2, "ema_start": 2, "here": here}
+    world = get_world()
+    with joined(world, torch.device("cpu")):
+        settings = {"ratio": 2, "ema_start": 2, "here": world}
         stage, own = make_stage(**settings), []
         taken, make = [], stage.tuner.clip
 
@@ -352,12 +352,12 @@ def rank_of_two(rank, port, folder):
         stage.tuner.clip = clip
         for number in range(5):
             if number == 3:
-                checkpoints = Checkpoints(folder, stage="init", kind="full", base=None, keep=1, here=here)
+                checkpoints = Checkpoints(folder, stage="init", kind="full", base=None, keep=1, world=world)
                 for step in (1, 2, 3):
                     checkpoints.save(stage, step)
                 stage.validate(folder, number)  # of the average; changes nothing, and it goes on afterwards
             own.append(stage.step(number))
-        stage.tuner.choices.check(here)
+        stage.tuner.choices.check(world)
         said = answer(stage.generator.network)  # before anything else gathers the weights anew
         weights = full_state(stage.generator.network)
 
@@ -373,8 +373,8 @@ def rank_of_two(rank, port, folder):
         shown = make_preview()(rounded, folder, 0)
 
         told = [{"frames": (c.frames.start, c.frames.stop), "switched": c.prompts[0][:3], "prompts": c.prompts} for c in taken]
-        found = gather({"clips": told, "blocks": stage.tuner.rollout.blocks, "resumed": resumed.tuner.rollout.blocks}, here)
-        if here.is_first:
+        found = gather({"clips": told, "blocks": stage.tuner.rollout.blocks, "resumed": resumed.tuner.rollout.blocks}, world)
+        if world.is_main:
             torch.save({"ranks": found, "weights": weights, "said": said, "shown": shown}, folder / "found.pt")
 
 
@@ -397,7 +397,7 @@ def test_two_processes_go_in_step_with_prompts_and_noise_of_their_own(tmp_path):
         assert rank["blocks"][-len(rank["resumed"]) :] == rank["resumed"]
     alone = make_stage(ratio=2, ema_start=2)
     with pytest.raises(ValueError, match="was saved by 2 ranks, not 1"):
-        Checkpoints(tmp_path, stage="init", kind="full", base=None, keep=1, here=World()).resume(alone)
+        Checkpoints(tmp_path, stage="init", kind="full", base=None, keep=1, world=World()).resume(alone)
     network = small_network()
     network.load_state_dict(found["weights"])  # whole tensors under their own names
     assert not torch.equal(network.head.head.weight, small_network().head.head.weight)

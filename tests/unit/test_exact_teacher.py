@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from longlive.miniature.exact_teacher import ExactPrediction, ExactTeacher, manifold_distance, nearest_clip
-from longlive.miniature.state_world import (
+from experiments.exact_teacher import ExactPrediction, ExactTeacher, manifold_distance, nearest_clip
+from experiments.state_world import (
     IDENTITY,
     StateIdentity,
     all_identities,
@@ -16,7 +16,7 @@ from longlive.miniature.state_world import (
     text_of,
 )  # fmt: skip
 from longlive.miniature.world import ATTRIBUTES, Captioned, all_captioned, held_out
-from longlive.ops.flow import add_noise, warp_steps
+from longlive.ops.flow_matching import add_noise, warp_steps
 from longlive.training.dmd import DMD
 
 STEPS = warp_steps([1000, 750, 500, 250], 5.0)
@@ -55,43 +55,43 @@ class Point:
         return ExactPrediction(noisy, self.clip, t)
 
 
-def scene(count, num_frames, seed=0):
+def scene(count, num_latent_frames, seed=0):
     generator = torch.Generator().manual_seed(seed)
     captions = held_out(count)
     identities = [draw_identity(generator) for _ in captions]
-    return captions, identities, latents(captions, identities, num_frames), generator
+    return captions, identities, latents(captions, identities, num_latent_frames), generator
 
 
 def sample(teacher, text, shape, generator, **past):
     """Few-step sampling: predict, add fresh noise, predict again."""
     noisy = torch.randn(shape, generator=generator)
     for t, following in zip(STEPS, [*STEPS[1:], None], strict=True):
-        clean = teacher(noisy, t, text, **past).clean
+        x0 = teacher(noisy, t, text, **past).x0
         if following is None:
-            return clean
-        noisy = add_noise(clean, torch.randn(shape, generator=generator), torch.full(shape[:2], following))
+            return x0
+        noisy = add_noise(x0, torch.randn(shape, generator=generator), torch.full(shape[:2], following))
 
 
 @pytest.mark.parametrize("t", [20.0, 400.0, 833.0, 937.5, 980.0, 1000.0, "per frame"])
 def test_equals_enumeration(t):
-    captions, _, clean, generator = scene(2, 4)
+    captions, _, x0, generator = scene(2, 4)
     captions[1] = [captions[1]] * 2 + [captions[1].with_one_change("motion", "up")] * 2
     levels = 20 + 960 * torch.rand(2, 4, generator=generator) if t == "per frame" else torch.full((2, 4), t)
-    noisy = add_noise(clean, torch.randn(clean.shape, generator=generator), levels)
+    noisy = add_noise(x0, torch.randn(x0.shape, generator=generator), levels)
     prediction = ExactTeacher()(noisy, t if isinstance(t, float) else levels, captions)
     expected = enumerated(noisy, levels, captions)
-    torch.testing.assert_close(prediction.clean, expected.float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(prediction.x0, expected.float(), atol=1e-5, rtol=0)
     sigma = levels[..., None, None, None] / 1000
-    torch.testing.assert_close(prediction.flow, ((noisy - expected) / sigma).float(), atol=1e-3 if t == 20 else 1e-4, rtol=0)
+    torch.testing.assert_close(prediction.velocity, ((noisy - expected) / sigma).float(), atol=1e-3 if t == 20 else 1e-4, rtol=0)
     torch.testing.assert_close(prediction.noise, ((noisy - (1 - sigma) * expected) / sigma).float(), atol=1e-3 if t == 20 else 1e-4, rtol=0)
 
 
 def test_undecided_posteriors_are_compared():
     """At t = 900 the enumeration is far from a single video: the test above would notice a wrong weight."""
-    captions, _, clean, generator = scene(8, 4)
+    captions, _, x0, generator = scene(8, 4)
     levels = torch.full((8, 4), 900.0)
-    noisy = add_noise(clean, torch.randn(clean.shape, generator=generator), levels)
-    mean = ExactTeacher()(noisy, levels, captions).clean
+    noisy = add_noise(x0, torch.randn(x0.shape, generator=generator), levels)
+    mean = ExactTeacher()(noisy, levels, captions).x0
     assert 0.1 < read(mean).residual.median() < 0.7
 
 
@@ -100,17 +100,17 @@ def test_past_is_weighed_as_enumeration_does():
     past = video[:, :2] + 1.0 * torch.randn(video[:, :2].shape, generator=generator)
     levels = torch.full((2, 3), 950.0)
     noisy = add_noise(video[:, 2:], torch.randn(video[:, 2:].shape, generator=generator), levels)
-    got = ExactTeacher(past_sigma=2.0)(noisy, levels, text_of(captions), clean_past=past).clean
+    got = ExactTeacher(past_sigma=2.0)(noisy, levels, text_of(captions), clean_past=past).x0
     torch.testing.assert_close(got, enumerated(noisy, levels, captions, past, 2.0).float(), atol=1e-5, rtol=0)
-    assert (got - ExactTeacher()(noisy, levels, text_of(captions)).clean).abs().max() > 0.1
+    assert (got - ExactTeacher()(noisy, levels, text_of(captions)).x0).abs().max() > 0.1
 
 
 def test_text_that_says_nothing_is_the_mixture_of_all_captions():
-    captions, _, clean, generator = scene(2, 2)
+    captions, _, x0, generator = scene(2, 2)
     levels = torch.tensor([[930.0, 960.0], [800.0, 990.0]])
-    noisy = add_noise(clean, torch.randn(clean.shape, generator=generator), levels)
+    noisy = add_noise(x0, torch.randn(x0.shape, generator=generator), levels)
     text = torch.cat([negative(1), text_of(captions[1:])])
-    got = ExactTeacher()(noisy, levels, text).clean
+    got = ExactTeacher()(noisy, levels, text).x0
     torch.testing.assert_close(got[1:], enumerated(noisy[1:], levels[1:], captions[1:]).float(), atol=1e-5, rtol=0)
 
     sigma = levels[0, :, None].double() / 1000
@@ -156,14 +156,14 @@ def test_continues_a_past_through_a_switch(attribute):
 
 
 def test_distance_to_the_manifold():
-    captions, _, clean, generator = scene(8, 6)
-    assert manifold_distance(clean, captions).max() < 1e-6
-    noisy = clean + 0.3 * torch.randn(clean.shape, generator=generator)
-    torch.testing.assert_close(nearest_clip(noisy, captions), clean)
+    captions, _, x0, generator = scene(8, 6)
+    assert manifold_distance(x0, captions).max() < 1e-6
+    noisy = x0 + 0.3 * torch.randn(x0.shape, generator=generator)
+    torch.testing.assert_close(nearest_clip(noisy, captions), x0)
     assert (manifold_distance(noisy, captions) - 0.3).abs().max() < 0.02
     others = [c.with_one_change("motion", "up" if c.motion != "up" else "down") for c in captions]
-    assert manifold_distance(clean, others).min() > 0.2
-    assert manifold_distance(clean, [None] * 8).max() < 1e-6  # a video of this world, whatever its caption
+    assert manifold_distance(x0, others).min() > 0.2
+    assert manifold_distance(x0, [None] * 8).max() < 1e-6  # a video of this world, whatever its caption
 
 
 def test_dmd_is_0_where_the_critic_is_exact():
@@ -180,13 +180,13 @@ def test_dmd_is_0_where_the_critic_is_exact():
 
 def test_dmd_leads_a_clip_to_the_manifold():
     """A generator that always makes the same clip, noisy and of a wrong colour, at the levels at which its identity can be seen."""
-    captions, identities, clean, generator = scene(4, 6)
+    captions, identities, x0, generator = scene(4, 6)
     painted = [c.with_one_change("color", "cyan" if c.color != "cyan" else "red") for c in captions]
-    clip = (clean + 0.5 * torch.randn(clean.shape, generator=generator)).requires_grad_()
+    clip = (x0 + 0.5 * torch.randn(x0.shape, generator=generator)).requires_grad_()
     before = manifold_distance(clip, painted)
     for step in range(40):
         dmd = DMD(ExactTeacher(), Point(clip.detach().clone()), guidance=0.0, max_t=700.0)
-        noise, t = torch.randn(clip.shape, generator=generator), dmd.draw_levels(clip, generator)
+        noise, t = torch.randn(clip.shape, generator=generator), dmd.draw_timesteps(clip, generator)
         loss = dmd.generator_loss(clip, text_of(painted), negative(4), t=t, noise=noise).loss
         (gradient,) = torch.autograd.grad(loss, clip)
         with torch.no_grad():
@@ -201,19 +201,19 @@ def test_dmd_leads_a_clip_to_the_manifold():
 
 
 def test_what_it_cannot_know_is_refused():
-    captions, _, clean, _ = scene(2, 3)
+    captions, _, x0, _ = scene(2, 3)
     teacher = ExactTeacher()
     with pytest.raises(ValueError, match="cannot read a cache's view"):
-        teacher(clean, 500.0, captions, object())
+        teacher(x0, 500.0, captions, object())
     with pytest.raises(ValueError, match="t must be above 0"):
-        teacher(clean, 0.0, captions)
+        teacher(x0, 0.0, captions)
     with pytest.raises(ValueError, match="are no captions"):
-        teacher(clean, 500.0, torch.ones(2, 8, 64))
+        teacher(x0, 500.0, torch.ones(2, 8, 64))
     with pytest.raises(ValueError, match="for 1 prompts"):
-        teacher(clean, 500.0, captions[:1])
+        teacher(x0, 500.0, captions[:1])
     with pytest.raises(ValueError, match="give both or neither"):
-        teacher(clean, 500.0, captions, past_text=captions)
+        teacher(x0, 500.0, captions, past_text=captions)
     with pytest.raises(ValueError, match="between two captions"):
-        teacher(clean, 500.0, negative(2), clean_past=clean, past_text=captions)
+        teacher(x0, 500.0, negative(2), clean_past=x0, past_text=captions)
     with pytest.raises(ValueError, match="past_sigma must be above 0"):
         ExactTeacher(past_sigma=0.0)

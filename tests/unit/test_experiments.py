@@ -26,13 +26,13 @@ from experiments.metrics import (
 )
 from experiments.report import Claim, write
 from experiments.scale import QUICK
+from experiments.state_world import draw_identity, latents
 from experiments.summary import summarize
 from experiments.videos import switch_pairs
 from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.rollout import Rollout
-from longlive.miniature.state_world import draw_identity, latents
 
 FRAME, LENGTH = 24, 48
 
@@ -175,11 +175,11 @@ def test_a_zero_sink_says_nothing_after_a_switch_beyond_the_window(model):
 
 def test_noised_context_changes_what_is_remembered_and_not_what_is_read_again(model):
     model.requires_grad_(False)
-    text, clean = normal(7, 1, 5, 8), normal(8, 1, 6, 4, 4, 4)
+    text, x0 = normal(7, 1, 5, 8), normal(8, 1, 6, 4, 4, 4)
     plain, noised = (rollout_over(HistoryCache(window=Window(3, 6)), model, kind) for kind in (Rollout, NoisedContext))
     seen = []
     for rollout in (plain, noised):
-        for block in clean.split(3, dim=1):
+        for block in x0.split(3, dim=1):
             rollout.remember(block, text)
         zero = torch.zeros(1, 12, 2, 12)
         seen.append(rollout.cache.view(range(6, 9)).extend(0, zero, zero)[1][:, :24])

@@ -66,11 +66,13 @@ def test_a_distilled_model_makes_the_same_videos_again_and_another_is_refused(pa
     with pytest.raises(ValueError, match="not distilled"):
         PixelModel(tmp_path / "many")
     model, captions = PixelModel(tmp_path / "few"), [pair.before for pair in pairs[:2]]
-    images = model.make(captions, num_frames=6, seed=1)
+    images = model.make(captions, num_latent_frames=6, seed=1)
     assert images.shape == (2, 21, 3, 64, 64) and images.dtype == torch.uint8
-    assert model.make(captions, num_frames=6, seed=1).equal(images) and not model.make(captions, num_frames=6, seed=2).equal(images)
+    assert model.make(captions, num_latent_frames=6, seed=1).equal(images) and not model.make(captions, num_latent_frames=6, seed=2).equal(
+        images
+    )
     cut = PixelCut(3, [pair.after for pair in pairs[:2]], "clear")
-    switched = model.make(captions, num_frames=6, seed=1, cut=cut)
+    switched = model.make(captions, num_latent_frames=6, seed=1, cut=cut)
     assert switched[:, :9].equal(images[:, :9]) and not switched[:, 9:].equal(images[:, 9:])
 
 

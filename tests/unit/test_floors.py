@@ -7,10 +7,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    {"types", "config"},
-    {"ops", "parallel", "video"},
+    {"types", "config", "files"},
+    {"ops", "parallel", "video", "provenance"},
     {"models", "cache", "checkpoints"},
+    {"engine"},
     {"generation", "miniature"},
+    {"programs"},
     {"training", "serving", "evaluation"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

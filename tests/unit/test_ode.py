@@ -25,7 +25,7 @@ def test_a_trajectory_to_one_known_clip_is_a_straight_line():
 
     def teacher(x, t, text):
         asked.append(t)
-        return SimpleNamespace(flow=(x - text) / (t / 1000))
+        return SimpleNamespace(velocity=(x - text) / (t / 1000))
 
     states = trajectory(teacher, noise, clip, num_steps=48, keep=[0, 12, 24, 36, 48], shift=5.0)
     assert states.shape == (2, 5, 3, 4, 4, 4) and len(asked) == 48
@@ -40,7 +40,7 @@ def test_a_trajectory_to_one_known_clip_is_a_straight_line():
 def test_a_trajectory_of_a_linear_flow_is_a_product_of_steps():
     """Of flow = a x every Euler step from sigma to sigma' multiplies by 1 + a (sigma' - sigma)."""
     noise, a = gaussian(2, 1, 2, 3, 2, 2), 0.7
-    linear = lambda x, t, text: SimpleNamespace(flow=a * x)  # noqa: E731
+    linear = lambda x, t, text: SimpleNamespace(velocity=a * x)  # noqa: E731
     states = trajectory(linear, noise, gaussian(3, 1, 5, 8), num_steps=4, keep=range(5), shift=3.0)
     sigma = [3 * u / (1 + 2 * u) for u in (1.0, 0.75, 0.5, 0.25)] + [0.0]
     factor = 1.0
@@ -67,7 +67,7 @@ def test_regression_in_one_pass_equals_the_block_loop(model, window, clean_histo
         noisy = torch.stack([states[row, chosen[row, block], part] for row in range(2)])
         end = states[:, -1, part]
         t = torch.tensor(LEVELS)[chosen[:, block], None].expand(-1, 3)
-        found = rollout.denoiser(noisy, t, text, rollout.cache.view(range(part.start, part.stop))).clean
+        found = rollout.denoiser(noisy, t, text, rollout.cache.view(range(part.start, part.stop))).x0
         squares.append((found - end).square())
         if clean_history:
             rollout.remember(end, text)
@@ -87,8 +87,8 @@ def test_regression_of_a_perfect_network_is_zero_and_carries_gradients(model, fr
 
         def __call__(self, x, t, text, view):
             x, t = x[:, -frames:], t[:, -frames:, None, None, None] / 1000
-            flow = (x - states[:, -1] - offset) / t
-            return torch.cat([torch.full((1, len(view.frames) - frames, 4, 4, 4), torch.nan), flow], 1)
+            velocity = (x - states[:, -1] - offset) / t
+            return torch.cat([torch.full((1, len(view.frames) - frames, 4, 4, 4), torch.nan), velocity], 1)
 
     chosen = torch.arange(frames // 3).view(1, -1)
     for clean_history in (True, False):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from longlive.ops import attention, flow
+from longlive.ops import attention, flow_matching
 from longlive.ops.rope import rotate, rotation, turn_in_time
 
 
@@ -32,23 +32,23 @@ def test_turning_in_time_moves_keys_and_only_differences_matter():
 
 
 def test_schedule():
-    assert flow.warp_steps([1000, 750, 500, 250, 0], 5.0) == pytest.approx([1000, 937.5, 833.3333, 625, 0], abs=1e-3)
-    assert flow.sigmas(5.0)[[0, 1, -1]].tolist() == pytest.approx([1, 0.99979979, 0.00498008], abs=1e-7)
-    assert flow.training_weights(5.0).mean() == pytest.approx(1, abs=1e-5)
+    assert flow_matching.warp_steps([1000, 750, 500, 250, 0], 5.0) == pytest.approx([1000, 937.5, 833.3333, 625, 0], abs=1e-3)
+    assert flow_matching.sigmas(5.0)[[0, 1, -1]].tolist() == pytest.approx([1, 0.99979979, 0.00498008], abs=1e-7)
+    assert flow_matching.training_weights(5.0).mean() == pytest.approx(1, abs=1e-5)
     for steps, words in (([], "must lie"), ([1001], "must lie"), ([500, 500], "must fall")):
         with pytest.raises(ValueError, match=words):
-            flow.warp_steps(steps, 5.0)
+            flow_matching.warp_steps(steps, 5.0)
 
 
 def test_flow_noise_and_clean_are_one_thing():
-    clean, noise, t = torch.randn(2, 3, 4, 2, 2), torch.randn(2, 3, 4, 2, 2), torch.tensor([[1000.0, 500.0, 1.0], [20.0, 0.0, 980.0]])
-    noisy, velocity = flow.add_noise(clean, noise, t), noise - clean
-    torch.testing.assert_close(flow.clean_from_flow(velocity, noisy, t), clean, atol=1e-5, rtol=0)
-    torch.testing.assert_close(flow.noise_from_flow(velocity, noisy, t), noise, atol=1e-5, rtol=0)
+    x0, noise, t = torch.randn(2, 3, 4, 2, 2), torch.randn(2, 3, 4, 2, 2), torch.tensor([[1000.0, 500.0, 1.0], [20.0, 0.0, 980.0]])
+    noisy, velocity = flow_matching.add_noise(x0, noise, t), noise - x0
+    torch.testing.assert_close(flow_matching.x0_from_velocity(velocity, noisy, t), x0, atol=1e-5, rtol=0)
+    torch.testing.assert_close(flow_matching.noise_from_velocity(velocity, noisy, t), noise, atol=1e-5, rtol=0)
     inside = t > 0
-    torch.testing.assert_close(flow.flow_from_clean(clean, noisy, t)[inside], velocity[inside], atol=1e-3, rtol=0)
-    assert flow.clean_from_flow(velocity.bfloat16(), noisy, t).dtype == torch.bfloat16
-    assert flow.nearest_level(torch.tensor([[120.0]]), 5.0).item() == pytest.approx(121.7, abs=0.3)
+    torch.testing.assert_close(flow_matching.velocity_from_x0(x0, noisy, t)[inside], velocity[inside], atol=1e-3, rtol=0)
+    assert flow_matching.x0_from_velocity(velocity.bfloat16(), noisy, t).dtype == torch.bfloat16
+    assert flow_matching.nearest_timestep(torch.tensor([[120.0]]), 5.0).item() == pytest.approx(121.7, abs=0.3)
 
 
 def test_attention_by_name():

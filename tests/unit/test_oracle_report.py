@@ -31,7 +31,7 @@ def chain(captions, num_images=97, identity=None):
 
 
 def said_by(one):
-    return oracle_report.meanings(dataclasses.replace(PREPARED, entries=(one,), num_frames=None), one)
+    return oracle_report.meanings(dataclasses.replace(PREPARED, entries=(one,), num_latent_frames=None), one)
 
 
 def entry(*meanings, seconds=3.0):
@@ -100,7 +100,7 @@ def test_what_the_oracle_cannot_read(tmp_path):
 def test_a_folder(tmp_path):
     """Two videos of different length: what is over is no longer counted."""
     entries = (entry(FIRST), dataclasses.replace(entry(SECOND, seconds=2.0), name="y", index=1))
-    prepared = dataclasses.replace(PREPARED, entries=entries, num_frames=None)
+    prepared = dataclasses.replace(PREPARED, entries=entries, num_latent_frames=None)
     paths = {}
     for one, meaning in zip(entries, (FIRST, SECOND)):
         paths[f"{one.name}-0"] = path = tmp_path / f"{one.name}.mp4"

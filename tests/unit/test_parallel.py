@@ -16,7 +16,7 @@ from longlive.models.lora import add_lora, lora_state
 from longlive.models.wan import Block, WanTransformer
 from longlive.parallel import shard
 from longlive.parallel.parts import located, read_parts, write_parts
-from longlive.parallel.world import SharedChoices, World, choose_device, joined, mean_over_ranks, rank_generator, world
+from longlive.parallel.world import SharedChoices, World, choose_device, get_world, joined, mean_over_ranks, rank_generator
 
 BATCH, STEPS = 4, 2
 
@@ -86,17 +86,17 @@ def rank_of_two(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     found = {}
-    here = world()
-    with joined(here, choose_device("cpu", here)):
-        choices = SharedChoices(7 + rank, here)  # rank 0's seed counts
-        found["choices"] = mean_over_ranks({str(n): choices.integer(1000) for n in range(5)}, here)
-        choices.check(here)
+    world = get_world()
+    with joined(world, choose_device("cpu", world)):
+        choices = SharedChoices(7 + rank, world)  # rank 0's seed counts
+        found["choices"] = mean_over_ranks({str(n): choices.integer(1000) for n in range(5)}, world)
+        choices.check(world)
         if rank == 1:
             choices.pick("ab")
         with pytest.raises(RuntimeError, match=r"ranks \[1\] are not where rank 0 is"):
-            choices.check(here)
+            choices.check(world)
         with pytest.raises(RuntimeError, match=r"rank 1 reports \['b'\], rank 0 \['a'\]"):
-            mean_over_ranks({"ab"[rank]: 0.0}, here)
+            mean_over_ranks({"ab"[rank]: 0.0}, world)
 
         rows = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
         for name, make in (("whole", small_network), ("adapted", small_adapted)):

@@ -29,38 +29,38 @@ def latents(pipe, prompt=PROMPT, seed=0, **settings):
 
 
 def test_same_seed_same_beginning_at_any_length_and_either_way(pipe):
-    long = latents(pipe, num_frames=36)
-    assert torch.equal(latents(pipe, num_frames=9), long[:, :9])
+    long = latents(pipe, num_latent_frames=36)
+    assert torch.equal(latents(pipe, num_latent_frames=9), long[:, :9])
     session = pipe.session(PROMPT, generator=generator())  # endless
     images = torch.cat([next(session).images for _ in range(12)], dim=1)
-    whole = pipe(PROMPT, num_frames=36, generator=generator(), output_type="pt").frames
+    whole = pipe(PROMPT, num_latent_frames=36, generator=generator(), output_type="pt").frames
     assert (whole.movedim(2, -1) * 255 - images).abs().max() <= 0.51  # rounding to uint8
-    assert not torch.equal(latents(pipe, num_frames=9, seed=1), long[:, :9])
+    assert not torch.equal(latents(pipe, num_latent_frames=9, seed=1), long[:, :9])
 
 
 def test_a_video_does_not_depend_on_the_videos_beside_it(pipe):
     both = pipe(
-        [PROMPT, PROMPT], num_frames=6, num_videos_per_prompt=2, generator=[generator(0), generator(1)], output_type="latent"
+        [PROMPT, PROMPT], num_latent_frames=6, num_videos_per_prompt=2, generator=[generator(0), generator(1)], output_type="latent"
     ).frames
     assert both.shape[0] == 4
-    torch.testing.assert_close(both[:1], latents(pipe, num_frames=6), atol=1e-5, rtol=0)
-    torch.testing.assert_close(both[1:2], latents(pipe, num_frames=6, seed=1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(both[:1], latents(pipe, num_latent_frames=6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(both[1:2], latents(pipe, num_latent_frames=6, seed=1), atol=1e-5, rtol=0)
 
 
 def test_given_noise_is_used(pipe):
     noise = torch.randn(1, 6, 8, 4, 4, generator=generator(5))
-    one, two = (latents(pipe, num_frames=6, latents=noise, seed=seed) for seed in (0, 0))
+    one, two = (latents(pipe, num_latent_frames=6, latents=noise, seed=seed) for seed in (0, 0))
     assert torch.equal(one, two)
     with pytest.raises(ValueError, match=r"this video needs \(1, 6, 8, 4, 4\)"):
-        pipe(PROMPT, num_frames=6, latents=noise[:, :3])
+        pipe(PROMPT, num_latent_frames=6, latents=noise[:, :3])
 
 
 def test_schedule_queue_and_typing_agree(pipe):
-    planned = latents(pipe, PromptSchedule((Cue(0, PROMPT), Cue(6, OTHER))), num_frames=12)
-    assert torch.equal(planned[:, :6], latents(pipe, num_frames=6))
-    decoded = pipe(PromptSchedule((Cue(0, PROMPT), Cue(6, OTHER))), num_frames=12, generator=generator(), output_type="pt").frames
+    planned = latents(pipe, PromptSchedule((Cue(0, PROMPT), Cue(6, OTHER))), num_latent_frames=12)
+    assert torch.equal(planned[:, :6], latents(pipe, num_latent_frames=6))
+    decoded = pipe(PromptSchedule((Cue(0, PROMPT), Cue(6, OTHER))), num_latent_frames=12, generator=generator(), output_type="pt").frames
     for cues in (PROMPT, PromptQueue(PROMPT)):
-        session = pipe.session(cues, num_frames=12, generator=generator())
+        session = pipe.session(cues, num_latent_frames=12, generator=generator())
         chunks = [next(session), next(session)]
         typist = threading.Thread(target=session.prompt, args=(OTHER,))
         typist.start()
@@ -78,7 +78,7 @@ def test_what_a_switch_does_with_the_past(tiny, tmp_path):
     made = {}
     for recache in ("joint", "causal", "none", "clear"):
         pipe = LongLivePipeline.from_pretrained(tiny, recache=recache)
-        made[recache] = latents(pipe, plan, num_frames=15)
+        made[recache] = latents(pipe, plan, num_latent_frames=15)
         assert pipe.info.recache == recache
     pipe.save_pretrained(tmp_path)
     assert LongLivePipeline.from_pretrained(tmp_path).info.recache == "clear"
@@ -94,22 +94,22 @@ def test_output_types_and_shapes(pipe):
         "pil": lambda frames: len(frames[0]) == 9 and frames[0][0].size == (32, 32),
         "latent": lambda frames: tuple(frames.shape) == (1, 3, 8, 4, 4),
     }.items():
-        assert check(pipe(PROMPT, num_frames=3, generator=generator(), output_type=kind).frames), kind
-    assert pipe(PROMPT, num_frames=3, height=48, width=16, output_type="np").frames.shape == (1, 9, 48, 16, 3)
-    assert isinstance(pipe(PROMPT, num_frames=3, return_dict=False), tuple)
+        assert check(pipe(PROMPT, num_latent_frames=3, generator=generator(), output_type=kind).frames), kind
+    assert pipe(PROMPT, num_latent_frames=3, height=48, width=16, output_type="np").frames.shape == (1, 9, 48, 16, 3)
+    assert isinstance(pipe(PROMPT, num_latent_frames=3, return_dict=False), tuple)
 
 
 def test_callback_sees_every_step_and_may_change_it(pipe):
     seen = []
     pipe(
         PROMPT,
-        num_frames=6,
+        num_latent_frames=6,
         callback_on_step_end=lambda p, step, t, given: seen.append((step, t, given["latents"].shape)),
         output_type="latent",
     )
     assert [step for step, _, _ in seen] == [0, 1, 0, 1]
     zeros = pipe(
-        PROMPT, num_frames=3, callback_on_step_end=lambda p, step, t, given: {"latents": 0 * given["latents"]}, output_type="latent"
+        PROMPT, num_latent_frames=3, callback_on_step_end=lambda p, step, t, given: {"latents": 0 * given["latents"]}, output_type="latent"
     ).frames
     assert not zeros.any()
 
@@ -117,15 +117,15 @@ def test_callback_sees_every_step_and_may_change_it(pipe):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"num_frames": 7}, "7 frames cannot be cut into blocks of 3"),
-        ({"num_frames": 6, "height": 40}, "height 40 is not divisible by 16"),
-        ({"num_frames": 6, "seconds": 1}, "not both"),
-        ({"num_frames": 6, "output_type": "gif"}, "output_type 'gif' is unknown"),
+        ({"num_latent_frames": 7}, "7 frames cannot be cut into blocks of 3"),
+        ({"num_latent_frames": 6, "height": 40}, "height 40 is not divisible by 16"),
+        ({"num_latent_frames": 6, "seconds": 1}, "not both"),
+        ({"num_latent_frames": 6, "output_type": "gif"}, "output_type 'gif' is unknown"),
         ({"seconds": 0}, "above 0"),
-        ({"prompt": "  ", "num_frames": 6}, "empty"),
-        ({"prompt": [], "num_frames": 6}, "no prompt"),
-        ({"prompt": PromptSchedule((Cue(0, PROMPT), Cue(9, OTHER))), "num_frames": 9}, "beyond the video's end"),
-        ({"num_frames": 6, "generator": [torch.Generator()] * 3}, "3 generators for 1 videos"),
+        ({"prompt": "  ", "num_latent_frames": 6}, "empty"),
+        ({"prompt": [], "num_latent_frames": 6}, "no prompt"),
+        ({"prompt": PromptSchedule((Cue(0, PROMPT), Cue(9, OTHER))), "num_latent_frames": 9}, "beyond the video's end"),
+        ({"num_latent_frames": 6, "generator": [torch.Generator()] * 3}, "3 generators for 1 videos"),
     ],
 )
 def test_what_cannot_be_made_is_said(pipe, settings, words):
@@ -136,7 +136,7 @@ def test_what_cannot_be_made_is_said(pipe, settings, words):
 def test_settings_override_the_folder_and_full_attention_needs_a_length(tiny):
     pipe = LongLivePipeline.from_pretrained(tiny, window=-1, denoising_steps=(1000,))
     assert pipe.info.window == -1 and pipe.info.denoising_steps == (1000,)
-    assert latents(pipe, num_frames=15).shape[1] == 15
+    assert latents(pipe, num_latent_frames=15).shape[1] == 15
     with pytest.raises(ValueError, match="endless video needs a window"):
         next(pipe.session(PROMPT))
     with pytest.raises(ValueError, match="no room for a block of 3"):
@@ -149,7 +149,7 @@ def test_settings_override_the_folder_and_full_attention_needs_a_length(tiny):
 
 def test_saved_and_loaded_is_the_same(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
-    assert torch.equal(latents(LongLivePipeline.from_pretrained(tmp_path), num_frames=6), latents(pipe, num_frames=6))
+    assert torch.equal(latents(LongLivePipeline.from_pretrained(tmp_path), num_latent_frames=6), latents(pipe, num_latent_frames=6))
 
 
 def test_lora_merged_equals_lora_beside_and_misfits_are_refused(tiny, tmp_path):
@@ -184,10 +184,10 @@ def test_lora_merged_equals_lora_beside_and_misfits_are_refused(tiny, tmp_path):
 
 def test_text_encoder_stays_behind_with_offload(tiny):
     pipe = LongLivePipeline.from_pretrained(tiny)
-    expected = latents(pipe, num_frames=3)
+    expected = latents(pipe, num_latent_frames=3)
     resident = pipe.memory_needed(3)
     pipe.enable_model_cpu_offload(device="cpu")
-    assert torch.equal(latents(pipe, num_frames=3), expected)
+    assert torch.equal(latents(pipe, num_latent_frames=3), expected)
     assert pipe.memory_needed(3) < resident
 
 

@@ -20,7 +20,7 @@ PREPARED = Prepared(
     prompt_list={"source": "here", "digest": "0", "dimensions": None, "limit": None, "samples": None},
     rewritten=None,
     seed=7,
-    num_frames=3,
+    num_latent_frames=3,
     fps=16.0,
     block=3,
     model={"model": "tiny", "window": 9},
@@ -52,7 +52,7 @@ def test_round_trip(folder):
     assert [PREPARED.seed_of(entry, sample) for entry in ENTRIES for sample in range(2)] == [7, 8, 10_007, 10_008]
     assert not folders.check(folder, PREPARED).any
     assert sorted(path.name for path in (folder / "videos").iterdir()) == [f"{name}.mp4" for name in PREPARED.names]
-    scripted = dataclasses.replace(PREPARED, num_frames=None)
+    scripted = dataclasses.replace(PREPARED, num_latent_frames=None)
     script = Script("here", ("a", "b"), durations=(1.0, 1.0))
     assert scripted.frames_of(dataclasses.replace(ENTRIES[0], script=script)) == 9
 
@@ -61,7 +61,7 @@ def test_round_trip(folder):
     ("change", "words"),
     [
         ({"seed": 8}, "seed 7, this is 8"),
-        ({"num_frames": 6}, "num_frames 3, this is 6"),
+        ({"num_latent_frames": 6}, "num_latent_frames 3, this is 6"),
         ({"model": {"model": "tiny", "window": 12}}, "model.window 9, this is 12"),
         ({"weights": [{"file": "w", "sha256": "2"}]}, r"other weights \(1 of them; the first that differs is number 1\)"),
         ({"entries": ENTRIES[:1]}, r"other entries \(2 then, 1 now; the first that differs is number 2\)"),

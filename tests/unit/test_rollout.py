@@ -33,11 +33,11 @@ def test_block_equals_the_loop_written_by_hand(model):
     x = noise
     for number, t in enumerate(STEPS):
         with torch.no_grad():
-            clean = x - t / 1000 * model(x, torch.full((1, 3), t), text)
+            x0 = x - t / 1000 * model(x, torch.full((1, 3), t), text)
         if number < len(STEPS) - 1:
             sigma = STEPS[number + 1] / 1000
-            x = (1 - sigma) * clean + sigma * fresh[number]
-    torch.testing.assert_close(made, clean, atol=1e-5, rtol=0)
+            x = (1 - sigma) * x0 + sigma * fresh[number]
+    torch.testing.assert_close(made, x0, atol=1e-5, rtol=0)
 
 
 def test_without_fresh_noise_a_block_is_euler_steps_of_the_flow(model):
@@ -84,7 +84,7 @@ def test_guidance_of_the_first_blocks_of_a_prompt(model):
         rollout = Rollout(denoiser, ring(), steps=[1000.0], draw=None)
         cues = PromptSchedule.at_frames(["a", "b"], [9])
         noises = lambda frames: noise[:, frames.start : frames.stop]  # noqa: E731
-        made = stream(rollout, cues, read=texts.get, noise=noises, block=3, num_frames=15, **settings)
+        made = stream(rollout, cues, read=texts.get, noise=noises, block=3, num_latent_frames=15, **settings)
         return torch.cat([part.latents for part in made], 1)
 
     first = latents(guided_blocks=1)
@@ -97,7 +97,7 @@ def test_guidance_of_the_first_blocks_of_a_prompt(model):
 def test_ended_early_gives_the_values_of_inference(model, stop_at):
     seen = []
     noise, text = gaussian(2)(1, 3, 4, 4, 4), gaussian(3)(1, 5, 8)
-    whole = Rollout(Denoiser(model), ring(), steps=STEPS, draw=torch.ones_like, on_step=lambda number, t, clean: seen.append(clean))
+    whole = Rollout(Denoiser(model), ring(), steps=STEPS, draw=torch.ones_like, on_step=lambda number, t, x0: seen.append(x0))
     whole.block(noise, text)
     early = Rollout(Denoiser(model), HistoryCache(window=Window(3, 6)), steps=STEPS, draw=torch.ones_like)
     torch.testing.assert_close(early.block(noise, text, stop_at=stop_at, grad=True).detach(), seen[stop_at - 1], atol=1e-6, rtol=0)
@@ -122,7 +122,9 @@ def test_one_stream_of_12_blocks_equals_12_calls(model):
     read = {"a": model.read(texts[0]), "b": model.read(texts[1])}
     rollout = Rollout(Denoiser(model), ring(), steps=STEPS, draw=torch.zeros_like)
     cues = PromptSchedule.at_frames(["a", "b"], [14])  # takes effect at frame 15
-    made = list(stream(rollout, cues, read=read.get, noise=lambda frames: noise[:, frames.start : frames.stop], block=3, num_frames=36))
+    made = list(
+        stream(rollout, cues, read=read.get, noise=lambda frames: noise[:, frames.start : frames.stop], block=3, num_latent_frames=36)
+    )
     assert [part.switched for part in made] == [start in (0, 15) for start in range(0, 36, 3)]
 
     by_hand, parts = Rollout(Denoiser(model), ring(), steps=STEPS, draw=torch.zeros_like), []
@@ -141,7 +143,7 @@ def test_latents_that_are_not_finite_stop_and_say_where(model):
         ring(),
         steps=STEPS,
         draw=torch.zeros_like,
-        on_step=lambda number, t, clean: clean * torch.nan if number == 0 else None,
+        on_step=lambda number, t, x0: x0 * torch.nan if number == 0 else None,
     )
     rollout.remember(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
     rollout.check_finite()
@@ -164,7 +166,7 @@ def after_a_switch(model, cache, recache, past, texts, *, keep_sink=False):
     rollout.switch(texts[1], keep_sink=keep_sink)
     span = range(rollout.end, rollout.end + 3)
     assert span.start == past.shape[1]
-    return rollout.denoiser(gaussian(3)(1, 3, 4, 4, 4), 500.0, texts[1], cache.view(span)).flow
+    return rollout.denoiser(gaussian(3)(1, 3, 4, 4, 4), 500.0, texts[1], cache.view(span)).velocity
 
 
 @pytest.mark.parametrize("make", [ring, lambda: HistoryCache(window=Window(3, 6))], ids=["ring", "history"])
@@ -183,4 +185,4 @@ def test_ways_of_treating_the_past_at_a_switch(model, make):
 def test_frames_that_are_no_whole_blocks_are_refused(model):
     rollout = Rollout(Denoiser(model), ring(), steps=STEPS, draw=None)
     with pytest.raises(ValueError, match="7 frames cannot be cut into blocks of 3"):
-        next(stream(rollout, PromptSchedule.single("a"), read=lambda _: None, noise=lambda _: None, block=3, num_frames=7))
+        next(stream(rollout, PromptSchedule.single("a"), read=lambda _: None, noise=lambda _: None, block=3, num_latent_frames=7))

@@ -182,7 +182,7 @@ def test_sessions_take_turns_and_their_recordings_are_what_was_shown(hub, pipe, 
         shown = sum(piece.about["images"] for piece in watcher.pieces)
         assert video.probe(watcher.live.recording).images >= shown
     made = one.live.session.timeline
-    again = list(pipe.session(made.schedule, num_frames=made.num_frames, seed=made.seed))
+    again = list(pipe.session(made.schedule, num_latent_frames=made.num_latent_frames, seed=made.seed))
     for piece, chunk in zip(one.pieces, again):
         assert (piece.images == chunk.images[0].numpy()).all() and piece.about["prompt"] == chunk.prompt
     assert made.cues[-1].prompt == OTHER and made.cues[-1].keep_sink is False
@@ -317,7 +317,7 @@ def test_a_restart_begins_another_recording(hub):
     watcher.live.end("stopped")
     watcher.live.join()
     assert watcher.live.recording != first
-    again = next(hub.pipe.session(PROMPT, num_frames=3, seed=5)).images[0].numpy()
+    again = next(hub.pipe.session(PROMPT, num_latent_frames=3, seed=5)).images[0].numpy()
     piece = next(piece for piece in watcher.pieces if piece.about["take"] == 1)
     assert (piece.images == again).all() and piece.about["frames"] == [0, 3]
     for file, seed in ((first, 0), (watcher.live.recording, 5)):

@@ -38,23 +38,23 @@ def test_a_timeline_makes_the_same_video_again(pipe, tmp_path, ahead):
     session.timeline.save(tmp_path / "timeline.json")
     timeline = Timeline.load(tmp_path / "timeline.json")
     assert [(cue.frame, cue.prompt, cue.keep_sink) for cue in timeline.cues] == [(0, PROMPT, None), (switch, OTHER, False)]
-    assert timeline.seed == 3 and shown <= timeline.num_frames <= shown + (3 if ahead else 0)
-    again = list(pipe.session(timeline.schedule, num_frames=timeline.num_frames, seed=timeline.seed))
+    assert timeline.seed == 3 and shown <= timeline.num_latent_frames <= shown + (3 if ahead else 0)
+    again = list(pipe.session(timeline.schedule, num_latent_frames=timeline.num_latent_frames, seed=timeline.seed))
     assert torch.equal(images(again)[:, : images(chunks).shape[1]], images(chunks))
     assert [chunk.prompt for chunk in again[: len(chunks)]] == [chunk.prompt for chunk in chunks]
 
 
 def test_a_session_without_a_seed_has_one_of_its_own(pipe):
-    one, two = pipe.session(PROMPT, num_frames=3), pipe.session(PROMPT, num_frames=3)
+    one, two = pipe.session(PROMPT, num_latent_frames=3), pipe.session(PROMPT, num_latent_frames=3)
     assert one.timeline.seed != two.timeline.seed
-    assert torch.equal(next(one).images, next(pipe.session(PROMPT, num_frames=3, seed=one.timeline.seed)).images)
+    assert torch.equal(next(one).images, next(pipe.session(PROMPT, num_latent_frames=3, seed=one.timeline.seed)).images)
     with pytest.raises(ValueError, match="seed or generator"):
         pipe.session(PROMPT, seed=1, generator=torch.Generator())
 
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_pause_makes_who_iterates_wait(pipe, ahead):
-    with pipe.session(PROMPT, num_frames=12, seed=0, ahead=ahead) as session:
+    with pipe.session(PROMPT, num_latent_frames=12, seed=0, ahead=ahead) as session:
         first = next(session)
         session.pause()
         assert session.paused
@@ -97,7 +97,7 @@ def test_restart_is_another_video_with_the_prompt_in_force(pipe):
     session.restart()
     again = [next(session), next(session)]
     assert torch.equal(images(again), images(first)) and [chunk.take for chunk in again] == [1, 1]
-    assert again[0].frames == range(3) and session.timeline.num_frames == 6
+    assert again[0].frames == range(3) and session.timeline.num_latent_frames == 6
     session.prompt(OTHER)
     session.restart(7)  # what was typed before it was shown counts
     other = next(session)
@@ -122,12 +122,12 @@ def test_a_block_is_begun_anew_for_a_prompt_that_comes_meanwhile(pipe, monkeypat
 
     monkeypatch.setattr(type(pipe.transformer), "forward", watched)
     asked = []
-    session = pipe.session(PROMPT, num_frames=15, seed=4, hurry=lambda: asked.append(1) is None)
+    session = pipe.session(PROMPT, num_latent_frames=15, seed=4, preempt=lambda: asked.append(1) is None)
     chunks = list(session)
     assert asked and [chunk.prompt for chunk in chunks] == [PROMPT] * 2 + [OTHER] * 3
     assert passes.count(1000.0) == 6  # five blocks, one of them begun twice
     monkeypatch.undo()
-    again = list(pipe.session(session.timeline.schedule, num_frames=15, seed=4))
+    again = list(pipe.session(session.timeline.schedule, num_latent_frames=15, seed=4))
     assert torch.equal(images(again), images(chunks))
 
 
@@ -135,7 +135,7 @@ def test_a_slow_consumer_slows_generation(pipe):
     with pipe.session(PROMPT, seed=0, ahead=True) as session:
         next(session)
         time.sleep(0.5)
-        assert session.timeline.num_frames <= 6  # one block shown, one ahead
+        assert session.timeline.num_latent_frames <= 6  # one block shown, one ahead
 
 
 def test_what_breaks_a_block_reaches_who_iterates(pipe, monkeypatch):
@@ -188,9 +188,9 @@ def test_prompts_are_read_on_the_side_and_only_the_newest_of_many(pipe):
     [
         ({"version": 2}, "timeline of version 2; this program reads version 1"),
         ({"cues": None}, "is no timeline: TypeError"),
-        ({"num_frames": 0}, "ended before its first block"),
+        ({"num_latent_frames": 0}, "ended before its first block"),
         ({"cues": [{"frame": 3, "prompt": "a", "keep_sink": None}]}, "must begin at frame 0"),
-        ({"num_frames": 3, "cues": [{"frame": f, "prompt": "a", "keep_sink": None} for f in (0, 3)]}, "beyond the video's end"),
+        ({"num_latent_frames": 3, "cues": [{"frame": f, "prompt": "a", "keep_sink": None} for f in (0, 3)]}, "beyond the video's end"),
     ],
 )
 def test_files_that_are_no_timelines(pipe, tmp_path, change, words):

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from longlive.miniature import oracle
-from longlive.miniature.state_world import (
+from experiments.state_world import (
     CELLS,
     DRAWN,
     IDENTITY,
@@ -19,6 +18,7 @@ from longlive.miniature.state_world import (
     text_of,
     to_images,
 )  # fmt: skip
+from longlive.miniature import oracle
 from longlive.miniature.world import LATTICE, RADII, Captioned, Identity, all_captioned, held_out, render
 
 RED_CIRCLE = Captioned("circle", "red", "black", "right")
@@ -35,8 +35,8 @@ def everything():
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_the_reader_is_right_on_every_caption(everything, noise):
-    captions, identities, clean = everything
-    noisy = clean + noise * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    captions, identities, x0 = everything
+    noisy = x0 + noise * torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
     reading = read(noisy)
     for name, right in reading.correct(captions).items():
         assert right.all(), name
@@ -120,9 +120,9 @@ def test_light_turns_a_little_or_far():
 
 
 def test_what_is_not_there_is_not_named(everything):
-    captions, _, clean = everything
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
-    for nothing in (torch.zeros_like(clean), noise, torch.full_like(clean, torch.nan)):
+    captions, _, x0 = everything
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3))
+    for nothing in (torch.zeros_like(x0), noise, torch.full_like(x0, torch.nan)):
         reading = read(nothing)
         assert not any(right.any() for right in reading.correct(captions).values())
         assert reading.confidence.max() < 0.2

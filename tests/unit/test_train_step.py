@@ -115,7 +115,7 @@ def test_a_rollout_asks_for_no_value():
     tuner = step_count.imagine(SIZE, SIZE, SETTINGS, layers=1).tuner
     for grad in (True, False):
         tuner.clip(grad=grad)
-    tuner.rollout.on_step = lambda number, t, clean: clean if clean.mean() > 0 else None
+    tuner.rollout.on_step = lambda number, t, x0: x0 if x0.mean() > 0 else None
     with pytest.raises(RuntimeError, match="meta"):
         tuner.clip(grad=False)
 

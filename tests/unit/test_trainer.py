@@ -16,8 +16,8 @@ import torch
 
 import train as program
 from longlive.config import TrainConfig, load
-from longlive.parallel.machine import commit
-from longlive.parallel.world import choose_device, gather, joined, world
+from longlive.parallel.world import choose_device, gather, get_world, joined
+from longlive.provenance import commit
 from longlive.training.metrics import LossWatch
 from longlive.training.trainer import Terminated, hash_of, train
 
@@ -257,14 +257,14 @@ class Ranked(Walk):
 
     def __init__(self):
         super().__init__()
-        self.generator.manual_seed(world().rank)
-        torch.manual_seed(10 + world().rank)
+        self.generator.manual_seed(get_world().rank)
+        torch.manual_seed(10 + get_world().rank)
 
     def state(self):
-        return {"all": gather(super().state(), world())}
+        return {"all": gather(super().state(), get_world())}
 
     def load(self, state):
-        super().load(state["all"][world().rank])
+        super().load(state["all"][get_world().rank])
 
 
 def rank_of_two(rank: int, port: int, folder: Path) -> None:
@@ -278,7 +278,7 @@ def rank_of_two(rank: int, port: int, folder: Path) -> None:
         train(stage, run=folder / run, name="ranked", steps=steps, settings={}, **EVERY)
         return stage
 
-    with joined(world(), choose_device("cpu", world())):
+    with joined(get_world(), choose_device("cpu", get_world())):
         whole = go("whole")
         with pytest.raises(Terminated):
             go("asked", events={4: lambda: os.kill(os.getpid(), signal.SIGTERM)})
@@ -310,7 +310,7 @@ WORDS = ["stage=language", "steps=24", "language.batch=2", "save_every=5", "vali
 
 def run_program(words, dies):
     """The program in a process of its own, which may get SIGKILL after its third update or in the middle of its third checkpoint."""
-    from longlive.training.language import LanguageStage
+    from longlive.training.miniature.language import LanguageStage
 
     LanguageStage.validate = lambda stage, folder, number: {}  # long, and not what is tried here
     update, save, calls = torch.optim.AdamW.step, torch.save, []

@@ -11,17 +11,17 @@ import torch
 from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.config import TrainConfig, load
+from longlive.engine.low_precision import use_bfloat16_linears
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.generation.rollout import Rollout
 from longlive.miniature.prompt_pairs import write_pairs
 from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
-from longlive.ops.flow import add_noise
+from longlive.ops.flow_matching import add_noise
 from longlive.parallel.world import World
-from longlive.training.autoencoder import EndlessVideos
 from longlive.training.dmd import DMD
-from longlive.training.low_precision import use_bfloat16_linears
+from longlive.training.miniature.autoencoder import EndlessVideos
 from longlive.training.networks import load_network
 from longlive.training.optimizer import MatrixOptimizer
 from longlive.training.stages import build
@@ -49,8 +49,8 @@ def test_teacher_forcing_equals_the_block_loop(model, window, context_blocks):
             index = block - context_blocks
             own_noise, levels = noise[:, 3 * index : 3 * index + 3], t[:, index : index + 1].expand(-1, 3)
             view = rollout.cache.view(range(part.start, part.stop))
-            flow = rollout.denoiser(add_noise(clip[:, part], own_noise, levels), levels, text, view).flow
-            squares.append((flow - (own_noise - clip[:, part])).square())
+            velocity = rollout.denoiser(add_noise(clip[:, part], own_noise, levels), levels, text, view).velocity
+            squares.append((velocity - (own_noise - clip[:, part])).square())
         rollout.remember(history[:, part], text)
     torch.testing.assert_close(loss, torch.stack(squares).mean(), atol=1e-5, rtol=1e-5)
 
@@ -75,7 +75,7 @@ def test_dmd_gradient_is_exact_on_fresh_frames_and_zero_elsewhere(model):
     clip = torch.randn(2, 6, 4, 4, 4, generator=generator).requires_grad_()
     text, negative, noise = (torch.randn(shape, generator=generator) for shape in ((2, 5, 8), (2, 5, 8), (2, 6, 4, 4, 4)))
     fresh = torch.tensor([[False] * 3 + [True] * 3, [True] * 6])
-    t = dmd.draw_levels(clip, generator)
+    t = dmd.draw_timesteps(clip, generator)
     assert ((t >= 20) & (t <= 980) & (t == t[:, :1])).all()
     found = dmd.generator_loss(clip, text, negative, t=t, noise=noise, fresh=fresh)
     found.loss.backward()
@@ -215,7 +215,7 @@ def test_every_stage_resumes_bit_for_bit_and_the_exports_make_a_pipeline(tmp_pat
         width=64,
         denoising_steps=[1000],
     )
-    assert pipe("a red circle", num_frames=3, output_type="pt").frames.shape == (1, 9, 3, 64, 64)
+    assert pipe("a red circle", num_latent_frames=3, output_type="pt").frames.shape == (1, 9, 3, 64, 64)
 
 
 def test_a_run_folder_of_another_stage_is_refused_and_a_bad_loss_stops(tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def by_hand(network, frames, stops, *, switch, keep_sink, grad_from):
     """The video of `make_tuner`, with lists of blocks for a cache; `stops` of every block; a gradient from frame `grad_from` on."""
     random = torch.Generator().manual_seed(7)
     randn = lambda: torch.randn(1, BLOCK, 4, 4, 4, generator=random)  # noqa: E731
-    known, clean, made, sink, oldest, text = {}, {}, [], 0, 0, TEXTS["old"][None]
+    known, x0, made, sink, oldest, text = {}, {}, [], 0, 0, TEXTS["old"][None]
     for start, stop in zip(range(0, frames, BLOCK), stops, strict=True):
         if start == switch:
             text = TEXTS["new"][None]
@@ -83,7 +83,7 @@ def by_hand(network, frames, stops, *, switch, keep_sink, grad_from):
             oldest = start - (RECENT if kept else min(SINK + RECENT, start))
             shown = Shown(range(oldest, start), [known[0]] if kept else [])
             with torch.no_grad():
-                network(torch.cat([clean[s] for s in range(oldest, start, BLOCK)], 1), torch.zeros(1, start - oldest), text, shown)
+                network(torch.cat([x0[s] for s in range(oldest, start, BLOCK)], 1), torch.zeros(1, start - oldest), text, shown)
             known = {0: known[0]} if kept else {}
             for n, s in enumerate(range(oldest, start, BLOCK)):
                 part = slice(n * BLOCK * TOKENS, (n + 1) * BLOCK * TOKENS)
@@ -94,15 +94,15 @@ def by_hand(network, frames, stops, *, switch, keep_sink, grad_from):
         for number, t in enumerate(STEPS[:stop]):
             last = number == stop - 1
             with torch.set_grad_enabled(last and start >= grad_from):
-                flow = network(x, torch.full((1, BLOCK), t), text, Shown(range(start, start + BLOCK), seen))
-                x0 = (x.double() - t / 1000 * flow.double()).float()
+                velocity = network(x, torch.full((1, BLOCK), t), text, Shown(range(start, start + BLOCK), seen))
+                x0 = (x.double() - t / 1000 * velocity.double()).float()
             if not last:
                 sigma = STEPS[number + 1] / 1000
                 x = (1 - sigma) * x0 + sigma * randn()
         made.append(x0)
-        clean[start], shown = x0.detach(), Shown(range(start, start + BLOCK), seen)
+        x0[start], shown = x0.detach(), Shown(range(start, start + BLOCK), seen)
         with torch.no_grad():
-            network(clean[start], torch.zeros(1, BLOCK), text, shown)
+            network(x0[start], torch.zeros(1, BLOCK), text, shown)
         known[start] = shown.own
     return torch.cat(made, 1)
 
@@ -223,8 +223,8 @@ class Exact:
         sigma = (t / 1000)[..., None, None, None]
         mean, variance = text.view(-1, *SHAPE) if self.mean is None else self.mean, torch.as_tensor(self.scale) ** 2
         gain = (1 - sigma) * variance / ((1 - sigma) ** 2 * variance + sigma**2)
-        clean = mean + gain * (noisy - (1 - sigma) * mean)
-        return SimpleNamespace(clean=clean, flow=(noisy - clean) / sigma)
+        x0 = mean + gain * (noisy - (1 - sigma) * mean)
+        return SimpleNamespace(x0=x0, velocity=(noisy - x0) / sigma)
 
 
 def texts(batch):
@@ -239,7 +239,7 @@ def test_the_gradient_is_zero_where_distributions_match_and_only_there():
         target = (text + guidance * (text - negative)).view(-1, *SHAPE)
         for shift, same in ((0.0, True), (0.3, False)):
             objective = DMD(Exact(), Exact(target + shift), guidance=guidance)
-            t = objective.draw_levels(clip, torch.Generator().manual_seed(0))
+            t = objective.draw_timesteps(clip, torch.Generator().manual_seed(0))
             gradient = objective.generator_loss(clip, text, negative, t=t, noise=noise).gradient
             assert gradient.abs().max() < 1e-4 if same else gradient.mean() > 0.02
 
@@ -255,7 +255,7 @@ def test_a_gaussian_generator_becomes_what_teacher_and_guidance_name(guidance):
     for _ in range(200):
         clip = mean + scale * torch.randn(64, *SHAPE, generator=random)
         objective = DMD(Exact(), Exact(mean.detach(), scale.detach()), guidance=guidance)
-        t, noise = objective.draw_levels(clip, random), torch.randn(clip.shape, generator=random)
+        t, noise = objective.draw_timesteps(clip, random), torch.randn(clip.shape, generator=random)
         loss = objective.generator_loss(clip, text, negative, t=t, noise=noise).loss
         gradients = torch.autograd.grad(loss, (mean, scale))
         with torch.no_grad():
@@ -275,7 +275,7 @@ def test_rescaled_guidance_turns_the_mean_and_does_not_drive_it_beyond():
     for _ in range(200):
         clip = mean + SCALE * torch.randn(64, *SHAPE, generator=random)
         objective = DMD(Exact(), Exact(mean.detach()), guidance=3.0, guidance_rescale=1.0)
-        t, noise = objective.draw_levels(clip, random), torch.randn(clip.shape, generator=random)
+        t, noise = objective.draw_timesteps(clip, random), torch.randn(clip.shape, generator=random)
         (gradient,) = torch.autograd.grad(objective.generator_loss(clip, text, negative, t=t, noise=noise).loss, mean)
         with torch.no_grad():
             mean -= 0.3 * 24 * gradient
@@ -293,7 +293,7 @@ def test_a_gaussian_generator_follows_a_critic_that_learns():
 
     def drawn():
         clip = mean + SCALE * torch.randn(64, *SHAPE, generator=random)
-        return clip, {"t": objective.draw_levels(clip, random), "noise": torch.randn(clip.shape, generator=random)}
+        return clip, {"t": objective.draw_timesteps(clip, random), "noise": torch.randn(clip.shape, generator=random)}
 
     for step in range(60):
         rate = 1 - step / 60

@@ -91,6 +91,6 @@ def test_reset_starts_a_new_video_and_detach_keeps_the_stream(vae, latents):
     decoder = StreamDecoder(vae)
     first = decoder.decode(latents[:, :3])
     decoder.detach()
-    assert decoder.num_frames == 3
+    assert decoder.num_latent_frames == 3
     decoder.reset()
     assert torch.equal(decoder.decode(latents[:, :3]), first)

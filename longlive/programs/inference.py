@@ -24,14 +24,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from longlive import video
 from longlive.config import InferenceConfig, load
-from longlive.generation import recording
 from longlive.generation.cues import PromptQueue, PromptSchedule
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.prompt_files import Script, read_scripts
 from longlive.generation.session import Session
-from longlive.generation.terminal import Typed
 from longlive.generation.timeline import Timeline
-from longlive.parallel.world import choose_device, choose_dtype, configure_logging, free_memory, world
+from longlive.parallel.world import choose_device, choose_dtype, configure_logging, free_memory, get_world
+from longlive.programs import recording
+from longlive.programs.terminal import Typed
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ FLAGS = ("prompt", "prompts", "timeline", "seconds", "seed", "num_samples", "out
 INSTEAD_OF = {  # what is said on the command line takes the place of what a file says in other words
     "prompt": ("prompts",),
     "prompts": ("prompt",),
-    "timeline": ("prompt", "prompts", "seconds", "num_frames"),
-    "seconds": ("num_frames",),
-    "num_frames": ("seconds",),
+    "timeline": ("prompt", "prompts", "seconds", "num_latent_frames"),
+    "seconds": ("num_latent_frames",),
+    "num_latent_frames": ("seconds",),
     "model": ("wan_dir", "checkpoint", "lora"),
     "wan_dir": ("model",),
 }
@@ -59,7 +59,7 @@ class Job:
 
     seed: int
     prompts: PromptSchedule | PromptQueue
-    num_frames: int | None
+    num_latent_frames: int | None
     path: Path
 
 
@@ -123,15 +123,15 @@ def plan(config: InferenceConfig, scripts: Sequence[Script], pipe: LongLivePipel
     jobs = []
     for index, script in enumerate(scripts):
         schedule = script.schedule(block=info.block, fps=info.fps)
-        num_frames = length(config, pipe) or pipe.num_frames_for(script.seconds or DEFAULT_SECONDS)
+        num_latent_frames = length(config, pipe) or pipe.num_latent_frames_for(script.seconds or DEFAULT_SECONDS)
         try:
-            schedule.validate(num_frames)
+            schedule.validate(num_latent_frames)
         except ValueError as error:
             raise ValueError(f"{script.where}: {error}") from error
         for sample in range(config.num_samples):
             seed = config.seed + 10_000 * index + sample
             path = Path(config.output) / f"{recording.stem(index, script.prompts[0], seed)}.mp4"
-            jobs.append(Job(seed, schedule, num_frames, path))
+            jobs.append(Job(seed, schedule, num_latent_frames, path))
     return jobs
 
 
@@ -141,7 +141,7 @@ def plan_again(config: InferenceConfig, timeline: Timeline, pipe: LongLivePipeli
     if made != now:
         raise ValueError(f"{config.timeline} was made by a model with blocks of {made} latent frames; this one has blocks of {now}")
     path = Path(config.output) / f"{Path(str(config.timeline)).name.removesuffix('.json').removesuffix('.timeline')}-again.mp4"
-    return Job(timeline.seed, timeline.schedule, timeline.num_frames, path)
+    return Job(timeline.seed, timeline.schedule, timeline.num_latent_frames, path)
 
 
 def sampled_as(config: InferenceConfig, timeline: Timeline) -> InferenceConfig:
@@ -160,12 +160,14 @@ def sampled_as(config: InferenceConfig, timeline: Timeline) -> InferenceConfig:
 def length(config: InferenceConfig, pipe: LongLivePipeline) -> int | None:
     """Latent frames that the settings ask for; None when they do not say."""
     if config.seconds is not None:
-        return pipe.num_frames_for(config.seconds)
-    block, num_frames = pipe.info.block, config.num_frames
-    if num_frames is not None and num_frames % block:
-        nearest = max(block, round(num_frames / block) * block)
-        raise ValueError(f"num_frames {num_frames} cannot be cut into blocks of {block}; choose a multiple, {nearest} for example")
-    return num_frames
+        return pipe.num_latent_frames_for(config.seconds)
+    block, num_latent_frames = pipe.info.block, config.num_latent_frames
+    if num_latent_frames is not None and num_latent_frames % block:
+        nearest = max(block, round(num_latent_frames / block) * block)
+        raise ValueError(
+            f"num_latent_frames {num_latent_frames} cannot be cut into blocks of {block}; choose a multiple, {nearest} for example"
+        )
+    return num_latent_frames
 
 
 def size(config: InferenceConfig, pipe: LongLivePipeline) -> tuple[int, int]:
@@ -186,7 +188,7 @@ def request(config: InferenceConfig, job: Job, pipe: LongLivePipeline, device: t
         "checkpoint": config.checkpoint,
         "lora": config.lora,
         "cues": [dataclasses.asdict(cue) for cue in prompts.cues] if isinstance(prompts, PromptSchedule) else "typed",
-        "num_frames": job.num_frames,
+        "num_latent_frames": job.num_latent_frames,
         **pipe.info._asdict(),
         "context_timestep": config.context_timestep,
         "height": height,
@@ -208,17 +210,18 @@ def check_resources(config: InferenceConfig, jobs: Sequence[Job], pipe: LongLive
     info, (height, width) = pipe.info, size(config, pipe)
     enlarged = scale(config, height, width)
     disk = 0
-    for num_frames in sorted({job.num_frames or 0 for job in jobs}):
-        count = sum((job.num_frames or 0) == num_frames for job in jobs)
-        images = pipe.num_images(num_frames) if num_frames else round(600 * info.fps)  # open end: room for ten minutes
+    for num_latent_frames in sorted({job.num_latent_frames or 0 for job in jobs}):
+        count = sum((job.num_latent_frames or 0) == num_latent_frames for job in jobs)
+        images = pipe.num_images(num_latent_frames) if num_latent_frames else round(600 * info.fps)  # open end: room for ten minutes
         disk += count * video.video_bytes(images, height * enlarged, width * enlarged)
         length = (
-            f"{images / info.fps:.1f} s = {num_frames} latent frames in {num_frames // info.block} blocks = {images} pixel frames"
-            if num_frames
+            f"{images / info.fps:.1f} s = {num_latent_frames} latent frames in "
+            f"{num_latent_frames // info.block} blocks = {images} pixel frames"
+            if num_latent_frames
             else "until the prompts end"
         )
         log.info("%d video%s: %s, %dx%d at %g fps", count, "s"[: count > 1], length, height, width, info.fps)
-    longest = max(job.num_frames or max(info.window, info.block) for job in jobs)
+    longest = max(job.num_latent_frames or max(info.window, info.block) for job in jobs)
     needed = pipe.memory_needed(longest, height, width)
     if config.text_encoder == "on_demand":
         needed -= sum(weight.numel() * weight.element_size() for weight in pipe.components["text_encoder"].parameters())
@@ -269,11 +272,11 @@ def make(
 ) -> recording.Recording:
     """Makes the video of a job, until its end or until `stop(chunk)`."""
     height, width = size(config, pipe)
-    with pipe.session(job.prompts, num_frames=job.num_frames, height=height, width=width, seed=job.seed) as session:
+    with pipe.session(job.prompts, num_latent_frames=job.num_latent_frames, height=height, width=width, seed=job.seed) as session:
         try:
             return _recorded(config, job, pipe, device, session, stop=stop, quiet=quiet)
         finally:
-            if not isinstance(job.prompts, PromptSchedule) and session.timeline.num_frames:
+            if not isinstance(job.prompts, PromptSchedule) and session.timeline.num_latent_frames:
                 session.timeline.save(job.path.with_suffix(".timeline.json"))
 
 
@@ -295,7 +298,7 @@ def _recorded(
         scale=scale(config, height, width),
         crf=config.crf,
         device=device,
-        num_blocks=job.num_frames // pipe.info.block if job.num_frames else None,
+        num_blocks=job.num_latent_frames // pipe.info.block if job.num_latent_frames else None,
         about={
             "seed": job.seed,
             "request": request(config, job, pipe, device),
@@ -309,22 +312,22 @@ def _recorded(
 
 def run(config: InferenceConfig, *, interactive: bool = False, terminal: int = 0) -> None:
     """Makes every video that the settings ask for: from prompts that are known, or that come from the terminal meanwhile."""
-    here = world()
+    world = get_world()
     timeline = None if config.timeline is None else Timeline.load(config.timeline)
     if timeline is not None:
         config = sampled_as(config, timeline)
     typing = interactive and config.prompts is None and timeline is None
-    if typing and here.size > 1:
-        raise ValueError(f"{here.size} ranks cannot read one terminal; give prompts=FILE or start one process")
+    if typing and world.size > 1:
+        raise ValueError(f"{world.size} ranks cannot read one terminal; give prompts=FILE or start one process")
     scripts = [] if typing or timeline is not None else scripts_of(config, one_video=interactive)
     video.check_writable(config.output)
-    device = choose_device(config.device, here)
+    device = choose_device(config.device, world)
     pipe = load_pipeline(config, choose_dtype(config.dtype, device))
     if typing:
         make_typed(config, pipe, device, terminal)
     else:
         jobs = plan(config, scripts, pipe) if timeline is None else [plan_again(config, timeline, pipe)]
-        make_planned(config, jobs[here.rank :: here.size], pipe, device, quiet=not here.is_first)
+        make_planned(config, jobs[world.rank :: world.size], pipe, device, quiet=not world.is_main)
 
 
 def make_planned(config: InferenceConfig, jobs: Sequence[Job], pipe: LongLivePipeline, device: torch.device, *, quiet: bool) -> None:
@@ -356,7 +359,7 @@ def make_typed(config: InferenceConfig, pipe: LongLivePipeline, device: torch.de
 
 def main(argv: Sequence[str] | None = None, *, description: str, default_config: Path, interactive: bool = False) -> int:
     """Runs a program to its exit status. `interactive`: without a file of prompts they are read from the terminal."""
-    configure_logging(world())
+    configure_logging(get_world())
     hush()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job keeps its video as after Ctrl-C
     try:

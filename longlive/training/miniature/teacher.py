@@ -19,10 +19,10 @@ from longlive.miniature.world import held_out, training_set
 from longlive.models.text import TextEncoder
 from longlive.models.vae import decode_video
 from longlive.models.wan import WanTransformer
-from longlive.ops.flow import NUM_LEVELS, shifted
-from longlive.training.caption_texts import CaptionTexts, weights
+from longlive.ops.flow_matching import NUM_TIMESTEPS, shifted
 from longlive.training.flow_matching import FlowMatching
-from longlive.training.latent_videos import LatentVideos, save_strips, to_uint8
+from longlive.training.miniature.caption_texts import CaptionTexts, weights
+from longlive.training.miniature.latent_videos import LatentVideos, save_strips, to_uint8
 from longlive.training.ode import trajectory
 from longlive.training.pretraining import Pretraining, PretrainingStage
 
@@ -70,8 +70,8 @@ class TeacherStage(PretrainingStage):
         captions = training_set()
         self.weights = weights(captions, hard_shapes, hard_weight)
         self.texts = CaptionTexts(text_encoder, captions, phrasings=phrasings, seed=seed + 3)
-        self.clips = LatentVideos(data / "clips.pt", vae, captions, num_videos=num_clips, num_frames=clip_frames, seed=seed + 1)
-        self.shorts = LatentVideos(data / "shorts.pt", vae, captions, num_videos=num_shorts, num_frames=short_frames, seed=seed + 2)
+        self.clips = LatentVideos(data / "clips.pt", vae, captions, num_videos=num_clips, num_latent_frames=clip_frames, seed=seed + 1)
+        self.shorts = LatentVideos(data / "shorts.pt", vae, captions, num_videos=num_shorts, num_latent_frames=short_frames, seed=seed + 2)
 
     def step(self, number: int) -> dict[str, float]:
         metrics = {"teacher/short_loss": self._learn(self.shorts, self.short_batch)}
@@ -82,7 +82,7 @@ class TeacherStage(PretrainingStage):
     def _learn(self, videos: LatentVideos, batch: int) -> float:
         """Gradient of one batch; returns its loss."""
         clip, captions = videos.draw(batch, slice(None), self.generator, weights=self.weights)
-        t = NUM_LEVELS * shifted(torch.rand(batch, generator=self.generator), self.shift)
+        t = NUM_TIMESTEPS * shifted(torch.rand(batch, generator=self.generator), self.shift)
         noise = torch.randn(clip.shape, generator=self.generator)
         self._batch = {"clip": clip, "captions": captions, "t": t, "noise": noise}
         loss = self.objective(clip, self.texts.draw(captions, self.generator), t=t, noise=noise)

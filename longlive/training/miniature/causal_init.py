@@ -27,9 +27,9 @@ from longlive.miniature.world import held_out, training_set
 from longlive.models.text import TextEncoder
 from longlive.models.vae import decode_video
 from longlive.models.wan import WanTransformer
-from longlive.ops.flow import NUM_LEVELS, shifted, warp_steps
-from longlive.training.caption_texts import CaptionTexts, weights
-from longlive.training.latent_videos import LatentVideos, save_strips, to_uint8
+from longlive.ops.flow_matching import NUM_TIMESTEPS, shifted, warp_steps
+from longlive.training.miniature.caption_texts import CaptionTexts, weights
+from longlive.training.miniature.latent_videos import LatentVideos, save_strips, to_uint8
 from longlive.training.pretraining import Pretraining, PretrainingStage
 from longlive.training.teacher_forcing import TeacherForcing
 
@@ -88,8 +88,8 @@ class CausalInitStage(PretrainingStage):
         self.weights = weights(captions, hard_shapes, hard_weight)
         frames = CLIP_BLOCKS * block + 2 * block
         self.texts = CaptionTexts(text_encoder, captions, phrasings=phrasings, seed=seed + 3)
-        self.clips = LatentVideos(data / "clips.pt", vae, captions, num_videos=num_videos, num_frames=frames, seed=seed + 1)
-        self.firsts = LatentVideos(data / "firsts.pt", vae, captions, num_videos=num_first_videos, num_frames=block, seed=seed + 2)
+        self.clips = LatentVideos(data / "clips.pt", vae, captions, num_videos=num_videos, num_latent_frames=frames, seed=seed + 1)
+        self.firsts = LatentVideos(data / "firsts.pt", vae, captions, num_videos=num_first_videos, num_latent_frames=block, seed=seed + 2)
 
     def step(self, number: int) -> dict[str, float]:
         self._batch = {}
@@ -109,7 +109,7 @@ class CausalInitStage(PretrainingStage):
         return int(torch.randint(n, (), generator=self.generator))
 
     def _levels(self, batch: int, blocks: int, shift: float) -> Tensor:
-        return NUM_LEVELS * shifted(self._uniform(batch, blocks), shift)
+        return NUM_TIMESTEPS * shifted(self._uniform(batch, blocks), shift)
 
     def _first_blocks(self) -> Tensor:
         clip, captions = self.firsts.draw(self.first_batch, slice(None), self.generator, weights=self.weights)
@@ -138,10 +138,10 @@ class CausalInitStage(PretrainingStage):
         return self.objective(clip, frames, text, t=t, noise=noise, context_blocks=context_blocks, history=history)
 
     @torch.no_grad()
-    def validate(self, folder: Path, number: int, *, num_prompts: int = 32, num_frames: int = 15) -> dict[str, float]:
+    def validate(self, folder: Path, number: int, *, num_prompts: int = 32, num_latent_frames: int = 15) -> dict[str, float]:
         """Videos of held-out prompts by the block loop of inference, read by the oracle; a sheet of them."""
         captions = held_out(num_prompts)
-        latents = self.generate([canonical(c) for c in captions], num_frames, seed=number)
+        latents = self.generate([canonical(c) for c in captions], num_latent_frames, seed=number)
         images = to_uint8(decode_video(self.vae, latents))
         reading = oracle.read(images)
         save_strips(images[:12], folder / f"causal_init_{number:06d}.png")
@@ -149,7 +149,7 @@ class CausalInitStage(PretrainingStage):
         return correct | {"oracle/iou": reading.iou.mean().item()}
 
     @torch.no_grad()
-    def generate(self, prompts: list[str], num_frames: int, *, seed: int) -> Tensor:
+    def generate(self, prompts: list[str], num_latent_frames: int, *, seed: int) -> Tensor:
         """Latents of one video a prompt, all in one batch, from the averaged weights."""
         network = self.learner.ema.average
         generator = torch.Generator().manual_seed(seed)
@@ -162,6 +162,6 @@ class CausalInitStage(PretrainingStage):
             read=lambda _: text,
             noise=lambda frames: torch.randn(len(prompts), len(frames), channels, height, width, generator=generator),
             block=self.block,
-            num_frames=num_frames,
+            num_latent_frames=num_latent_frames,
         )
         return torch.cat([part.latents for part in made], dim=1)

@@ -108,48 +108,48 @@ def tables() -> dict[str, Float[Tensor, "V 128"]]:
     return {name: block.points @ block.basis for name, block in _blocks().items()}
 
 
-def indices(prompts: Sequence[Prompt], num_frames: int) -> dict[str, Int[Tensor, "B F"]]:
+def indices(prompts: Sequence[Prompt], num_latent_frames: int) -> dict[str, Int[Tensor, "B F"]]:
     """The captioned attributes of each frame, as indices into `world.ATTRIBUTES`.
 
     Raises:
         ValueError: when a list of captions has not one entry for each frame.
     """
     for prompt in prompts:
-        if not isinstance(prompt, Captioned) and len(prompt) != num_frames:
-            raise ValueError(f"a list of captions must have one entry for each of the {num_frames} frames, got {len(prompt)}")
-    frames = [[prompt] * num_frames if isinstance(prompt, Captioned) else prompt for prompt in prompts]
+        if not isinstance(prompt, Captioned) and len(prompt) != num_latent_frames:
+            raise ValueError(f"a list of captions must have one entry for each of the {num_latent_frames} frames, got {len(prompt)}")
+    frames = [[prompt] * num_latent_frames if isinstance(prompt, Captioned) else prompt for prompt in prompts]
     result = {}
     for name, values in ATTRIBUTES.items():
         places = {value: place for place, value in enumerate(values)}
-        result[name] = torch.tensor([[places[getattr(c, name)] for c in video] for video in frames]).view(len(frames), num_frames)
+        result[name] = torch.tensor([[places[getattr(c, name)] for c in video] for video in frames]).view(len(frames), num_latent_frames)
     return result
 
 
-def steps(prompts: Sequence[Prompt], num_frames: int) -> Int[Tensor, "B F 2"]:
+def steps(prompts: Sequence[Prompt], num_latent_frames: int) -> Int[Tensor, "B F 2"]:
     """Cells (x, y) by which each frame's caption moves the subject on its way from the frame before."""
-    return torch.tensor(list(MOTIONS.values()))[indices(prompts, num_frames)["motion"]]
+    return torch.tensor(list(MOTIONS.values()))[indices(prompts, num_latent_frames)["motion"]]
 
 
-def offsets(prompts: Sequence[Prompt], num_frames: int) -> Int[Tensor, "B F 2"]:
+def offsets(prompts: Sequence[Prompt], num_latent_frames: int) -> Int[Tensor, "B F 2"]:
     """Cells (x, y) of each frame from the first one: the sum of the steps between."""
-    moved = steps(prompts, num_frames)
+    moved = steps(prompts, num_latent_frames)
     return moved.cumsum(dim=1) - moved[:, :1]
 
 
-def latents(captions: Sequence[Prompt], identities: Sequence[StateIdentity], num_frames: int, *, start: int = 0) -> Latents:
-    """Frames `start` to `start + num_frames - 1` of the given videos: float32 `[B, F, 8, 4, 4]`.
+def latents(captions: Sequence[Prompt], identities: Sequence[StateIdentity], num_latent_frames: int, *, start: int = 0) -> Latents:
+    """Frames `start` to `start + num_latent_frames - 1` of the given videos: float32 `[B, F, 8, 4, 4]`.
 
-    `captions[b]` is one `Captioned` for the whole video, or one for each of its `start + num_frames` frames (a prompt switch). The
+    `captions[b]` is one `Captioned` for the whole video, or one for each of its `start + num_latent_frames` frames (a prompt switch). The
     position runs on through a switch: it is the identity's, shown by frame 0, plus the steps of all frames since.
     """
     if len(captions) != len(identities):
         raise ValueError(f"{len(captions)} captions for {len(identities)} identities; they must be as many")
-    end = start + num_frames
+    end = start + num_latent_frames
     position = torch.tensor([[i.x, i.y] for i in identities]).view(-1, 1, 2) + offsets(captions, end)
     state: dict[str, Tensor] = indices(captions, end)
     state |= {"x": position[..., 0] % CELLS, "y": position[..., 1] % CELLS}
     state |= {name: torch.tensor([getattr(i, name) for i in identities])[:, None].expand(-1, end) for name in ("size", "texture")}
-    flat = torch.zeros(len(captions), num_frames, ELEMENTS, dtype=torch.float64)
+    flat = torch.zeros(len(captions), num_latent_frames, ELEMENTS, dtype=torch.float64)
     for name, table in tables().items():
         flat += table[state[name][:, start:]]
     return flat.float().unflatten(-1, LATENT_SHAPE)

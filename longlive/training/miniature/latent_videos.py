@@ -39,7 +39,7 @@ def save_strips(videos: Tensor, path: Path, *, num_images: int = 8) -> None:
 
 
 class LatentVideos:
-    """`num_videos` videos of `num_frames` latent frames with random captions of a set and random identities.
+    """`num_videos` videos of `num_latent_frames` latent frames with random captions of a set and random identities.
 
     Built on first use into `path` (float16) and read from there afterwards; a file made with other settings is refused.
     """
@@ -51,11 +51,11 @@ class LatentVideos:
         captions: Sequence[Captioned],
         *,
         num_videos: int,
-        num_frames: int,
+        num_latent_frames: int,
         seed: int,
         batch: int = 16,
     ) -> None:
-        settings = {"num_videos": num_videos, "num_frames": num_frames, "seed": seed, "num_captions": len(captions)}
+        settings = {"num_videos": num_videos, "num_latent_frames": num_latent_frames, "seed": seed, "num_captions": len(captions)}
         if path.exists():
             saved = torch.load(path, weights_only=True, mmap=True)
             if saved["settings"] != settings:
@@ -88,9 +88,9 @@ def _encode(vae: AutoencoderKLWan, captions: Sequence[Captioned], settings: dict
     generator = torch.Generator().manual_seed(settings["seed"])
     picks = torch.randint(len(captions), (settings["num_videos"],), generator=generator)
     parts = []
-    log.info("encoding %d videos of %d latent frames", settings["num_videos"], settings["num_frames"])
+    log.info("encoding %d videos of %d latent frames", settings["num_videos"], settings["num_latent_frames"])
     for part in tqdm(picks.split(batch), desc="encoding", mininterval=5):
         chosen = [captions[int(i)] for i in part]
-        images = render(chosen, [draw_identity(generator) for _ in chosen], num_images_of(settings["num_frames"]))
+        images = render(chosen, [draw_identity(generator) for _ in chosen], num_images_of(settings["num_latent_frames"]))
         parts.append(encode_video(vae, to_float(images)).half())
     return {"latents": torch.cat(parts), "captions": picks}

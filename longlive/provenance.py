@@ -1,9 +1,7 @@
-"""Where and with what something was made or measured: a figure without that is none."""
+"""What identifies a result: package versions, commit and hardware. Every recorded number is stored with them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import platform
@@ -15,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PACKAGES = ("longlive", "torch", "diffusers", "transformers", "peft", "numpy", "av")
 
 log = logging.getLogger(__name__)
@@ -63,17 +61,3 @@ def hardware(num_ranks: int = 1) -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "ranks": num_ranks,
     }
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 22):
-            found.update(part)
-    return found.hexdigest()
-
-
-def digest_of(content: object) -> str:
-    """By which contents that JSON can say are told apart in a record: 16 hexadecimal digits of SHA-256."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

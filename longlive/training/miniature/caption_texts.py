@@ -9,8 +9,8 @@ from torch import Tensor
 
 from longlive.miniature.captions import caption
 from longlive.miniature.world import Captioned
-from longlive.models.text import TextEncoder, clean, embed
-from longlive.training.language import spoil
+from longlive.models.text import TextEncoder, embed, normalize_prompt
+from longlive.training.miniature.language import spoil
 from longlive.types import Text
 
 
@@ -24,7 +24,7 @@ class CaptionTexts:
         generator = torch.Generator().manual_seed(seed)
         parts = []
         for c in captions:
-            texts = [clean(caption(c, generator)) for _ in range(phrasings)]
+            texts = [normalize_prompt(caption(c, generator)) for _ in range(phrasings)]
             texts = [spoil(text, generator, drop=0.25, insert=0.1) if i % 16 == 8 else text for i, text in enumerate(texts)]
             tokens = encoder.tokenizer(texts, padding="max_length", max_length=encoder.text_len, truncation=True, return_tensors="pt")
             parts.append(embed(encoder.encoder, tokens.input_ids, tokens.attention_mask))

@@ -19,11 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from longlive.miniature.state_world import CELLS, DRAWN, IDENTITY, LATENT_SHAPE, Prompt, captions_of, indices, offsets, tables
+from experiments.state_world import CELLS, DRAWN, IDENTITY, LATENT_SHAPE, Prompt, captions_of, indices, offsets, tables
 from longlive.miniature.world import MOTIONS, Captioned
-from longlive.ops import flow as flows
-from longlive.ops.flow import NUM_LEVELS
-from longlive.types import KVView, Latents, Levels, Text
+from longlive.ops import flow_matching
+from longlive.ops.flow_matching import NUM_TIMESTEPS
+from longlive.types import KVView, Latents, Text, Timesteps
 
 ANYTHING = Captioned("circle", "red", "black", "still")  # stands where nothing is said, and is not looked at
 
@@ -33,18 +33,18 @@ class ExactPrediction:
     """What the posterior mean makes of noisy latents at `t`; reads like the `Prediction` of a network's denoiser."""
 
     noisy: Latents
-    clean: Latents
-    t: Levels
+    x0: Latents
+    t: Timesteps
 
     @property
-    def flow(self) -> Latents:
+    def velocity(self) -> Latents:
         """(x_t - x0) / sigma."""
-        return flows.flow_from_clean(self.clean, self.noisy, self.t)
+        return flow_matching.velocity_from_x0(self.x0, self.noisy, self.t)
 
     @property
     def noise(self) -> Latents:
         """x_t + (1 - sigma) flow."""
-        return flows.noise_from_flow(self.flow, self.noisy, self.t)
+        return flow_matching.noise_from_velocity(self.velocity, self.noisy, self.t)
 
 
 def _probabilities(logits: Tensor, nearest: bool) -> Tensor:
@@ -57,29 +57,29 @@ def _evidence(logits: Tensor, nearest: bool) -> Tensor:
     return logits.amax(dim=-1) if nearest else logits.logsumexp(dim=-1)
 
 
-def _hypotheses(prompts: Sequence[Prompt | None], num_frames: int) -> Tensor:
+def _hypotheses(prompts: Sequence[Prompt | None], num_latent_frames: int) -> Tensor:
     """Cells from the first frame `[B, M, F, 2]` under each motion that may be: one if all prompts say it, otherwise all five."""
     if all(prompt is not None for prompt in prompts):
-        return offsets([prompt for prompt in prompts if prompt is not None], num_frames)[:, None]
+        return offsets([prompt for prompt in prompts if prompt is not None], num_latent_frames)[:, None]
     # a prompt that is known stands there five times: equal hypotheses, equally weighted, change nothing
     ways = [[Captioned("circle", "red", "black", way) if prompt is None else prompt for prompt in prompts] for way in MOTIONS]
-    return torch.stack([offsets(way, num_frames) for way in ways], dim=1)
+    return torch.stack([offsets(way, num_latent_frames) for way in ways], dim=1)
 
 
 def _expected(weighted: Float[Tensor, "B F 128"], prompts: Sequence[Prompt | None], *, nearest: bool) -> Float[Tensor, "B F 128"]:
     """The mean of the prompts' videos under weights exp of their inner product with `weighted`, or the one of the largest."""
-    num_frames, device = weighted.shape[1], weighted.device
+    num_latent_frames, device = weighted.shape[1], weighted.device
     scores = {name: weighted @ table.to(weighted).T for name, table in tables().items()}  # [B, F, V]
     chances: dict[str, Tensor] = {}  # [B, F or 1, V]
 
-    said = indices([ANYTHING if prompt is None else prompt for prompt in prompts], num_frames)
+    said = indices([ANYTHING if prompt is None else prompt for prompt in prompts], num_latent_frames)
     known = torch.tensor([prompt is not None for prompt in prompts], device=device)[:, None, None]
     for name in DRAWN.keys() - {"x", "y"}:
         chances[name] = _probabilities(scores[name].sum(dim=1), nearest)[:, None]
         if name not in IDENTITY:
             chances[name] = torch.where(known, one_hot(said[name], DRAWN[name]).to(weighted), chances[name])
 
-    moved = _hypotheses(prompts, num_frames).to(device)
+    moved = _hypotheses(prompts, num_latent_frames).to(device)
     cells = torch.arange(CELLS, device=device)
     starts: dict[str, Tensor] = {}  # [B, M, 8]: log-likelihood of the position at the first frame
     for axis, name in enumerate(("x", "y")):
@@ -133,7 +133,7 @@ class ExactTeacher:
     def __call__(
         self,
         noisy: Latents,
-        t: float | Levels,
+        t: float | Timesteps,
         text: Text | Sequence[Prompt | None],
         view: KVView | None = None,
         *,
@@ -158,11 +158,11 @@ class ExactTeacher:
             raise ValueError("the exact teacher cannot read a cache's view; give it clean_past")
         levels: Tensor = t if isinstance(t, Tensor) else torch.full(noisy.shape[:2], t, dtype=torch.float32, device=noisy.device)
         lowest, highest = levels.min().item(), levels.max().item()
-        if not 0 < lowest <= highest <= NUM_LEVELS:
-            raise ValueError(f"t must be above 0 and at most {NUM_LEVELS}, got {lowest} to {highest}")
+        if not 0 < lowest <= highest <= NUM_TIMESTEPS:
+            raise ValueError(f"t must be above 0 and at most {NUM_TIMESTEPS}, got {lowest} to {highest}")
         prompts = captions_of(text) if isinstance(text, Tensor) else list(text)
         _check(noisy, prompts)
-        sigma = (levels.double() / NUM_LEVELS)[..., None].to(noisy.device)
+        sigma = (levels.double() / NUM_TIMESTEPS)[..., None].to(noisy.device)
         weighted = (1 - sigma) / sigma.square() * noisy.flatten(2).double()
         if clean_past is not None:
             _check(clean_past, prompts)
@@ -172,8 +172,8 @@ class ExactTeacher:
             weighted = torch.cat([clean_past.flatten(2).double() / self.past_sigma**2, weighted], dim=1)
         elif past_text is not None:
             raise ValueError("past_text without clean_past; give both or neither")
-        clean = _expected(weighted, prompts, nearest=False)[:, -noisy.shape[1] :]
-        return ExactPrediction(noisy, clean.to(noisy.dtype).view_as(noisy), levels)
+        x0 = _expected(weighted, prompts, nearest=False)[:, -noisy.shape[1] :]
+        return ExactPrediction(noisy, x0.to(noisy.dtype).view_as(noisy), levels)
 
 
 def _joined(old: Sequence[Prompt | None], num_old: int, new: Sequence[Prompt | None], num_new: int) -> list[Prompt | None]:
@@ -188,5 +188,5 @@ def _joined(old: Sequence[Prompt | None], num_old: int, new: Sequence[Prompt | N
     return joined
 
 
-def _each(prompt: Prompt, num_frames: int) -> list[Captioned]:
-    return [prompt] * num_frames if isinstance(prompt, Captioned) else list(prompt)
+def _each(prompt: Prompt, num_latent_frames: int) -> list[Captioned]:
+    return [prompt] * num_latent_frames if isinstance(prompt, Captioned) else list(prompt)

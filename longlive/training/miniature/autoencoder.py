@@ -28,7 +28,7 @@ from longlive.miniature.world import (
     render,
 )
 from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video, settings_of
-from longlive.training.latent_videos import save_strips, to_float, to_uint8
+from longlive.training.miniature.latent_videos import save_strips, to_float, to_uint8
 from longlive.training.optimizer import MatrixOptimizer
 from longlive.training.trainer import one_cycle
 
@@ -105,13 +105,13 @@ class AutoencoderStage:
 
     def step(self, number: int) -> dict[str, float]:
         chance = max(self.reset, 1 - number / self.stream_from)  # short clips first: many scenes a step; then ever longer videos
-        if self.encoder.num_frames and float(torch.rand((), generator=self.generator)) < chance:
+        if self.encoder.num_latent_frames and float(torch.rand((), generator=self.generator)) < chance:
             self.encoder.reset()
             self.decoder.reset()
             self.videos.restart()
-        first = self.encoder.num_frames == 0
+        first = self.encoder.num_latent_frames == 0
         images = to_float(self.videos.next(self.images_per_chunk + (1 if first else 0)))
-        self._batch = {"images": images, "images_before": self.encoder.num_frames}
+        self._batch = {"images": images, "images_before": self.encoder.num_latent_frames}
         mean, log_variance = self.encoder.posterior(images).chunk(2, dim=1)
         log_variance = log_variance.clamp(-20, 10)
         z = mean + torch.exp(0.5 * log_variance) * torch.randn(mean.shape, generator=self.generator)
@@ -151,8 +151,8 @@ class AutoencoderStage:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "scenes": self.videos.scenes,
-            "encoder": (self.encoder.num_frames, self.encoder.cache),
-            "decoder": (self.decoder.num_frames, self.decoder.cache),
+            "encoder": (self.encoder.num_latent_frames, self.encoder.cache),
+            "decoder": (self.decoder.num_latent_frames, self.decoder.cache),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -160,8 +160,8 @@ class AutoencoderStage:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.videos.scenes = state["scenes"]
-        self.encoder.num_frames, self.encoder.cache = state["encoder"]
-        self.decoder.num_frames, self.decoder.cache = state["decoder"]
+        self.encoder.num_latent_frames, self.encoder.cache = state["encoder"]
+        self.decoder.num_latent_frames, self.decoder.cache = state["decoder"]
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from longlive import video
-from longlive.parallel.machine import versions
+from longlive.provenance import versions
 
 log = logging.getLogger(__name__)
 
