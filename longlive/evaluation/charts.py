@@ -6,7 +6,6 @@ in one step, and returns the figure. Texts are shown literally: a `$` in a promp
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,7 +25,7 @@ from matplotlib.projections.polar import PolarAxes
 from matplotlib.text import Text
 from matplotlib.typing import LineStyleType
 
-from longlive.evaluation.folder import write_whole
+from longlive.files import replacing
 
 # Okabe and Ito (2008), distinguishable by the colour-blind; without their yellow, which cannot be seen on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -37,7 +36,7 @@ DPI = 150
 SMALL, NORMAL, LARGE = 8.0, 9.0, 12.0  # font sizes in points
 MAX_DOTS = 24  # a longer line has no dot at each point
 MAX_LISTED = 16  # marks that the legend spells out
-MIN_SPACING = 0.035  # of two numbers of marks, as a share of the x axis
+MIN_SPACING = 0.055  # of two numbers of marks, as a share of the x axis
 
 Style = dict[str, Any]  # colour, dashes and width of a curve
 
@@ -274,9 +273,8 @@ def _figure(width: float, height: float, title: str) -> Figure:
 def _write(figure: Figure, path: str | Path) -> Figure:
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI)
-    write_whole(Path(path), png.getvalue())
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=DPI)
     return figure
 
 

@@ -181,19 +181,26 @@ def size(config: InferenceConfig, pipe: LongLivePipeline) -> tuple[int, int]:
 
 def request(config: InferenceConfig, job: Job, pipe: LongLivePipeline, device: torch.device) -> dict[str, Any]:
     """Everything that decides what the video shows; two videos of the same request are the same."""
-    height, width = size(config, pipe)
     prompts = job.prompts
+    return {
+        "cues": [dataclasses.asdict(cue) for cue in prompts.cues] if isinstance(prompts, PromptSchedule) else "typed",
+        "num_latent_frames": job.num_latent_frames,
+        "seed": job.seed,
+        **picture(config, pipe, device),
+    }
+
+
+def picture(config: InferenceConfig, pipe: LongLivePipeline, device: torch.device) -> dict[str, Any]:
+    """Everything that decides what a video of given prompts, length and seed shows."""
+    height, width = size(config, pipe)
     return {
         "model": config.model or config.wan_dir or "miniature",
         "checkpoint": config.checkpoint,
         "lora": config.lora,
-        "cues": [dataclasses.asdict(cue) for cue in prompts.cues] if isinstance(prompts, PromptSchedule) else "typed",
-        "num_latent_frames": job.num_latent_frames,
         **pipe.info._asdict(),
         "context_timestep": config.context_timestep,
         "height": height,
         "width": width,
-        "seed": job.seed,
         "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
         "scale": scale(config, height, width),
         "crf": config.crf,

@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from longlive import video
+from longlive.files import read_json_if_whole
 from longlive.provenance import versions
 
 log = logging.getLogger(__name__)
@@ -54,10 +55,7 @@ def stem(index: int, prompt: str, seed: int) -> str:
 
 def finished(path: Path, request: dict[str, Any]) -> bool:
     """Whether the video at `path` is there, complete, and was made as `request` asks."""
-    try:
-        written = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
+    written = read_json_if_whole(path.with_suffix(".json")) or {}
     return path.is_file() and written.get("complete") is True and written.get("request") == json.loads(json.dumps(request))
 
 
