@@ -24,7 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="miniature", help="a pipeline in diffusers layout whose VAE is used (default %(default)s)")
     parser.add_argument("--videos", type=int, default=16)
-    parser.add_argument("--num-frames", type=int, default=19, help="latent frames (default %(default)s)")
+    parser.add_argument("--num-latent-frames", type=int, default=19, help="latent frames (default %(default)s)")
     arguments = parser.parse_args()
     vae = LongLivePipeline.from_pretrained(arguments.model).vae
     generator = torch.Generator().manual_seed(0)

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from experiments.videos import Cut, captions_by_cue, cues_of
 from longlive.cache.window import Window
-from longlive.generation.cues import PromptSchedule
-from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache
 from longlive.generation.pipeline import LongLivePipeline
-from longlive.generation.rollout import Recache, Rollout
-from longlive.generation.stream import stream
+from longlive.generation.sampling import sample
 from longlive.miniature import oracle
 from longlive.miniature.captions import canonical
 from longlive.miniature.world import ATTRIBUTES, MOTIONS, SIZE, SPEED, Captioned
 from longlive.models.text import TextEncoder
 from longlive.models.vae import StreamDecoder, settings_of
 from longlive.ops.flow_matching import warp_steps
+from longlive.video import to_uint8
 
 IMAGES = 4  # of a latent frame, the first one excepted
-
-
-@dataclass(frozen=True)
-class PixelCut:
-    """A prompt switch: the frame, the captions after it, and what it does with the past."""
-
-    frame: int
-    captions: Sequence[Captioned]
-    recache: Recache = "joint"
-    keep_sink: bool = False
 
 
 class PixelModel:
@@ -54,35 +42,27 @@ class PixelModel:
 
     @torch.no_grad()
     def make(
-        self, captions: Sequence[Captioned], *, num_latent_frames: int, seed: int, window: Window | None = None, cut: PixelCut | None = None
+        self, captions: Sequence[Captioned], *, num_latent_frames: int, seed: int, window: Window | None = None, cut: Cut | None = None
     ) -> Tensor:
         """One video a caption, uint8 `[V, T, 3, 64, 64]`; the same seed gives the same noise."""
-        stride = settings_of(self.vae).scale_factor_spatial
-        shape = (len(captions), self.block, settings_of(self.vae).z_dim, SIZE // stride, SIZE // stride)
-        generator = torch.Generator().manual_seed(seed)
-
-        def draw(_: object) -> Tensor:
-            return torch.randn(shape, generator=generator)
-
-        said = {"before": captions} if cut is None else {"before": captions, "after": cut.captions}
-        texts = {name: self.network.read(self.encoder.encode([canonical(c) for c in words])) for name, words in said.items()}
-        schedule = PromptSchedule.single("before") if cut is None else PromptSchedule.at_frames(["before", "after"], [cut.frame])
-        cache = ring_cache(self.network, *shape[3:], window=window or self.window, batch=len(captions))
-        recache = "joint" if cut is None else cut.recache
-        rollout = Rollout(Denoiser(self.network), cache, steps=self.steps, draw=draw, recache=recache)
-        decoder, parts = StreamDecoder(self.vae), []
-        for made in stream(
-            rollout,
-            schedule,
-            read=texts.__getitem__,
-            noise=draw,
+        said = captions_by_cue(captions, cut)
+        side = SIZE // settings_of(self.vae).scale_factor_spatial
+        blocks = sample(
+            self.network,
+            cues_of(cut),
+            lambda prompt: self.encoder.encode([canonical(c) for c in said[prompt]]),
+            cache=ring_cache(self.network, side, side, window=window or self.window, batch=len(captions)),
+            latent_size=(side, side),
+            steps=self.steps,
+            generator=torch.Generator().manual_seed(seed),
+            batch=len(captions),
             block=self.block,
             num_latent_frames=num_latent_frames,
+            recache="joint" if cut is None else cut.recache,
             keep_sink=cut is not None and cut.keep_sink,
-        ):
-            images = decoder.decode(made.latents).transpose(1, 2)
-            parts.append(((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
-        return torch.cat(parts, dim=1)
+        )
+        decoder = StreamDecoder(self.vae)
+        return torch.cat([to_uint8(decoder.decode(made.latents)) for made in blocks], dim=1).movedim(-1, 2)
 
 
 def first_image(frame: int) -> int:

@@ -18,10 +18,10 @@ from torch import Tensor
 from experiments import ROOT
 from experiments.measure import Scores, claim, line
 from experiments.metrics import SwitchPair, estimate, image_change, per_block
-from experiments.pixel_model import IMAGES, PixelCut, PixelModel, first_image, jump, radius_change, right
+from experiments.pixel_model import IMAGES, PixelModel, first_image, jump, radius_change, right
 from experiments.report import Claim, Report, Table, write
 from experiments.summary import summarize
-from experiments.videos import switch_pairs
+from experiments.videos import Cut, switch_pairs
 from longlive.cache.window import Window
 from longlive.evaluation.charts import Panel
 from longlive.generation.rollout import Recache
@@ -78,7 +78,7 @@ def drift_scores(images: Tensor, pairs: list[SwitchPair]) -> Scores:
 def switches(model: PixelModel, videos: int, output: Path) -> tuple[dict[str, Scores], list[Claim]]:
     pairs, scores, shown = switch_pairs(videos), {}, {}
     for name, mode in MODES.items():
-        cut = PixelCut(SWITCH, [pair.after for pair in pairs], mode)
+        cut = Cut(SWITCH, [pair.after for pair in pairs], mode)
         images = model.make([pair.before for pair in pairs], num_latent_frames=SWITCH + AFTER, seed=SEED, cut=cut)
         scores[name], shown[name] = switch_scores(images, pairs), images[:4]
         logging.info("switch, %s: made and read", name)

@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from experiments.state_model import BLOCK, STEPS, WINDOW
 from experiments.state_world import LATENT_SHAPE, text_of
-from longlive.cache.ring import RingCache
 from longlive.cache.window import KVCache, Window
 from longlive.generation.cues import PromptSchedule
-from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache
-from longlive.generation.rollout import Recache, Rollout
-from longlive.generation.stream import stream
+from longlive.generation.rollout import Recache
+from longlive.generation.sampling import sample
 from longlive.miniature.captions import SwitchPair
 from longlive.miniature.world import ATTRIBUTES, Captioned, held_out
 from longlive.models.wan import WanTransformer
@@ -51,6 +48,16 @@ class Cut(NamedTuple):
     keep_sink: bool = False
 
 
+def cues_of(cut: Cut | None) -> PromptSchedule:
+    """The prompts "before" and "after" the switch; without one "before" alone."""
+    return PromptSchedule.single("before") if cut is None else PromptSchedule.at_frames(["before", "after"], [cut.frame])
+
+
+def captions_by_cue(captions: Sequence[Captioned], cut: Cut | None) -> dict[str, Sequence[Captioned]]:
+    """What the prompts of `cues_of` stand for in each video of a batch."""
+    return {"before": captions} if cut is None else {"before": captions, "after": cut.captions}
+
+
 def make(
     network: WanTransformer,
     captions: Sequence[Captioned],
@@ -68,34 +75,23 @@ def make(
         relative: the sink's keys are turned so that they always stand just before the window.
         cache: another than a ring for `window`.
     """
-    generator, shape = torch.Generator().manual_seed(seed), (len(captions), BLOCK, *LATENT_SHAPE)
-
-    def draw(_: object) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
     if cache is None:
-        cache = _ring(network, len(captions), window, relative)
-    schedule = PromptSchedule.single("before") if cut is None else PromptSchedule.at_frames(["before", "after"], [cut.frame])
-    with torch.no_grad():
-        texts = {"before": network.read(text_of(captions))}
-        if cut is not None:
-            texts["after"] = network.read(text_of(cut.captions))
-        rollout = Rollout(Denoiser(network), cache, steps=STEPS, draw=draw, recache="joint" if cut is None else cut.recache)
-        made = stream(
-            rollout,
-            schedule,
-            read=texts.__getitem__,
-            noise=draw,
+        cache = ring_cache(network, *LATENT_SHAPE[1:], window=window, batch=len(captions), relative=relative)
+    said = captions_by_cue(captions, cut)
+    blocks = list(
+        sample(
+            network,
+            cues_of(cut),
+            lambda prompt: text_of(said[prompt]),
+            cache=cache,
+            latent_size=LATENT_SHAPE[1:],
+            steps=STEPS,
+            generator=torch.Generator().manual_seed(seed),
+            batch=len(captions),
             block=BLOCK,
             num_latent_frames=num_latent_frames,
+            recache="joint" if cut is None else cut.recache,
             keep_sink=cut is not None and cut.keep_sink,
         )
-        parts, seconds = [], []
-        for part in made:
-            parts.append(part.latents)
-            seconds.append(part.seconds.network)
-    return Video(torch.cat(parts, dim=1), seconds)
-
-
-def _ring(network: WanTransformer, batch: int, window: Window, relative: bool) -> RingCache:
-    return ring_cache(network, *LATENT_SHAPE[1:], window=window, batch=batch, relative=relative)
+    )
+    return Video(torch.cat([made.latents for made in blocks], dim=1), [made.seconds.network for made in blocks])

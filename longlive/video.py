@@ -17,12 +17,18 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+import torch
 from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 BT709 = 1  # the number of ITU-R BT.709 in the colour fields of H.264
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images `[B, 3, T, Y, X]` in [-1, 1], as a VAE decodes them, to uint8 `[B, T, Y, X, 3]`, as files and screens hold them."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
 
 
 class VideoInfo(NamedTuple):

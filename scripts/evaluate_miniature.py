@@ -106,7 +106,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("docs/miniature"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--num-prompts", type=int, default=100)
-    parser.add_argument("--num-frames", type=int, default=21, help="latent frames a video")
+    parser.add_argument("--num-latent-frames", type=int, default=21, help="latent frames a video")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # a model this small gains nothing from more, and loses everything beside another program

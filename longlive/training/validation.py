@@ -12,16 +12,14 @@ from torch import Tensor
 from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.generation.cues import PromptSchedule
-from longlive.generation.denoiser import Denoiser
-from longlive.generation.rollout import Rollout
-from longlive.generation.stream import stream
+from longlive.generation.sampling import sample
 from longlive.miniature import oracle
 from longlive.miniature.captions import parse
 from longlive.miniature.world import Captioned
 from longlive.models.vae import StreamDecoder, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.training.clips import Embed
-from longlive.video import VideoWriter, contact_sheet, evenly_spaced
+from longlive.video import VideoWriter, contact_sheet, evenly_spaced, to_uint8
 
 Measure = Callable[[Tensor, Sequence[PromptSchedule]], dict[str, float]]
 """Numbers from videos, uint8 `[N, T, Y, X, 3]`, and what they should show."""
@@ -81,28 +79,22 @@ class Preview:
 
     def _video(self, network: WanTransformer, schedule: PromptSchedule, seed: int) -> Tensor:
         """uint8 `[T, Y, X, 3]`."""
-        random = torch.Generator().manual_seed(seed)
-
-        def draw(frames: int) -> Tensor:
-            shape = (1, frames, network.config.in_dim, *self.size)
-            return torch.randn(shape, generator=random).to(network.device, network.dtype)
-
-        # No ring: its buffers would have the type of the master weights, not that in which a network spread over ranks computes.
-        cache = HistoryCache(window=self.window, theta=network.config.rope_theta)
-        rollout = Rollout(Denoiser(network), cache, steps=self.steps, draw=lambda latents: draw(latents.shape[1]), context_t=self.context_t)
-        decoder, parts = StreamDecoder(self.vae), []
-        for made in stream(
-            rollout,
+        blocks = sample(
+            network,
             schedule,
-            read=lambda prompt: network.read(self.embed([prompt])),
-            noise=lambda frames: draw(len(frames)),
+            lambda prompt: self.embed([prompt]),
+            # Not a ring: its buffers would have the type of the master weights, not the one in which a sharded network computes.
+            cache=HistoryCache(window=self.window, theta=network.config.rope_theta),
+            latent_size=self.size,
+            steps=self.steps,
+            generator=torch.Generator().manual_seed(seed),
             block=self.block,
             num_latent_frames=self.num_latent_frames,
+            context_t=self.context_t,
             keep_sink=self.keep_sink,
-        ):
-            images = decoder.decode(made.latents)[0].float()
-            parts.append(((images.movedim(0, -1) + 1) * 127.5).round().to(torch.uint8).cpu())
-        return torch.cat(parts)
+        )
+        decoder = StreamDecoder(self.vae)
+        return torch.cat([to_uint8(decoder.decode(made.latents))[0] for made in blocks]).cpu()
 
     def _sheet(self, videos: Sequence[Tensor], path: Path, number: int) -> None:
         picks = evenly_spaced(len(videos[0]), 6)

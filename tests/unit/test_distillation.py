@@ -341,7 +341,7 @@ def rank_of_two(rank, port, folder):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     world = get_world()
     with joined(world, torch.device("cpu")):
-        settings = {"ratio": 2, "ema_start": 2, "here": world}
+        settings = {"ratio": 2, "ema_start": 2, "world": world}
         stage, own = make_stage(**settings), []
         taken, make = [], stage.tuner.clip
 

@@ -75,7 +75,7 @@ def by_hand(network, frames, stops, *, switch, keep_sink, grad_from):
     """The video of `make_tuner`, with lists of blocks for a cache; `stops` of every block; a gradient from frame `grad_from` on."""
     random = torch.Generator().manual_seed(7)
     randn = lambda: torch.randn(1, BLOCK, 4, 4, 4, generator=random)  # noqa: E731
-    known, x0, made, sink, oldest, text = {}, {}, [], 0, 0, TEXTS["old"][None]
+    known, past, made, sink, oldest, text = {}, {}, [], 0, 0, TEXTS["old"][None]
     for start, stop in zip(range(0, frames, BLOCK), stops, strict=True):
         if start == switch:
             text = TEXTS["new"][None]
@@ -83,7 +83,7 @@ def by_hand(network, frames, stops, *, switch, keep_sink, grad_from):
             oldest = start - (RECENT if kept else min(SINK + RECENT, start))
             shown = Shown(range(oldest, start), [known[0]] if kept else [])
             with torch.no_grad():
-                network(torch.cat([x0[s] for s in range(oldest, start, BLOCK)], 1), torch.zeros(1, start - oldest), text, shown)
+                network(torch.cat([past[s] for s in range(oldest, start, BLOCK)], 1), torch.zeros(1, start - oldest), text, shown)
             known = {0: known[0]} if kept else {}
             for n, s in enumerate(range(oldest, start, BLOCK)):
                 part = slice(n * BLOCK * TOKENS, (n + 1) * BLOCK * TOKENS)
@@ -100,9 +100,9 @@ def by_hand(network, frames, stops, *, switch, keep_sink, grad_from):
                 sigma = STEPS[number + 1] / 1000
                 x = (1 - sigma) * x0 + sigma * randn()
         made.append(x0)
-        x0[start], shown = x0.detach(), Shown(range(start, start + BLOCK), seen)
+        past[start], shown = x0.detach(), Shown(range(start, start + BLOCK), seen)
         with torch.no_grad():
-            network(x0[start], torch.zeros(1, BLOCK), text, shown)
+            network(past[start], torch.zeros(1, BLOCK), text, shown)
         known[start] = shown.own
     return torch.cat(made, 1)
 

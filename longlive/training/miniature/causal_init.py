@@ -17,10 +17,8 @@ from torch import Tensor
 
 from longlive.cache.window import Window
 from longlive.generation.cues import PromptSchedule
-from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache
-from longlive.generation.rollout import Rollout
-from longlive.generation.stream import stream
+from longlive.generation.sampling import sample
 from longlive.miniature import oracle
 from longlive.miniature.captions import canonical
 from longlive.miniature.world import held_out, training_set
@@ -148,20 +146,20 @@ class CausalInitStage(PretrainingStage):
         correct = {f"oracle/{k}": v.float().mean().item() for k, v in reading.correct(captions).items()}
         return correct | {"oracle/iou": reading.iou.mean().item()}
 
-    @torch.no_grad()
     def generate(self, prompts: list[str], num_latent_frames: int, *, seed: int) -> Tensor:
         """Latents of one video a prompt, all in one batch, from the averaged weights."""
-        network = self.learner.ema.average
-        generator = torch.Generator().manual_seed(seed)
-        _, _, channels, height, width = self.clips.latents.shape
-        ring = ring_cache(network, height, width, window=self.window, batch=len(prompts))
-        text = network.read(self.text_encoder.encode(prompts))
-        made = stream(
-            Rollout(Denoiser(network), ring, steps=self.sampling, draw=None),
+        network, latent_size = self.learner.ema.average, self.clips.latents.shape[-2:]
+        blocks = sample(
+            network,
             PromptSchedule.single("all"),
-            read=lambda _: text,
-            noise=lambda frames: torch.randn(len(prompts), len(frames), channels, height, width, generator=generator),
+            lambda _: self.text_encoder.encode(prompts),
+            cache=ring_cache(network, *latent_size, window=self.window, batch=len(prompts)),
+            latent_size=latent_size,
+            steps=self.sampling,
+            fresh_noise=False,
+            generator=torch.Generator().manual_seed(seed),
+            batch=len(prompts),
             block=self.block,
             num_latent_frames=num_latent_frames,
         )
-        return torch.cat([part.latents for part in made], dim=1)
+        return torch.cat([made.latents for made in blocks], dim=1)

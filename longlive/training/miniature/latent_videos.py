@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from longlive import video
 from longlive.generation.cues import num_images_of
 from longlive.miniature.world import Captioned, draw_identity, render
 from longlive.models.vae import encode_video
@@ -27,8 +28,8 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """`[B, 3, T, Y, X]` in [-1, 1] -> uint8 `[B, T, 3, Y, X]`."""
-    return ((images.transpose(1, 2).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    """`[B, 3, T, Y, X]` in [-1, 1] -> uint8 `[B, T, 3, Y, X]`, as the oracle reads them."""
+    return video.to_uint8(images).movedim(-1, 2)
 
 
 def save_strips(videos: Tensor, path: Path, *, num_images: int = 8) -> None:
