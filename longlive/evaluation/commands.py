@@ -19,7 +19,7 @@ from longlive.evaluation import prepare as preparation
 from longlive.evaluation.clip_score import IMAGES_PER_SECOND, ClipScore, stretches
 from longlive.evaluation.folder import PlannedVideo, Prepared
 from longlive.evaluation.vbench_environment import VBenchEnvironment, default_environment
-from longlive.evaluation.vbench_score import PUBLISHED, PUBLISHED_LONG, read_results, table
+from longlive.evaluation.vbench_score import PUBLISHED, read_results, table
 from longlive.evaluation.vbench_score import score as score_of
 from longlive.files import file_digest
 from longlive.parallel.world import choose_device, get_world
@@ -141,7 +141,7 @@ def score(arguments: argparse.Namespace) -> int:
             log.error("error: %s", problem)
         return 2 if problems else 0
     results = read_results(arguments.folder)
-    published = PUBLISHED_LONG if arguments.long else PUBLISHED
+    published = PUBLISHED["vbench_long" if arguments.long else "vbench"]
     sys.stdout.write(table(results, name=arguments.name or "this run", published=published))
     totals = {name: round(value, 2) for name, value in score_of(results)._asdict().items()}
     sys.stdout.write(json.dumps(totals | {"dimensions": results}) + "\n")

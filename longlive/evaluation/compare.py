@@ -172,7 +172,7 @@ def check_measured_alike(both: Sequence[Path], prepared: Sequence[Prepared]) -> 
             ]
             if apart := "; ".join(f"{name} {ways[0][name]} and {ways[1][name]}" for name in ways[0] if ways[0][name] != ways[1][name]):
                 raise ValueError(f"{dimension} was not measured alike ({apart}); measure one of {both[0]} and {both[1]} again")
-    clips = [found[1].get("clip_weights") for folder in both if (found := values.read(folder, "clip_score")) is not None]
+    clips = [about.get("clip_weights") for _, about in (values.read(folder, "clip_score") for folder in both) if about]
     if len(clips) == 2 and clips[0] != clips[1]:
         raise ValueError(f"the CLIP scores of {both[0]} and {both[1]} are of different CLIP models; measure one of them again")
 

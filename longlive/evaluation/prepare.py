@@ -81,19 +81,18 @@ def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, part
     else:
         usual = None if prompts.own else find_suite(suite).num_latent_frames
         num_latent_frames = None if usual is None else -(-usual // info.block) * info.block
-    return Prepared(
-        suite=suite,
-        prompt_list={"source": prompts.source, "digest": prompts.digest, **part},
-        rewritten=None,
+    return dataclasses.replace(
+        _prepared(suite, prompts, part, num_latent_frames, fps=info.fps, block=info.block),
         seed=config.seed,
-        num_latent_frames=num_latent_frames,
-        fps=info.fps,
-        block=info.block,
         model=programs.picture(config, pipe, choose_device(config.device, get_world())),
-        weights=[],
-        entries=prompts.entries,
         settings=dataclasses.asdict(config),
     )
+
+
+def _prepared(suite: str, prompts: PromptList, part: dict[str, Any], num_latent_frames: int | None, *, fps: float, block: int) -> Prepared:
+    source = {"source": prompts.source, "digest": prompts.digest, **part}
+    length = {"num_latent_frames": num_latent_frames, "fps": fps, "block": block}
+    return Prepared(suite=suite, prompt_list=source, rewritten=None, seed=None, **length, model={}, weights=[], entries=prompts.entries)
 
 
 def check_lengths(prepared: Prepared) -> None:
@@ -206,19 +205,10 @@ def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, part: 
     first = next(iter(files.values()))
     folders.size_of(first)
     info = video.probe(first)
-    wanted = Prepared(
-        suite=suite,
-        prompt_list={"source": prompts.source, "digest": prompts.digest, **part},
-        rewritten=None,
-        seed=None,
-        num_latent_frames=num_latent_frames_for(info.images / info.fps, block=1, fps=info.fps),
-        fps=info.fps,
-        block=1,
-        model={"model": name, "videos": str(source.resolve())},
-        weights=[],
-        entries=prompts.entries,
-        made_with=[made_with()],
-    )
+    length = num_latent_frames_for(info.images / info.fps, block=1, fps=info.fps)
+    model = {"model": name, "videos": str(source.resolve())}
+    wanted = _prepared(suite, prompts, part, length, fps=info.fps, block=1)
+    wanted = dataclasses.replace(wanted, model=model, made_with=[made_with()])
     check_lengths(wanted)
     folders.claim(output, wanted)
     for planned in tqdm(wanted.videos, unit="video", mininterval=1):

@@ -13,9 +13,6 @@ from longlive.evaluation.folder import Prepared
 from longlive.evaluation.vbench_score import (
     DIMENSIONS,
     PUBLISHED,
-    PUBLISHED_INTERACTIVE,
-    PUBLISHED_LONG,
-    PUBLISHED_SWITCH,
     markdown_table,
     missing_dimensions,
     normalised,
@@ -65,7 +62,7 @@ def stale(folder: Path, prepared: Prepared) -> list[str]:
     """What was measured on other videos than are there now, one sentence each."""
     found = [name for name in values.of_vbench(folder)[1] if vbench_run.is_stale(folder, prepared, name)]
     for kind in values.KINDS:
-        about = (values.read(folder, kind) or ({}, {}))[1]
+        about = values.read(folder, kind)[1]
         try:
             if about.get("videos_digest") and about["videos_digest"] != folders.digest_of_videos(folder, prepared.names):
                 found.append(kind)
@@ -79,13 +76,13 @@ def vbench_report(folder: Path, prepared: Prepared, name: str) -> Report:
     averages = values.of_vbench(folder)[1]
     if not averages:
         raise ValueError(f"no dimension of VBench was measured on {folder}; `run` it first")
-    published = PUBLISHED_LONG if prepared.benchmark.cuts_clips else PUBLISHED
+    published = PUBLISHED["vbench_long" if prepared.benchmark.cuts_clips else "vbench"]
     content: dict[str, Any] = {"dimensions": averages, "normalised": normalised(averages)}
     results, title = folder / "results", prepared.benchmark.title
     if not (problem := missing_dimensions(averages)):
         content |= score(averages)._asdict()
-        rows = {name: score(averages)} | {f"{model}, published": row for model, row in published.items()}
-        shown = {model: {"Total": row.total, "Quality": row.quality, "Semantic": row.semantic} for model, row in rows.items()}
+        rows = {name: score(averages), **{f"{model}, published": row for model, row in published.items()}}
+        shown: dict[str, dict[str, float]] = {m: dict(zip(("Total", "Quality", "Semantic"), row)) for m, row in rows.items()}
         charts.bars(shown, results / "bars.png", title=title, own=(name,))
     if len(averages) >= charts.MIN_RADAR_AXES:
         charts.radar({name: content["normalised"]}, results / "radar.png", title=f"{title}: dimensions, normalised")
@@ -99,28 +96,26 @@ def interactive_report(folder: Path, prepared: Prepared, name: str) -> Report:
     """
     switch = prepared.suite == "switch"
     averages = values.of_vbench(folder)[1]
-    clip = {metric.removeprefix("clip_"): values.mean(of) for metric, of in (values.read(folder, "clip_score") or ({}, {}))[0].items()}
+    clip = {metric.removeprefix("clip_"): values.mean(of) for metric, of in values.read(folder, "clip_score")[0].items()}
     wanted = ("background_consistency", "subject_consistency") if switch else vbench_run.INTERACTIVE
     problems = [] if clip else ["the CLIP score was not measured; `run` says what it lacks"]
     if missing := ", ".join(dimension for dimension in wanted if dimension not in averages):
         problems.append(f"{missing} were not measured" if switch else f"Quality lacks {missing}")
     stretches = [f"{stretch.replace('_', '–')} s" for stretch in clip] or [f"part {n + 1}" for n in range(2 if switch else 6)]
-    scores = [f"{value:.2f}" for value in clip.values()] or ["missing"] * len(stretches)
+    scores = list(clip.values()) or [None] * len(stretches)
     content: dict[str, Any] = {"dimensions": averages, "clip": clip}
     if switch:
         head = ["what a switch does", "background", "subject", *(f"CLIP, {one}" for one in stretches)]
-        own = [f"{100 * averages[one]:.2f}" if one in averages else "missing" for one in wanted]
-        empty = [""] * (len(stretches) - 1)
-        published = {m: [f"{row.background:.2f}", f"{row.subject:.2f}", *empty, f"{row.clip:.2f}"] for m, row in PUBLISHED_SWITCH.items()}
+        own = [100 * averages[one] if one in averages else None for one in wanted]
+        published = {m: [*row[:2], *[None] * (len(stretches) - 1), row[2]] for m, row in PUBLISHED["switch"].items()}
     else:
         head = ["model", "Quality", *stretches]
-        quality = None if missing else float(np.mean([normalised(averages)[dimension] for dimension in wanted]))
-        content["quality"] = quality
-        own = ["missing" if quality is None else f"{quality:.2f}"]
-        published = {m: [f"{row.quality:.2f}", *(f"{value:.2f}" for value in row.clip)] for m, row in PUBLISHED_INTERACTIVE.items()}
+        content["quality"] = None if missing else float(np.mean([normalised(averages)[dimension] for dimension in wanted]))
+        own, published = [content["quality"]], PUBLISHED["interactive"]
         if clip:
             _clip_chart(clip, name, folder / "results" / "clip_score.png")
-    rows = [[f"**{name}**", *own, *scores], *([f"{model} (published)", *row] for model, row in published.items())]
+    rows = [[f"**{name}**", *("missing" if value is None else f"{value:.2f}" for value in (*own, *scores))]]
+    rows += [[f"{m} (published)", *("" if value is None else f"{value:.2f}" for value in row)] for m, row in published.items()]
     return markdown_table(head, rows), content, problems
 
 
@@ -128,7 +123,7 @@ def _clip_chart(clip: dict[str, float], name: str, path: Path) -> None:
     """CLIP score over time, each stretch at its middle, beside published ones of six stretches of ten seconds."""
     middles = [sum(map(float, stretch.split("_"))) / 2 for stretch in clip]
     curves = [charts.Line(name, middles, list(clip.values()))]
-    curves += [charts.Line(f"{m}, published", [5, 15, 25, 35, 45, 55], row.clip) for m, row in PUBLISHED_INTERACTIVE.items()]
+    curves += [charts.Line(f"{m}, published", [5, 15, 25, 35, 45, 55], row[1:]) for m, row in PUBLISHED["interactive"].items()]
     panel = charts.Panel("CLIP score of each stretch against its prompt", "seconds", "cosine × 100", curves)
     charts.over_time([panel], path, title="Six consecutive prompts", columns=1)
 
@@ -152,7 +147,7 @@ def values_report(folder: Path, *kinds: str) -> tuple[str, dict[str, float]]:
     """Means of what we measure ourselves, as Markdown and by metric."""
     rows, content = [], {}
     for kind in kinds:
-        for metric, of in (values.read(folder, kind) or ({}, {}))[0].items():
+        for metric, of in values.read(folder, kind)[0].items():
             if known := [value for value in of.values() if value == value]:
                 content[metric] = values.mean(of)
                 rows.append([metric, *(f"{value:.4f}" for value in (content[metric], min(known), max(known))), str(len(known))])

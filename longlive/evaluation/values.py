@@ -40,11 +40,11 @@ def write(folder: Path, kind: str, found: Values, about: Mapping[str, Any]) -> N
     write_json(folder / "results" / f"{kind}.json", {**about, "metrics": content})
 
 
-def read(folder: Path, kind: str) -> tuple[Values, dict[str, Any]] | None:
-    """What `write` stored; None when there is nothing. Raises ValueError when it cannot be read."""
+def read(folder: Path, kind: str) -> tuple[Values, dict[str, Any]]:
+    """The values and the rest that `write` stored; both empty when there is nothing. Raises ValueError when it cannot be read."""
     path = folder / "results" / f"{kind}.json"
     if not path.exists():
-        return None
+        return {}, {}
     about = folders.read_json(path)
     try:
         metrics = about.pop("metrics")
@@ -70,7 +70,7 @@ def read_all(folder: Path) -> Values:
     """Everything that was measured on a folder."""
     found = of_vbench(folder)[0]
     for kind in KINDS:
-        found |= (read(folder, kind) or ({}, {}))[0]
+        found |= read(folder, kind)[0]
     return found
 
 

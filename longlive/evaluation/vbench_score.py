@@ -56,49 +56,20 @@ class Row(NamedTuple):
     semantic: float
 
 
-PUBLISHED = {  # of 5-second videos, VBench; as the papers print them
-    "Wan2.1-1.3B": Row(84.26, 85.30, 80.09),
-    "SkyReels-V2-1.3B": Row(82.67, 84.70, 74.53),
-    "CausVid": Row(81.20, 84.05, 69.80),
-    "Self-Forcing (chunk)": Row(84.31, 85.07, 81.28),
-    "LongLive": Row(84.87, 86.97, 76.47),
-    "LongLive, INT8": Row(84.31, 86.20, 76.74),
-}
-PUBLISHED_LONG = {  # of 30-second videos, VBench-Long
-    "SkyReels-V2": Row(75.29, 80.77, 53.37),
-    "FramePack": Row(81.95, 83.61, 75.32),
-    "Self-Forcing": Row(81.59, 83.82, 72.70),
-    "LongLive": Row(83.52, 85.44, 75.82),
-}
+def _published() -> dict[str, dict[str, list[float]]]:
+    found: dict[str, dict[str, list[float]]] = {}
+    for line in Path(__file__).with_name("published.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found.setdefault(row["table"], {})[row["model"]] = row["values"]
+    return found
 
 
-class InteractiveRow(NamedTuple):
-    """Quality in percent, and the CLIP score of each of six stretches of ten seconds."""
+PUBLISHED = _published()
+"""Table -> model -> values as the papers print them.
 
-    quality: float
-    clip: tuple[float, ...]
-
-
-PUBLISHED_INTERACTIVE = {  # of 60-second videos of six prompts; table 2 of the LongLive paper
-    "SkyReels-V2": InteractiveRow(80.49, (20.96, 22.51, 25.78, 18.45, 19.57, 19.61)),
-    "Self-Forcing": InteractiveRow(82.46, (28.46, 24.89, 23.53, 22.96, 23.07, 23.19)),
-    "LongLive": InteractiveRow(84.38, (28.85, 25.68, 24.64, 24.23, 24.32, 24.32)),
-}
-
-
-class SwitchRow(NamedTuple):
-    """Background and subject consistency in percent as they are, and the CLIP score."""
-
-    background: float
-    subject: float
-    clip: float
-
-
-PUBLISHED_SWITCH = {  # of 10-second videos whose prompt switches after five; ablation of the LongLive paper
-    "cache cleared": SwitchRow(92.75, 89.59, 28.95),
-    "cache kept": SwitchRow(94.77, 93.69, 25.92),
-    "recache": SwitchRow(94.81, 94.04, 27.87),
-}
+`vbench` (5 s) and `vbench_long` (30 s): Total, Quality, Semantic, in percent. `interactive` (60 s, table 2 of the LongLive paper): Quality,
+and the CLIP score of six stretches of ten seconds. `switch` (10 s, its ablation): background and subject consistency, and the CLIP score.
+"""
 
 
 def check_dimensions(names: Iterable[str], *, where: str = "") -> None:
@@ -179,7 +150,7 @@ def normalised(results: Mapping[str, float]) -> dict[str, float]:
     return {name: 100 * DIMENSIONS[name].normalised(value) for name, value in results.items()}
 
 
-def table(results: Mapping[str, float], *, name: str = "this run", published: Mapping[str, Row] = PUBLISHED) -> str:
+def table(results: Mapping[str, float], *, name: str = "this run", published: Mapping[str, Sequence[float]]) -> str:
     """Markdown: every dimension, raw and normalised, and the totals beside published ones; without own totals while any is missing."""
     dimensions = []
     for dimension, how in DIMENSIONS.items():

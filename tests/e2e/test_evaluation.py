@@ -208,7 +208,7 @@ def test_mistakes_of_prepare(prepare, caplog, suite, more, words):
 def test_a_configuration_says_the_model_and_the_suite_the_rest(tiny, environment, tmp_path, caplog):
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     config = tmp_path / "tiny.yaml"
-    config.write_text(f"model: {tiny}\nprompts: prompts.txt\nnum_frames: 120\nswitch_frame_indices: [3]\ndevice: cpu\nscale: 1\nsink: 1\n")
+    config.write_text(f"model: {tiny}\nprompts: prompts.txt\nnum_latent_frames: 120\nswitch_frame_indices: [3]\ndevice: cpu\nscale: 1\nsink: 1\n")
     command = ["prepare", "vbench", "--output", str(tmp_path / "x"), "--environment", str(environment), "--config", str(config)]
     assert main([*command, "--limit", "1", "--samples", "1"]) == 0
     prepared = folders.load(tmp_path / "x")
@@ -270,7 +270,7 @@ def test_a_stopped_run_leaves_no_process(prepare, environment, cache):
     assert not list((folder / "results" / "vbench").glob("*_run.json"))
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=180):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
