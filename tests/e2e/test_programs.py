@@ -191,7 +191,7 @@ def lines(descriptor, *texts, pause=0.15):
 def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
     stand_in.pause = 0.15  # slow enough for the typist on a busy machine
     read, write = os.pipe()
-    monkeypatch.setattr(programs.run, "__kwdefaults__", {**programs.run.__kwdefaults__, "terminal": read})
+    monkeypatch.setattr(programs.run, "__kwdefaults__", {**(programs.run.__kwdefaults__ or {}), "terminal": read})
     typist = threading.Thread(target=lines, args=(write, "one ci", "rcle\n\n", "twö\n", "three"))
     typist.start()
     status, said = program(*(("--seconds", str(seconds)) if seconds else ()), interactive=True)
@@ -228,14 +228,14 @@ def test_timelines_that_cannot_be_made_again(program, tmp_path, argv, change, wo
     settings = {**StandIn.info._asdict(), "context_timestep": 0.0, **({"block": change["block"]} if "block" in change else {})}
     timeline = Timeline(5, settings, [Cue(0, "one")], 6).to_json() | change
     (tmp_path / "t.json").write_text(json.dumps(timeline))
-    is_refused(*program("--timeline", "t.json", *argv, interactive=True), words)
-    is_refused(*program("--timeline", "other.json", interactive=True), "there is no timeline other.json")
+    is_refused(program("--timeline", "t.json", *argv, interactive=True), words)
+    is_refused(program("--timeline", "other.json", interactive=True), "there is no timeline other.json")
 
 
 def test_nothing_typed(program, monkeypatch):
     read, write = os.pipe()
     os.close(write)
-    monkeypatch.setattr(programs.run, "__kwdefaults__", {**programs.run.__kwdefaults__, "terminal": read})
+    monkeypatch.setattr(programs.run, "__kwdefaults__", {**(programs.run.__kwdefaults__ or {}), "terminal": read})
     status, said = program(interactive=True)
     assert status == 2 and "no prompt came from the terminal" in said
 
@@ -309,7 +309,8 @@ BAD_FILES = {
 }
 
 
-def is_refused(status, said, message):
+def is_refused(outcome, message):
+    status, said = outcome
     (record,) = [line for line in said.split("ERROR")[1:]]
     assert status == 2 and message in record and "Traceback" not in said
     assert len(record.strip().splitlines()) <= 3 and not list(Path("outputs").glob("*"))
@@ -318,14 +319,14 @@ def is_refused(status, said, message):
 @pytest.mark.parametrize("case", BAD)
 def test_bad_arguments(program, case):
     arguments, message = BAD[case]
-    is_refused(*program(*arguments), message)
+    is_refused(program(*arguments), message)
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_bad_files(program, case):
     name, content, message = BAD_FILES[case]
     Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    is_refused(*program("--prompts", name, "seconds=5"), message)
+    is_refused(program("--prompts", name, "seconds=5"), message)
 
 
 def test_unknown_flag(program, capsys):
@@ -336,7 +337,7 @@ def test_unknown_flag(program, capsys):
 
 def test_ranks_cannot_share_a_terminal(program, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    is_refused(*program(interactive=True), "2 ranks cannot read one terminal")
+    is_refused(program(interactive=True), "2 ranks cannot read one terminal")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*inference.yaml")), ids=lambda path: str(path.relative_to(ROOT)))

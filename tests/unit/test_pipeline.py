@@ -10,6 +10,7 @@ import torch
 from longlive import Cue, LongLivePipeline, PromptQueue, PromptSchedule
 from longlive.checkpoints import store
 from longlive.models.lora import add_lora, lora_state, merge_lora
+from longlive.models.vae import set_spatial_padding
 
 PROMPT = "a red circle moving right on a black background"
 OTHER = "a blue square moving up on a white background"
@@ -87,6 +88,17 @@ def test_what_a_switch_does_with_the_past(tiny, tmp_path):
         assert not torch.equal(made[one][:, 9:], made[two][:, 9:]), (one, two)
 
 
+def test_the_padding_of_its_vae_is_saved_with_a_pipeline(tiny, tmp_path, caplog):
+    pipe, plain = (LongLivePipeline.from_pretrained(tiny) for _ in range(2))
+    set_spatial_padding(pipe.vae, "circular")
+    pipe.save_pretrained(tmp_path)
+    caplog.clear()
+    loaded = LongLivePipeline.from_pretrained(tmp_path)
+    assert "spatial_padding" not in caplog.text
+    made = [one(PROMPT, num_latent_frames=3, generator=generator(), output_type="pt").frames for one in (pipe, loaded, plain)]
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+
+
 def test_output_types_and_shapes(pipe):
     for kind, check in {
         "np": lambda frames: frames.shape == (1, 9, 32, 32, 3),
@@ -117,9 +129,13 @@ def test_callback_sees_every_step_and_may_change_it(pipe):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"num_latent_frames": 7}, "7 frames cannot be cut into blocks of 3"),
+        ({"num_latent_frames": 7}, "7 latent frames cannot be cut into blocks of 3"),
         ({"num_latent_frames": 6, "height": 40}, "height 40 is not divisible by 16"),
-        ({"num_latent_frames": 6, "seconds": 1}, "not both"),
+        ({"num_latent_frames": 6, "seconds": 1}, "both seconds and num_latent_frames are given; choose one"),
+        ({"num_frames": 33, "seconds": 1}, "both seconds and num_frames"),
+        ({"num_frames": 32}, r"num_frames 32 is not the length of a video in blocks of 3 .* choose 33"),
+        ({"num_frames": 21 + 4}, "choose 21"),
+        ({"num_frames": -5}, "choose 9"),
         ({"num_latent_frames": 6, "output_type": "gif"}, "output_type 'gif' is unknown"),
         ({"seconds": 0}, "above 0"),
         ({"prompt": "  ", "num_latent_frames": 6}, "empty"),
@@ -131,6 +147,12 @@ def test_callback_sees_every_step_and_may_change_it(pipe):
 def test_what_cannot_be_made_is_said(pipe, settings, words):
     with pytest.raises(ValueError, match=words):
         pipe(**{"prompt": PROMPT} | settings)
+
+
+def test_a_length_in_pixel_frames(pipe):
+    assert latents(pipe, num_frames=33).shape[1] == 9
+    session = pipe.session(PROMPT, num_frames=21, seed=0)
+    assert sum(block.images.shape[1] for block in session) == 21 and session.timeline.num_latent_frames == 6
 
 
 def test_settings_override_the_folder_and_full_attention_needs_a_length(tiny):
