@@ -208,7 +208,8 @@ def test_mistakes_of_prepare(prepare, caplog, suite, more, words):
 def test_a_configuration_says_the_model_and_the_suite_the_rest(tiny, environment, tmp_path, caplog):
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     config = tmp_path / "tiny.yaml"
-    config.write_text(f"model: {tiny}\nprompts: prompts.txt\nnum_latent_frames: 120\nswitch_frame_indices: [3]\ndevice: cpu\nscale: 1\nsink: 1\n")
+    decided = "prompts: prompts.txt\nnum_latent_frames: 120\nswitch_frame_indices: [3]\n"
+    config.write_text(f"model: {tiny}\n{decided}device: cpu\nscale: 1\nsink: 1\n")
     command = ["prepare", "vbench", "--output", str(tmp_path / "x"), "--environment", str(environment), "--config", str(config)]
     assert main([*command, "--limit", "1", "--samples", "1"]) == 0
     prepared = folders.load(tmp_path / "x")
