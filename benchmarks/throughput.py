@@ -219,7 +219,7 @@ def table(setup: Setup, speed: Speed, memory: int, used: float | None) -> str:
         f"torch {setup.torch}, CUDA {setup.cuda}, cuDNN {setup.cudnn} | commit {setup.commit}",
         *([clocks] if clocks else []),
         "",
-        f"{f'ms a block, of {speed.blocks}':24} {'median':>10} {'p10':>10} {'p90':>10}",
+        f"{f'ms per block, of {speed.blocks}':24} {'median':>10} {'p10':>10} {'p90':>10}",
         f"{'whole':24} {spread(speed.block_ms)}",
         f"{'  denoise':24} {spread(speed.denoise_ms)}",
         f"{'  remember':24} {spread(speed.remember_ms)}",

@@ -55,8 +55,9 @@ def prepare(arguments: argparse.Namespace) -> int:
     given = {word.partition("=")[0] for word in arguments.settings}
     preparation.check_settings(given)
     config = settings.load(settings.InferenceConfig, arguments.config, arguments.settings, {"prompts": None, "switch_frame_indices": None})
-    if not given & {"seconds", "num_latent_frames"}:  # the suite says how long a video is, unless the command line does
-        config = dataclasses.replace(config, seconds=None, num_latent_frames=None)
+    lengths = ("seconds", "num_latent_frames", "num_frames")
+    if given.isdisjoint(lengths):  # the suite says how long a video is, unless the command line does
+        config = dataclasses.replace(config, **dict.fromkeys(lengths))
     rewritten = None
     if (path := arguments.rewritten) is not None:
         record = path.with_name(f"{path.name}.json")  # our own `rewrite` writes it

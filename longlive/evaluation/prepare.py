@@ -30,7 +30,7 @@ from longlive.files import file_digest
 from longlive.generation.cues import num_latent_frames_for
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.parallel.world import World, choose_device, choose_dtype, gather, get_world, joined
-from longlive.programs import inference as programs
+from longlive.programs import loading
 from longlive.provenance import commit, hardware, versions
 
 log = logging.getLogger(__name__)
@@ -76,15 +76,13 @@ def made_with(num_ranks: int = 1) -> dict[str, Any]:
 def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, part: dict[str, Any], pipe: LongLivePipeline) -> Prepared:
     """What `prepared.json` says before any video is made, without weights, versions and hardware."""
     info = pipe.info
-    if config.seconds is not None or config.num_latent_frames is not None:
-        num_latent_frames = programs.length(config, pipe)
-    else:
-        usual = None if prompts.own else find_suite(suite).num_latent_frames
-        num_latent_frames = None if usual is None else -(-usual // info.block) * info.block
+    num_latent_frames = loading.video_length(config, pipe)
+    if num_latent_frames is None and not prompts.own and (usual := find_suite(suite).num_latent_frames) is not None:
+        num_latent_frames = -(-usual // info.block) * info.block
     return dataclasses.replace(
         _prepared(suite, prompts, part, num_latent_frames, fps=info.fps, block=info.block),
         seed=config.seed,
-        model=programs.picture(config, pipe, choose_device(config.device, get_world())),
+        model=loading.picture_settings(config, pipe, choose_device(config.device, get_world())),
         settings=dataclasses.asdict(config),
     )
 
@@ -127,7 +125,7 @@ def prepare(
     world = get_world()
     video.check_writable(output)
     device = choose_device(config.device, world)
-    pipe = programs.load_pipeline(config, choose_dtype(config.dtype, device))
+    pipe = loading.load_pipeline(config, choose_dtype(config.dtype, device))
     wanted = dataclasses.replace(prepared_from(config, suite, prompts, part, pipe), rewritten=rewritten)
     check_lengths(wanted)
     _claim_together(output, wanted, config, world)
@@ -137,9 +135,9 @@ def prepare(
     log.info("%s: %d videos, %d of them to be made by %d process%s", output, len(planned), total, world.size, "es" * (world.size > 1))
     if not todo:
         return
-    jobs = [programs.Job(one.seed or 0, wanted.schedule_of(one.entry), one.num_latent_frames, output) for one in todo]
-    programs.check_resources(dataclasses.replace(config, output=str(output)), jobs, pipe, device)
-    programs.place(config, pipe, device)
+    requests = [loading.VideoRequest(one.seed or 0, wanted.schedule_of(one.entry), one.num_latent_frames, output) for one in todo]
+    loading.check_resources(dataclasses.replace(config, output=str(output)), requests, pipe, device)
+    loading.move_to_device(config, pipe, device)
     remove_leftovers(output)
     for one in tqdm(todo, unit="video", disable=not world.is_main, dynamic_ncols=True, mininterval=1):
         make(output, wanted, one, pipe, rank=world.rank)
