@@ -25,7 +25,8 @@ import av
 from longlive import video
 from longlive.evaluation.suites import SEED_STEP, Entry, Suite, find_suite
 from longlive.files import digest_of, file_digest, read_json_if_whole, write_json
-from longlive.generation.cues import PromptSchedule, num_images_of, num_latent_frames_for
+from longlive.generation.cues import PromptSchedule
+from longlive.generation.dimensions import Timing
 from longlive.generation.prompt_files import Script
 
 FORMAT = 2
@@ -47,10 +48,7 @@ class PlannedVideo(NamedTuple):
     entry: Entry
     seed: int | None
     num_latent_frames: int
-
-    @property
-    def num_images(self) -> int:
-        return num_images_of(self.num_latent_frames)
+    num_images: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,14 +88,18 @@ class Prepared:
         return find_suite(self.suite)
 
     @property
+    def timing(self) -> Timing:
+        return Timing(self.fps, block=self.block)
+
+    @property
     def videos(self) -> list[PlannedVideo]:
         """All videos, in the order of the list."""
         found = []
         for entry in self.entries:
-            frames = self.num_latent_frames or num_latent_frames_for(entry.script.seconds or 0.0, block=self.block, fps=self.fps)
+            frames = self.num_latent_frames or self.timing.latent_frames_for(entry.script.seconds or 0.0)
             for sample in range(entry.samples):
                 seed = None if self.seed is None else self.seed + SEED_STEP * entry.index + sample
-                found.append(PlannedVideo(f"{entry.name}-{sample}", entry, seed, frames))
+                found.append(PlannedVideo(f"{entry.name}-{sample}", entry, seed, frames, self.timing.num_frames(frames)))
         return found
 
     @property
@@ -106,11 +108,12 @@ class Prepared:
 
     def schedule_of(self, entry: Entry) -> PromptSchedule:
         """When each prompt is in force in the videos of an entry."""
-        return entry.script.schedule(block=self.block, fps=self.fps)
+        return entry.script.schedule(self.timing)
 
     def prompt_starts(self, entry: Entry) -> list[PromptStart]:
         """The images with which the prompts of an entry's videos begin."""
-        return [PromptStart(num_images_of(cue.frame) if cue.frame else 0, cue.prompt) for cue in self.schedule_of(entry).cues]
+        cues = self.schedule_of(entry).cues
+        return [PromptStart(self.timing.num_frames(cue.latent_frame) if cue.latent_frame else 0, cue.prompt) for cue in cues]
 
     def content(self) -> dict[str, Any]:
         """As JSON stores it."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from longlive.generation.cues import num_images_of
+from longlive.generation.dimensions import Timing
 
 SINK_IMAGES = 9  # of three latent frames
 THUMBNAIL = 32  # pixels along the longer side
@@ -92,8 +92,8 @@ def relative_change(found: Traces, firsts: Collection[int]) -> float:
 
 def block_starts(num_images: int, *, block: int = 3) -> list[int]:
     """The first image of every block but the first, in a video of blocks of `block` latent frames."""
-    per_block = num_images_of(2 * block) - num_images_of(block)
-    return list(range(num_images_of(block), num_images, per_block))
+    timing = Timing(block=block)
+    return list(range(timing.num_frames(block), num_images, timing.stride * block))
 
 
 def colour_drift(found: Traces, *, first: int = 32) -> np.ndarray:

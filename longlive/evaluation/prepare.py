@@ -27,7 +27,7 @@ from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import PlannedVideo, Prepared
 from longlive.evaluation.suites import PromptList, find_suite, names_of
 from longlive.files import file_digest
-from longlive.generation.cues import num_latent_frames_for
+from longlive.generation.dimensions import Timing
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.parallel.world import World, choose_device, choose_dtype, gather, get_world, joined
 from longlive.programs import loading
@@ -203,7 +203,7 @@ def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, part: 
     first = next(iter(files.values()))
     folders.size_of(first)
     info = video.probe(first)
-    length = num_latent_frames_for(info.images / info.fps, block=1, fps=info.fps)
+    length = Timing(info.fps, block=1).latent_frames_for(info.images / info.fps)
     model = {"model": name, "videos": str(source.resolve())}
     wanted = _prepared(suite, prompts, part, length, fps=info.fps, block=1)
     wanted = dataclasses.replace(wanted, model=model, made_with=[made_with()])
