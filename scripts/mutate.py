@@ -60,6 +60,9 @@ QUIETLY = [
 ADDED_SECONDS = 60  # a mutant may take this much longer than ten times its tests
 
 
+# "one_graph": torch.compile gives other graphs when Python code is traced.
+
+
 class Mutant(NamedTuple):
     """A piece of a file (offsets in bytes) and what takes its place."""
 
@@ -339,6 +342,7 @@ def trace(file: Path, tests: list[str]) -> dict[str, tuple[float, list[int]]]:
             status = run_pytest(tests, [traced], said)
             json.dump(traced.tests, result)
             result.flush()
+            said.flush()
             return status
 
         if in_children([action], 1, 3600) != [0]:

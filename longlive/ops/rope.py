@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from longlive.types import Heads, Rotation
+from longlive.types import Rotation
 
 
 def _frequencies(width: int, theta: float) -> Tensor:
@@ -66,7 +67,7 @@ def rope_for(rows: int, columns: int, head_dim: int, theta: float, device: torch
     return Rope(rows, columns, head_dim, theta=theta, device=device)
 
 
-def rotate(x: Heads, rope: Rotation) -> Heads:
+def rotate(x: Float[Tensor, "*B N A D"], rope: Rotation) -> Float[Tensor, "*B N A D"]:
     """Turn neighbouring pairs of the last dimension of `[B, N, A, D]`; computed in float32, returned in the dtype of `x`."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rope.cos[:, None, :], rope.sin[:, None, :]
