@@ -140,17 +140,24 @@ class LanguageConfig:
 class AutoencoderConfig:
     """Stage `autoencoder`: the miniature's `AutoencoderKLWan`, the residual kind on patches of 2 x 2 pixels."""
 
+    initial: str | None = None  # folder of an autoencoder to start from, whose sizes count; None: random weights of these sizes
     base_dim: int = 32
     dim_mult: tuple[int, ...] = (1, 1, 1)
     num_res_blocks: int = 0
     z_dim: int = 16
+    spatial_padding: Literal["zeros", "circular"] = "circular"  # the world is a torus
     lr: float = 2e-3
     batch: int = 16
     images_per_chunk: int = 4
     stream_from: int = 1500  # until this step videos get longer; before it they are mostly a first chunk
     reset: float = 0.1  # chance, at every chunk, that new videos begin
     kl_weight: float = 1e-4
-    subject_weight: float = 4.0  # of pixels that are not background
+    latent_noise: float = 0.2  # latents are decoded with noise of up to this share of their deviation
+    subject_weight: float = 4.0  # of pixels that are not background, against 1 of others
+    edge_weight: float = 6.0  # more for pixels at the subject's edge
+    gradient_weight: float = 0.5  # of the error of differences between neighbouring pixels
+    hard: tuple[str, ...] = ("cross", "ring", "gray")  # values of attributes that are reconstructed worst,
+    hard_weight: float = 2.0  # with which videos begin this much more often, for each of them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,7 +173,7 @@ class CausalInitConfig:
     clip_batch: int = 8  # videos of several blocks, every `clip_every` steps
     clip_every: int = 4
     bfloat16: bool = True  # linear layers, while training
-    hard_shapes: tuple[str, ...] = ("cross", "ring")  # the two that are not convex are learned last,
+    hard: tuple[str, ...] = ("cross", "ring")  # shapes that are not convex are learned last,
     hard_weight: float = 3.0  # so first blocks with them are drawn this much more often
     first_batch: int = 128  # first blocks a step
     num_videos: int = 2000
@@ -198,7 +205,7 @@ class TeacherConfig:
     short_frames: int = 3  # first frames alone, every step: all that a prompt says must be invented here
     short_batch: int = 128
     bfloat16: bool = True  # linear layers, while training
-    hard_shapes: tuple[str, ...] = ("cross", "ring")
+    hard: tuple[str, ...] = ("cross", "ring")
     hard_weight: float = 3.0
     num_clips: int = 4000
     num_shorts: int = 16000

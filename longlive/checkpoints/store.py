@@ -209,9 +209,11 @@ def load_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> Autoencod
         config = json.loads((path / "config.json").read_text())
     else:
         config = convert.vae_config(convert.vae_to_wan(state) if kind is Kind.VAE_DIFFUSERS else state)
+    ours = {name: config.pop(name) for name in ("spatial_padding",) if name in config}  # see models/vae.py; diffusers would warn of it
     with torch.device("meta"):
         vae = AutoencoderKLWan.from_config(config)
     assert isinstance(vae, AutoencoderKLWan)
+    vae.register_to_config(**ours)
     fill(vae, convert.vae_to_diffusers(state) if kind is Kind.VAE else state, what=f"the VAE in {path}", dtype=dtype)
     return vae.eval()
 

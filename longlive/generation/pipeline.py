@@ -153,6 +153,8 @@ class LongLivePipeline(DiffusionPipeline):
         folder = BUNDLED.get(str(name), Path(name))
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder} holds no pipeline (no model_index.json); for released files use LongLivePipeline.from_original")
+        if "vae" not in kwargs:  # its configuration may hold a setting of ours, which diffusers would warn of
+            kwargs["vae"] = store.load_vae(folder, dtype=kwargs.get("torch_dtype") or torch.float32)
         pipe = super().from_pretrained(folder, local_files_only=True, **kwargs)
         if not isinstance(pipe, LongLivePipeline):
             raise ValueError(f"{folder} holds a {type(pipe).__name__}; for a Wan pipeline use LongLivePipeline.from_original")

@@ -60,6 +60,21 @@ class Reading:
         )
         return result
 
+    def shares(self, captions: list[Captioned], frames: slice = slice(None)) -> dict[str, float]:
+        """Share of videos that show each attribute, and `iou`, the mean overlap of their images with the best template.
+
+        Shape, the hardest, and overlap also for every shape and background that the captions have: `shape/cross`, `iou/gray` …
+        """
+        correct = {name: value.float() for name, value in self.correct(captions, frames).items()}
+        correct["iou"] = self.iou[:, frames].mean(dim=1)
+        found = {name: value.mean().item() for name, value in correct.items()}
+        for name in ("shape", "background"):
+            for value in ATTRIBUTES[name]:
+                those = torch.tensor([getattr(c, name) == value for c in captions])
+                if those.any():
+                    found |= {f"{what}/{value}": correct[what][those].mean().item() for what in ("shape", "iou")}
+        return found
+
     def steady_motion(self, window: int) -> Tensor:
         """The motion around every image, `[B, T]`: nearest to the mean of the `window` displacements around it; -1 where none is known."""
         known = self.displacement.isfinite().all(-1, keepdim=True)

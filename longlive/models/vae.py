@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -20,6 +20,9 @@ from longlive.types import Images, Latents
 
 # What a causal convolution needs of the past: nothing yet, "Rep" (diffusers' mark for "one frame seen, nothing kept"), or its last inputs.
 ConvCache = list[Tensor | str | None]
+
+SpatialPadding = Literal["zeros", "circular"]
+"""What lies beyond the border of an image: nothing (Wan's), or the opposite edge (a world on a torus)."""
 
 
 def settings_of(vae: AutoencoderKLWan) -> Any:
@@ -38,17 +41,61 @@ def _detached(cache: ConvCache) -> ConvCache:
     return [entry.detach() if isinstance(entry, Tensor) else entry for entry in cache]
 
 
+def set_spatial_padding(vae: AutoencoderKLWan, padding: SpatialPadding) -> None:
+    """Write into the VAE's configuration how its convolutions pad images; it is saved and loaded with the VAE, and both streams obey it.
+
+    With "circular", moving images by whole latent cells moves the latents by as many cells and changes nothing else. Weights must be
+    trained for it. diffusers' own `encode` and `decode` do not know the setting.
+
+    Raises:
+        ValueError: for an unknown padding, a VAE that was made for another one, and a VAE whose convolutions pad in a way of their own.
+    """
+    before = spatial_padding(vae)
+    vae.register_to_config(spatial_padding=padding)
+    if spatial_padding(vae) == "zeros" and before != "zeros":
+        raise ValueError("this VAE pads circularly, as its weights were trained; load another one for zeros")
+
+
+def spatial_padding(vae: AutoencoderKLWan) -> SpatialPadding:
+    """What the VAE's configuration says; nothing means "zeros". Raises ValueError for a padding that is unknown or does not apply."""
+    padding = settings_of(vae).get("spatial_padding", "zeros")
+    if padding not in get_args(SpatialPadding):
+        raise ValueError(f"the VAE's spatial_padding {padding!r} is unknown; choose from {', '.join(get_args(SpatialPadding))}")
+    for name, layer in vae.named_modules() if padding == "circular" else ():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Conv3d) and layer.padding_mode not in get_args(SpatialPadding):
+            raise ValueError(f"{name} pads with {layer.padding_mode!r}; spatial_padding is for VAEs of Wan's kind, which pad with zeros")
+    return padding
+
+
+def _pad_circularly(network: torch.nn.Module) -> None:
+    """From now on convolutions of `network` see the opposite edge beyond the border, and as before nothing beyond the last image."""
+    for layer in list(network.modules()):
+        if isinstance(layer, WanCausalConv3d):
+            left, right, top, bottom, *time = layer._padding
+            layer._padding = (0, 0, 0, 0, *time)
+            if left or top:
+                layer.padding_mode = "circular"
+                layer._reversed_padding_repeated_twice = [left, right, top, bottom, 0, 0]
+        elif isinstance(layer, torch.nn.Conv2d) and layer.padding != (0, 0):
+            layer.padding_mode = "circular"
+        for name, child in layer.named_children():
+            if isinstance(child, torch.nn.ZeroPad2d):
+                setattr(layer, name, torch.nn.CircularPad2d(child.padding))
+
+
 def _convolve(layer: torch.nn.Conv3d, plain: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`plain`, or on a CPU oneDNN, which torch itself does not choose for so few channels and one video: a quarter of the time."""
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return plain(x, weight, bias)
+    if layer.padding_mode == "circular":
+        x = torch.nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode="circular")
     return torch.mkldnn_convolution(x, weight, bias, layer.padding, layer.stride, layer.dilation, layer.groups)  # type: ignore[arg-type]  # numbers, never words
 
 
 def _prefer_onednn(network: torch.nn.Module) -> None:
     """From now on the convolutions of `network` go through `_convolve`; a second call changes nothing."""
     for layer in network.modules():
-        if isinstance(layer, torch.nn.Conv3d) and layer.padding_mode == "zeros" and not isinstance(layer._conv_forward, partial):
+        if isinstance(layer, torch.nn.Conv3d) and not isinstance(layer._conv_forward, partial):
             layer._conv_forward = partial(_convolve, layer, layer._conv_forward)  # type: ignore[method-assign]
 
 
@@ -58,6 +105,8 @@ class _Stream:
     def __init__(self, vae: AutoencoderKLWan, network: torch.nn.Module) -> None:
         self.vae = vae
         self._network = network
+        if spatial_padding(vae) == "circular":
+            _pad_circularly(network)
         _prefer_onednn(network)
         self._num_convolutions = sum(isinstance(module, WanCausalConv3d) for module in network.modules())
         self.reset()

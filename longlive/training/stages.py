@@ -21,7 +21,7 @@ from longlive.generation.denoiser import Denoiser
 from longlive.generation.prompt_files import read_scripts
 from longlive.generation.rollout import Rollout
 from longlive.models.text import TextEncoder
-from longlive.models.vae import settings_of
+from longlive.models.vae import set_spatial_padding, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.models.zoo import arguments
 from longlive.ops.flow_matching import warp_steps
@@ -73,7 +73,8 @@ def build(config: TrainConfig, world: World, device: torch.device) -> Built:
     return _distillation(config, config.init if config.stage == "init" else config.long, world, device)
 
 
-def _autoencoder(config: TrainConfig, settings: AutoencoderConfig) -> AutoencoderStage:
+def _new_vae(settings: AutoencoderConfig) -> AutoencoderKLWan:
+    """Random weights of the settings' sizes, made for 2 x 2 pixels of 3 colours as 12 channels."""
     vae = AutoencoderKLWan(
         base_dim=settings.base_dim,
         dim_mult=list(settings.dim_mult),
@@ -82,12 +83,19 @@ def _autoencoder(config: TrainConfig, settings: AutoencoderConfig) -> Autoencode
         temperal_downsample=[True] * (len(settings.dim_mult) - 1),
         is_residual=True,
         patch_size=2,
-        in_channels=12,  # 3 colours of 2 x 2 pixels
+        in_channels=12,
         out_channels=12,
-        latents_mean=[0.0] * settings.z_dim,  # measured at the end of training
-        latents_std=[1.0] * settings.z_dim,
         scale_factor_spatial=2 ** len(settings.dim_mult),
     )
+    assert isinstance(vae, AutoencoderKLWan)
+    return vae
+
+
+def _autoencoder(config: TrainConfig, settings: AutoencoderConfig) -> AutoencoderStage:
+    vae = _new_vae(settings) if settings.initial is None else store.load_vae(settings.initial).train()
+    set_spatial_padding(vae, settings.spatial_padding)
+    z_dim = settings_of(vae).z_dim
+    vae.register_to_config(latents_mean=[0.0] * z_dim, latents_std=[1.0] * z_dim)  # measured at the end of training
     return AutoencoderStage(
         vae,
         batch=settings.batch,
@@ -95,7 +103,12 @@ def _autoencoder(config: TrainConfig, settings: AutoencoderConfig) -> Autoencode
         lr=settings.lr,
         seed=config.seed,
         kl_weight=settings.kl_weight,
+        latent_noise=settings.latent_noise,
         subject_weight=settings.subject_weight,
+        edge_weight=settings.edge_weight,
+        gradient_weight=settings.gradient_weight,
+        hard=settings.hard,
+        hard_weight=settings.hard_weight,
         reset=settings.reset,
         stream_from=settings.stream_from,
         images_per_chunk=settings.images_per_chunk,
@@ -139,7 +152,7 @@ def _teacher(config: TrainConfig, settings: TeacherConfig) -> TeacherStage:
         shift=settings.timestep_shift,
         ema_decay=settings.ema_decay,
         bfloat16=settings.bfloat16,
-        hard_shapes=settings.hard_shapes,
+        hard=settings.hard,
         hard_weight=settings.hard_weight,
     )
 
@@ -169,7 +182,7 @@ def _causal_init(config: TrainConfig, settings: CausalInitConfig) -> CausalInitS
         ema_decay=settings.ema_decay,
         clip_every=settings.clip_every,
         bfloat16=settings.bfloat16,
-        hard_shapes=settings.hard_shapes,
+        hard=settings.hard,
         hard_weight=settings.hard_weight,
     )
 

@@ -10,6 +10,7 @@ import torch
 from longlive import Cue, LongLivePipeline, PromptQueue, PromptSchedule
 from longlive.checkpoints import store
 from longlive.models.lora import add_lora, lora_state, merge_lora
+from longlive.models.vae import set_spatial_padding
 
 PROMPT = "a red circle moving right on a black background"
 OTHER = "a blue square moving up on a white background"
@@ -85,6 +86,17 @@ def test_what_a_switch_does_with_the_past(tiny, tmp_path):
     for one, two in itertools.combinations(made, 2):
         assert torch.equal(made[one][:, :9], made[two][:, :9])
         assert not torch.equal(made[one][:, 9:], made[two][:, 9:]), (one, two)
+
+
+def test_the_padding_of_its_vae_is_saved_with_a_pipeline(tiny, tmp_path, capfd):
+    pipe, plain = (LongLivePipeline.from_pretrained(tiny) for _ in range(2))
+    set_spatial_padding(pipe.vae, "circular")
+    pipe.save_pretrained(tmp_path)
+    capfd.readouterr()
+    loaded = LongLivePipeline.from_pretrained(tmp_path)
+    assert "spatial_padding" not in capfd.readouterr().err
+    made = [one(PROMPT, num_latent_frames=3, generator=generator(), output_type="pt").frames for one in (pipe, loaded, plain)]
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
 
 
 def test_output_types_and_shapes(pipe):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video
+from longlive.checkpoints import store
+from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video, set_spatial_padding, spatial_padding
 
 WAN21 = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
 RESIDUAL = {
@@ -13,11 +14,27 @@ RESIDUAL = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[WAN21, RESIDUAL], ids=["wan2.1", "residual"])
-def vae(request):
+KINDS = {
+    "wan2.1": (WAN21, "zeros"),
+    "residual": (RESIDUAL, "zeros"),
+    "circular": (RESIDUAL, "circular"),
+    "wan2.1 circular": (WAN21, "circular"),
+}
+
+
+def make(sizes, padding="zeros"):
     torch.manual_seed(0)
     mean, std = torch.randn(4).tolist(), (torch.rand(4) + 0.5).tolist()
-    return AutoencoderKLWan(**request.param, latents_mean=mean, latents_std=std).eval().requires_grad_(False)
+    vae = AutoencoderKLWan(**sizes, latents_mean=mean, latents_std=std).eval().requires_grad_(False)
+    if padding != "zeros":  # a stream makes the networks pad as the configuration says, for diffusers' own methods too
+        set_spatial_padding(vae, padding)
+        StreamDecoder(vae), StreamEncoder(vae)
+    return vae
+
+
+@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
+def vae(request):
+    return make(*request.param)
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +111,48 @@ def test_reset_starts_a_new_video_and_detach_keeps_the_stream(vae, latents):
     assert decoder.num_latent_frames == 3
     decoder.reset()
     assert torch.equal(decoder.decode(latents[:, :3]), first)
+
+
+@pytest.mark.parametrize("sizes", [WAN21, RESIDUAL], ids=["wan2.1", "residual"])
+def test_on_a_torus_moved_images_have_moved_latents_and_only_there(sizes, latents):
+    """Images moved by whole latent cells, over the border too: the same latents in other places, and back. With zeros not so."""
+    images = torch.rand(1, 3, 9, 32, 48, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    for padding, equal in (("circular", True), ("zeros", False)):
+        vae = make(sizes, padding)
+        with torch.no_grad():
+            ways = (
+                (encode_video(vae, images.roll((16, 40), (-2, -1))), encode_video(vae, images).roll((2, 5), (-2, -1))),
+                (decode_video(vae, latents.roll((1, 2), (-2, -1))), decode_video(vae, latents).roll((8, 16), (-2, -1))),
+            )
+        for moved, expected in ways:
+            difference = (moved - expected).abs().max().item()
+            assert (difference < 1e-5) is equal, (padding, difference)
+
+
+def test_padding_is_saved_and_loaded_with_the_weights(latents, tmp_path, capfd):
+    """Through the store without a word, and through diffusers, which warns that it does not know the setting."""
+    vae = make(RESIDUAL, "circular")
+    vae.save_pretrained(tmp_path / "vae")
+    expected = decode_video(vae, latents)
+    for load in (store.load_vae, AutoencoderKLWan.from_pretrained):
+        capfd.readouterr()
+        loaded = load(tmp_path / "vae").requires_grad_(False)
+        assert ("spatial_padding" in capfd.readouterr().err) is (load != store.load_vae)
+        assert spatial_padding(loaded) == "circular" and torch.equal(decode_video(loaded, latents), expected)
+        loaded.save_pretrained(tmp_path / "again")
+        assert spatial_padding(store.load_vae(tmp_path / "again")) == "circular"
+
+
+def test_a_padding_that_does_not_apply_is_refused():
+    with pytest.raises(ValueError, match="spatial_padding 'mirror' is unknown; choose from zeros, circular"):
+        set_spatial_padding(make(WAN21), "mirror")
+    vae = make(WAN21)
+    vae.register_to_config(spatial_padding="mirror")  # as a file may say
+    with pytest.raises(ValueError, match="'mirror' is unknown"):
+        StreamDecoder(vae)
+    with pytest.raises(ValueError, match="pads circularly, as its weights were trained"):
+        set_spatial_padding(make(WAN21, "circular"), "zeros")
+    vae = make(WAN21)
+    vae.decoder.conv_in.padding_mode = "reflect"
+    with pytest.raises(ValueError, match=r"decoder.conv_in pads with 'reflect'"):
+        set_spatial_padding(vae, "circular")

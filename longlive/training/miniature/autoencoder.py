@@ -7,6 +7,8 @@ chunk; caches are detached between chunks (truncated back-propagation) and reset
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ from longlive.miniature.world import (
     render,
 )
 from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video, settings_of
+from longlive.training.miniature.caption_texts import weights
 from longlive.training.miniature.latent_videos import save_strips, to_float, to_uint8
+from longlive.training.miniature.reconstruction import reconstruction_loss
 from longlive.training.optimizer import MatrixOptimizer
 from longlive.training.trainer import one_cycle
 
@@ -37,17 +41,24 @@ class EndlessVideos:
     """A batch of scenes that run on; now and then one attribute of a scene changes, as a prompt switch would change it.
 
     Scenes start wherever a moving subject may come to be, so that the autoencoder knows every place.
+
+    Args:
+        hard, hard_weight: values of attributes that scenes begin with that much more often.
+        change: chance of a change before the next images.
     """
 
-    def __init__(self, batch: int, generator: torch.Generator, *, change: float = 0.2) -> None:
+    def __init__(
+        self, batch: int, generator: torch.Generator, *, hard: Collection[str] = (), hard_weight: float = 1.0, change: float = 0.2
+    ) -> None:
         self.batch, self.generator, self.change = batch, generator, change
         self.scenes: list[tuple[Captioned, Identity]] = []
         self._everything = all_captioned()
+        self._weights = weights(self._everything, hard, hard_weight)
         self.restart()
 
     def restart(self) -> None:
         """New scenes."""
-        picks = torch.randint(len(self._everything), (self.batch,), generator=self.generator).tolist()
+        picks = torch.multinomial(self._weights, self.batch, replacement=True, generator=self.generator).tolist()
         self.scenes = [(self._everything[i], draw_identity(self.generator, lattice=SPEED)) for i in picks]
 
     def next(self, num_images: int) -> Tensor:
@@ -69,14 +80,6 @@ class EndlessVideos:
         return caption.with_one_change(name, values[int(torch.randint(len(values), (), generator=self.generator))]), moved
 
 
-def reconstruction_loss(decoded: Tensor, images: Tensor, *, subject_weight: float) -> Tensor:
-    """Mean absolute plus squared error, pixels that differ from their image's background weighed more: a small subject must not be lost."""
-    ground = images.flatten(3).median(dim=-1).values[..., None, None]
-    weight = 1 + (subject_weight - 1) * ((images - ground).abs().amax(1, keepdim=True) > 0.1).float()
-    error = decoded - images
-    return (weight * (error.abs() + error.square())).mean() / weight.mean()
-
-
 class AutoencoderStage:
     """Reconstruction with a light pull of the posterior to a unit Gaussian."""
 
@@ -89,17 +92,25 @@ class AutoencoderStage:
         lr: float,
         seed: int,
         kl_weight: float,
+        latent_noise: float,
         subject_weight: float,
+        edge_weight: float,
+        gradient_weight: float,
+        hard: Collection[str],
+        hard_weight: float,
         reset: float,
         stream_from: int,
         images_per_chunk: int,
     ) -> None:
         self.vae, self.steps, self.lr = vae, steps, lr
-        self.kl_weight, self.subject_weight, self.reset = kl_weight, subject_weight, reset
+        self.kl_weight, self.latent_noise, self.reset = kl_weight, latent_noise, reset
+        self.distance = partial(
+            reconstruction_loss, subject_weight=subject_weight, edge_weight=edge_weight, gradient_weight=gradient_weight
+        )
         self.stream_from, self.images_per_chunk = stream_from, images_per_chunk
         self.optimizer = MatrixOptimizer(vae, lr=lr)
         self.generator = torch.Generator().manual_seed(seed)
-        self.videos = EndlessVideos(batch, self.generator)
+        self.videos = EndlessVideos(batch, self.generator, hard=hard, hard_weight=hard_weight)
         self.encoder, self.decoder = StreamEncoder(vae), StreamDecoder(vae)
         self._batch: dict[str, Any] = {}
 
@@ -114,9 +125,10 @@ class AutoencoderStage:
         self._batch = {"images": images, "images_before": self.encoder.num_latent_frames}
         mean, log_variance = self.encoder.posterior(images).chunk(2, dim=1)
         log_variance = log_variance.clamp(-20, 10)
-        z = mean + torch.exp(0.5 * log_variance) * torch.randn(mean.shape, generator=self.generator)
+        variance = log_variance.exp() + self._noise(mean).square()  # of the posterior, and of errors that a generator makes
+        z = mean + variance.sqrt() * torch.randn(mean.shape, generator=self.generator)
         decoded = self.decoder.decode(z.transpose(1, 2), clamp=False)
-        loss = reconstruction_loss(decoded, images, subject_weight=self.subject_weight)
+        loss = self.distance(decoded, images)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         self.optimizer.zero_grad()
         (loss + self.kl_weight * kl).backward()
@@ -125,6 +137,11 @@ class AutoencoderStage:
         self.encoder.detach()
         self.decoder.detach()
         return {"autoencoder/loss": loss.item(), "autoencoder/kl": kl.item(), "autoencoder/grad_norm": norm.item()}
+
+    def _noise(self, latents: Tensor) -> Tensor:
+        """Deviation of the noise on each video's latents, `[B, C, 1, 1, 1]`: uniform, up to a share of each channel's own deviation."""
+        level = self.latent_noise * torch.rand(len(latents), generator=self.generator)
+        return level[:, None, None, None, None] * latents.detach().std((0, 2, 3, 4), keepdim=True)
 
     @property
     def at_rest(self) -> bool:
@@ -135,15 +152,14 @@ class AutoencoderStage:
 
     @torch.no_grad()
     def validate(self, folder: Path, number: int) -> dict[str, float]:
-        """Oracle on reconstructions of 16 held-out scenes of 97 images, and a sheet of originals above reconstructions."""
+        """Oracle on reconstructions of 32 held-out scenes of 49 images, and a sheet of originals above reconstructions."""
         generator = torch.Generator().manual_seed(1)
-        captions = held_out(16)
-        original = render(captions, [draw_identity(generator) for _ in captions], 97)
+        captions = held_out(32)
+        original = render(captions, [draw_identity(generator) for _ in captions], 49)
         decoded = to_uint8(decode_video(self.vae, encode_video(self.vae, to_float(original))))
         save_strips(torch.stack([original[:8], decoded[:8]], dim=1).flatten(0, 1), folder / f"autoencoder_{number:06d}.png")
-        correct = oracle.read(decoded).correct(captions)
         psnr = -10 * torch.log10((original.float() - decoded.float()).square().mean() / 255**2)
-        return {f"oracle/{k}": v.float().mean().item() for k, v in correct.items()} | {"psnr": psnr.item()}
+        return {f"oracle/{k}": v for k, v in oracle.read(decoded).shares(captions).items()} | {"psnr": psnr.item()}
 
     def state(self) -> dict[str, Any]:
         return {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from longlive.miniature.captions import caption
-from longlive.miniature.world import Captioned
+from longlive.miniature.world import ATTRIBUTES, Captioned
 from longlive.models.text import TextEncoder, embed, normalize_prompt
 from longlive.training.miniature.language import spoil
 from longlive.types import Text
@@ -37,6 +37,13 @@ class CaptionTexts:
         return self._texts[captions, phrasing]
 
 
-def weights(captions: Sequence[Captioned], hard_shapes: Sequence[str], hard_weight: float) -> Tensor:
-    """How often each caption is drawn, relative to the others: `hard_weight` for shapes that are learned last."""
-    return torch.tensor([hard_weight if c.shape in hard_shapes else 1.0 for c in captions])
+def weights(captions: Sequence[Captioned], hard: Collection[str], hard_weight: float) -> Tensor:
+    """How often each caption is drawn, relative to the others: a factor of `hard_weight` for every attribute whose value is hard.
+
+    Raises:
+        ValueError: for a value that the world does not have.
+    """
+    known = {value for values in ATTRIBUTES.values() for value in values}
+    if unknown := sorted(set(hard) - known):
+        raise ValueError(f"hard values {unknown} are not in this world; choose from {', '.join(sorted(known))}")
+    return torch.tensor([hard_weight ** sum(getattr(c, name) in hard for name in ATTRIBUTES) for c in captions])

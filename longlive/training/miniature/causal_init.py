@@ -8,7 +8,7 @@ position is out of range.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -42,7 +42,7 @@ class CausalInitStage(PretrainingStage):
         history_sigma: later blocks see a history with noise of up to this level in it, as they will see their own mistakes.
         shift, first_shift: of the noise levels that clips and first blocks are trained at.
         clip_every: steps from one batch of clips to the next.
-        hard_shapes, hard_weight: shapes of which first blocks are drawn that much more often.
+        hard, hard_weight: values of attributes of which first blocks are drawn that much more often.
         max_position: clips are placed anywhere up to this frame of a long video.
     """
 
@@ -71,7 +71,7 @@ class CausalInitStage(PretrainingStage):
         ema_decay: float,
         clip_every: int,
         bfloat16: bool,
-        hard_shapes: Sequence[str],
+        hard: Collection[str],
         hard_weight: float,
     ) -> None:
         self.vae, self.text_encoder = vae, text_encoder
@@ -83,7 +83,7 @@ class CausalInitStage(PretrainingStage):
         super().__init__(Pretraining(network, steps=steps, lr=lr, ema_decay=ema_decay, bfloat16=bfloat16, seed=seed))
         self.clip_every = clip_every
         captions = training_set()
-        self.weights = weights(captions, hard_shapes, hard_weight)
+        self.weights = weights(captions, hard, hard_weight)
         frames = CLIP_BLOCKS * block + 2 * block
         self.texts = CaptionTexts(text_encoder, captions, phrasings=phrasings, seed=seed + 3)
         self.clips = LatentVideos(data / "clips.pt", vae, captions, num_videos=num_videos, num_latent_frames=frames, seed=seed + 1)

@@ -6,7 +6,7 @@ steps whole clips.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ class TeacherStage(PretrainingStage):
     Args:
         clip_frames, clip_batch, clip_every: whole clips, how many, and steps from one batch of them to the next.
         short_frames, short_batch: the beginnings of clips, every step.
-        hard_shapes, hard_weight: shapes of which beginnings are drawn that much more often.
+        hard, hard_weight: values of attributes of which beginnings are drawn that much more often.
         guidance: w at which validation clips are made.
     """
 
@@ -58,7 +58,7 @@ class TeacherStage(PretrainingStage):
         shift: float,
         ema_decay: float,
         bfloat16: bool,
-        hard_shapes: Sequence[str],
+        hard: Collection[str],
         hard_weight: float,
         guidance: float = 3.0,
     ) -> None:
@@ -68,7 +68,7 @@ class TeacherStage(PretrainingStage):
         self.objective = FlowMatching(network)
         super().__init__(Pretraining(network, steps=steps, lr=lr, ema_decay=ema_decay, bfloat16=bfloat16, seed=seed))
         captions = training_set()
-        self.weights = weights(captions, hard_shapes, hard_weight)
+        self.weights = weights(captions, hard, hard_weight)
         self.texts = CaptionTexts(text_encoder, captions, phrasings=phrasings, seed=seed + 3)
         self.clips = LatentVideos(data / "clips.pt", vae, captions, num_videos=num_clips, num_latent_frames=clip_frames, seed=seed + 1)
         self.shorts = LatentVideos(data / "shorts.pt", vae, captions, num_videos=num_shorts, num_latent_frames=short_frames, seed=seed + 2)

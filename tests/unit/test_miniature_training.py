@@ -1,0 +1,86 @@
+"""What the miniature's trainings weigh and draw: edges in units of contrast, hard scenes more often, numbers by attribute."""
+
+import pytest
+import torch
+
+from longlive.miniature import oracle
+from longlive.miniature.world import SHAPES, Captioned, Identity, all_captioned, draw_identity, held_out, render
+from longlive.training.miniature.autoencoder import EndlessVideos
+from longlive.training.miniature.caption_texts import weights
+from longlive.training.miniature.latent_videos import to_float
+from longlive.training.miniature.reconstruction import reconstruction_loss, regions
+
+WEIGHTS = {"subject_weight": 4.0, "edge_weight": 6.0, "gradient_weight": 0.5}
+
+
+def one_image(caption: Captioned, *, x: int = 32, y: int = 32) -> torch.Tensor:
+    return to_float(render([caption], [Identity(12.0, x, y, 0)], 1))
+
+
+def test_regions_are_the_subject_its_edge_and_its_contrast():
+    square = one_image(Captioned("square", "yellow", "black", "still"))
+    where = regions(square)
+    assert 0.9 < where.subject.sum() / (torch.pi * 12**2) < 1.3  # all shapes have the area of a circle; a margin for soft pixels
+    assert not where.edge[0, 0, 0, 32, 32] and not where.edge[0, 0, 0, 0, 0]
+    column = where.edge[0, 0, 0, 32].nonzero().flatten().tolist()
+    assert len(column) == 4 and column[1] - column[0] == column[3] - column[2] == 1  # two pixels at either side
+    moved = regions(one_image(Captioned("square", "yellow", "black", "still"), x=0, y=0))
+    assert torch.equal(moved.edge, where.edge.roll((-32, -32), (-2, -1)))  # over the border too
+    gray = regions(one_image(Captioned("square", "purple", "gray", "still")))
+    assert gray.contrast < 0.6 * where.contrast
+
+
+@pytest.mark.parametrize("change", ["gray", "torus"])
+def test_loss_is_the_same_for_the_same_mistake(change):
+    """A subject one pixel off counts the same wherever it is, and nearly the same on a background of low contrast."""
+
+    def mistake(caption, place):
+        right, wrong = (one_image(caption, x=place + off, y=place) for off in (0, 1))
+        return reconstruction_loss(wrong, right, **WEIGHTS)
+
+    red, purple = Captioned("cross", "red", "white", "still"), Captioned("cross", "purple", "gray", "still")
+    if change == "torus":
+        torch.testing.assert_close(mistake(red, 0), mistake(red, 32), rtol=1e-5, atol=0)
+    else:
+        assert 0.6 < mistake(purple, 32) / mistake(red, 32) < 1.6
+        plain = [(one_image(c, x=33) - one_image(c)).square().mean() for c in (red, purple)]
+        assert plain[1] / plain[0] < 0.4  # what the squared error makes of it
+
+
+def test_an_error_at_the_edge_counts_most():
+    image = one_image(Captioned("square", "red", "white", "still"))
+    where = regions(image)
+    places = {"edge": where.edge, "inside": where.subject & ~where.edge, "outside": ~where.subject & ~where.edge}
+    losses = {}
+    for name, place in places.items():
+        y, x = place[0, 0, 0].nonzero()[len(place[0, 0, 0].nonzero()) // 2].tolist()
+        decoded = image.clone()
+        decoded[..., y, x] += 0.5
+        losses[name] = reconstruction_loss(decoded, image, **WEIGHTS).item()
+    assert losses["edge"] > losses["inside"] > losses["outside"] > 0
+    assert reconstruction_loss(image, image, **WEIGHTS) == 0
+
+
+def test_hard_values_are_drawn_more_often():
+    captions = all_captioned()
+    chosen = weights(captions, ("cross", "ring", "gray"), 3.0)
+    for caption, weight in zip(captions, chosen.tolist(), strict=True):
+        assert weight == 3.0 ** ((caption.shape in ("cross", "ring")) + (caption.background == "gray"))
+    with pytest.raises(ValueError, match=r"hard values \['hexagon'\] are not in this world"):
+        weights(captions, ("cross", "hexagon"), 3.0)
+    videos = EndlessVideos(4000, torch.Generator().manual_seed(0), hard=("ring",), hard_weight=4.0)
+    assert abs(sum(caption.shape == "ring" for caption, _ in videos.scenes) / 4000 - 0.5) < 0.04
+
+
+def test_the_oracles_shares_are_means_over_the_videos_of_a_value():
+    captions = held_out(20)
+    generator = torch.Generator().manual_seed(0)
+    images = render(captions, [draw_identity(generator) for _ in captions], 3)
+    crosses = [number for number, caption in enumerate(captions) if caption.shape == "cross"]
+    images[crosses[0]] = images[crosses[0], :1, :, :1, :1]  # its subject is lost
+    reading = oracle.read(images)
+    shares = reading.shares(captions)
+    assert shares["shape/cross"] == pytest.approx(1 - 1 / len(crosses)) and shares["shape"] == pytest.approx(1 - 1 / len(captions))
+    assert shares["iou"] == pytest.approx(reading.iou.mean().item())
+    counts = {shape: sum(caption.shape == shape for caption in captions) for shape in SHAPES}
+    assert sum(shares[f"iou/{shape}"] * count for shape, count in counts.items() if count) / 20 == pytest.approx(shares["iou"])
