@@ -101,7 +101,11 @@ def _data(report: Report) -> dict[str, Any]:
         for c in report.claims
     ]
     curves = {
-        p.title: {line.label: {"x": list(line.x), "mean": list(line.y), "low": list(line.low), "high": list(line.high)} for line in p.lines}
+        p.title: {
+            line.label: {"x": list(line.x), "mean": list(line.y), "low": list(line.low), "high": list(line.high)}
+            for line in p.lines
+            if line.low is not None and line.high is not None
+        }
         for p in report.panels
     }
     return {
