@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from longlive.config import TrainConfig, load
+from longlive.config import TrainConfig
 from longlive.parallel.world import World, choose_device, get_world, joined
+from longlive.settings import load
 from longlive.training.stages import build
 from longlive.training.trainer import Terminated, train
 

@@ -32,11 +32,12 @@ from step_count import count, table_of_count
 from step_parts import PARTS, Held, Live, Parts, clips_of, held_by_clips, told_apart
 
 import longlive.miniature
-from longlive.config import DistillationConfig, TrainConfig, load
+from longlive.config import DistillationConfig, TrainConfig
 from longlive.miniature.prompt_pairs import write_pairs
 from longlive.models.zoo import ZOO, arguments
 from longlive.parallel.world import World, choose_device
 from longlive.provenance import commit, processor
+from longlive.settings import load
 from longlive.training.distillation import DistillationStage
 from longlive.training.stages import build
 

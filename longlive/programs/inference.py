@@ -23,7 +23,7 @@ import transformers.utils.logging
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from longlive import video
-from longlive.config import InferenceConfig, load
+from longlive.config import InferenceConfig
 from longlive.generation.cues import PromptQueue, PromptSchedule
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.prompt_files import Script, read_scripts
@@ -32,6 +32,7 @@ from longlive.generation.timeline import Timeline
 from longlive.parallel.world import choose_device, choose_dtype, configure_logging, free_memory, get_world
 from longlive.programs import recording
 from longlive.programs.terminal import Typed
+from longlive.settings import load
 
 log = logging.getLogger(__name__)
 

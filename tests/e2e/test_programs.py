@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from longlive import video
-from longlive.config import InferenceConfig, load
+from longlive.config import InferenceConfig
 from longlive.generation.cues import Cue
 from longlive.generation.pipeline import PipelineInfo
 from longlive.generation.stream import Seconds
 from longlive.generation.timeline import Timeline
 from longlive.programs import inference as programs
+from longlive.settings import load
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import longlive
-from longlive.config import InferenceConfig, TrainConfig, load
+from longlive.config import InferenceConfig, TrainConfig
+from longlive.settings import load
 from longlive.evaluation import __main__ as evaluation
 from longlive.programs import inference
 from longlive.serving import __main__ as serving

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    {"types", "config", "files"},
+    {"types", "config", "settings", "files"},
     {"ops", "parallel", "video", "provenance"},
     {"models", "cache", "checkpoints"},
     {"engine"},

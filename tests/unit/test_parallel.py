@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from longlive.parallel.parts import located, read_parts, write_parts
 from torch.distributed.tensor import DTensor
 
 from longlive.cache.history import HistoryCache
@@ -15,7 +16,6 @@ from longlive.generation.rollout import Rollout
 from longlive.models.lora import add_lora, lora_state
 from longlive.models.wan import Block, WanTransformer
 from longlive.parallel import shard
-from longlive.parallel.parts import located, read_parts, write_parts
 from longlive.parallel.world import SharedChoices, World, choose_device, get_world, joined, mean_over_ranks, rank_generator
 
 BATCH, STEPS = 4, 2

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 import train as program
-from longlive.config import TrainConfig, load
+from longlive.config import TrainConfig
 from longlive.parallel.world import choose_device, gather, get_world, joined
 from longlive.provenance import commit
+from longlive.settings import load
 from longlive.training.metrics import LossWatch
 from longlive.training.trainer import Terminated, hash_of, train
 

@@ -10,7 +10,7 @@ import torch
 
 from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
-from longlive.config import TrainConfig, load
+from longlive.config import TrainConfig
 from longlive.engine.low_precision import use_bfloat16_linears
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
@@ -20,6 +20,7 @@ from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow_matching import add_noise
 from longlive.parallel.world import World
+from longlive.settings import load
 from longlive.training.dmd import DMD
 from longlive.training.miniature.autoencoder import EndlessVideos
 from longlive.training.networks import load_network
