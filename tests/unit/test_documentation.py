@@ -65,6 +65,12 @@ def test_dead_links_are_noticed(tmp_path):
     assert dead_links(page) == ["#four", "gone.md", "page.md#four"]
 
 
+def test_lines_are_wrapped():
+    """At 120 columns; tables and code are not."""
+    lines = [(str(page.relative_to(ROOT)), line) for page in PAGES for line in prose(page).splitlines()]
+    assert [(page, line) for page, line in lines if len(line) > 120 and not line.startswith(("|", "    "))] == []
+
+
 def test_packages_say_what_they_are_and_export_what_exists():
     modules = [importlib.import_module(name) for name in PACKAGES]
     assert [module.__name__ for module in modules if not module.__doc__] == [], "the site shows a package's docstring"
