@@ -1,4 +1,4 @@
-"""The verdicts of all experiments on one page: `python -m experiments.summary [--output DIR]`; every experiment renews it."""
+"""The verdicts of all experiments on one page: `python -m experiments.summary [--output DIR]`; every experiment updates it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import ROOT
+from longlive.files import write_text
 
 INTRODUCTION = """# The paper's claims, measured in miniature
 
 `bash scripts/experiments.sh` trains what is missing and measures; `python -m experiments.pixels` repeats the main ones with the
-miniature's own stages and leaves pictures. The state world (`longlive/miniature/state_world.py`) has videos of a subject with four
+miniature's own stages and leaves pictures. The state world (`experiments/state_world.py`) has videos of a subject with four
 captioned attributes and four that no caption says, no pixels, and an exact teacher, so that nothing but the student can be wrong.
 A verdict is computed: "shows" when the whole 95 % interval of the paired difference lies on the expected side (for "equal": within
 what counts as none), "reversed" when it lies on the other.
@@ -22,7 +23,7 @@ what counts as none), "reversed" when it lies on the other.
 
 
 def page(reports: list[dict[str, Any]]) -> str:
-    """One table of claims for each experiment, and how many of each verdict there are."""
+    """A table of claims and the number of each verdict, per experiment."""
     lines = [INTRODUCTION]
     for report in reports:
         name, counts = report["experiment"], Counter(claim["verdict"] for claim in report["claims"])
@@ -37,7 +38,7 @@ def page(reports: list[dict[str, Any]]) -> str:
 
 
 def summarize(folder: Path) -> None:
-    """Write `README.md` from the JSON files of `folder`; `account.md` there, if any, is what people have to say about them."""
+    """Write `README.md` from the JSON files of `folder`; `account.md` in it, if any, is a discussion to put first."""
     files = sorted(folder.glob("*.json"))
     reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     account = folder / "account.md"
@@ -45,7 +46,7 @@ def summarize(folder: Path) -> None:
     if account.exists():
         head, _, tables = text.partition("\n## ")
         text = f"{head}\n{account.read_text(encoding='utf-8').strip()}\n\n## {tables}"
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)
 
 
 def main(argv: list[str] | None = None) -> int:

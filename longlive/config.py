@@ -304,9 +304,7 @@ class DistillationConfig:
     bfloat16_linears: bool = False  # for CPUs; on GPUs networks compute in bfloat16 anyway
 
     # validation
-    validation_prompts: str | None = dataclasses.field(
-        default=None, metadata=RELATIVE_TO_FILE
-    )  # .txt or .jsonl; None: the first of `prompts`
+    validation_prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt or .jsonl; None: the first prompts
     validation_videos: int = 4
     validation_frames: int = 21
     oracle: bool = False  # for the miniature, whose prompts are captions of its world: judge validation videos by its oracle

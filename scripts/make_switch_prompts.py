@@ -1,10 +1,10 @@
-"""Write what follows each prompt of a file: the same subject and setting with one thing changed, by a causal language model of your own.
+"""Write a switch prompt for each prompt of a file, with the same subject and setting and one change, by a causal language model.
 
     python scripts/make_switch_prompts.py --model models/some-instruct-model --prompts prompts.txt --output switch_prompts.txt
 
-The model is a folder that transformers' AutoModelForCausalLM reads; its chat template is used if it has one. Line i of the output goes on
-with line i of the prompts (.txt or .jsonl). Until all lines are there they are in `<output>.partial`, and a run that was stopped goes on
-where it was: the same batches with the same seeds, so that it writes what it would have written. `<output>.json` says how it was made.
+The model is a folder for transformers' AutoModelForCausalLM; its chat template is used if it has one. Line i of the output continues line i
+of the prompts (.txt or .jsonl). Until all lines are written they are in `<output>.partial`; a run that was stopped resumes with the same
+batches and seeds, so that its output is the same. `<output>.json` has the settings.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ A video is playing, and its description is below. Write the description of how t
 Description: {prompt}
 
 New description:"""
-CHANGES = {  # how often each is asked for, relative to the others: mostly somebody does something else
+CHANGES = {  # how often each is asked for, relative to the others; mostly the action changes
     "what the subject does, an action that can follow from the one described": 5,
     "one person, animal or object that was not there comes into the picture": 3,
     "the subject's mood, as face and posture show it": 1,
@@ -47,9 +47,9 @@ CHANGES = {  # how often each is asked for, relative to the others: mostly someb
 
 
 def continuations(prompts: Sequence[str], write: Write, *, first_line: int, seed: int, attempts: int) -> list[str]:
-    """What follows each prompt. What is empty, or the prompt itself, is asked for again with another seed.
+    """The continuation of each prompt. An empty one, or the prompt itself, is requested again with another seed.
 
-    Raises ValueError with the line (the first prompt's is `first_line`) when `attempts` bring nothing.
+    Raises ValueError with the line (the first prompt's is `first_line`) when all `attempts` fail.
     """
 
     def request(i: int, attempt: int) -> str:
@@ -76,14 +76,14 @@ def _change(seed: int, line: int, attempt: int) -> str:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
-    parser.add_argument("--prompts", type=Path, required=True, help=".txt, one a line, or .jsonl")
+    parser.add_argument("--prompts", type=Path, required=True, help=".txt, one per line, or .jsonl")
     parser.add_argument("--output", type=Path, required=True, help="a .txt file")
     add_writer_arguments(parser)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> str:
-    """Write what is missing; returns a sentence for the terminal. Raises ValueError or OSError for what cannot be done."""
+    """Write the missing lines; returns a message for the terminal. Raises ValueError or OSError for what cannot be done."""
     check_choices(args.output, batch=args.batch, attempts=args.attempts)
     prompts = [pair.prompt for pair in read_pairs(args.prompts)]
     sampling = {name: vars(args)[name] for name in ("max_new_tokens", "temperature", "top_p")}
