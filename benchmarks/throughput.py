@@ -84,7 +84,8 @@ def build(
     tokenizer = build_tokenizer()
     width = transformer.config.text_dim
     reader = UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, num_heads=1, d_ff=8, num_layers=1))
-    return LongLivePipeline(transformer, vae, torch.nn.Module.to(reader, dtype), tokenizer, **settings)
+    torch.nn.Module.to(reader, dtype)
+    return LongLivePipeline(transformer, vae, reader, tokenizer, **settings)
 
 
 class Spread(NamedTuple):

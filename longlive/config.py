@@ -32,7 +32,8 @@ class InferenceConfig:
     prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # a .txt or .jsonl file
     timeline: str | None = None  # a .json file of a live session: make the same video again, with its prompts, length, seed and sampling
     seconds: float | None = None  # of video, rounded up to whole blocks
-    num_latent_frames: int | None = None  # a multiple of the block; instead of seconds
+    num_latent_frames: int | None = None  # instead of seconds: a multiple of the block
+    num_frames: int | None = None  # instead of seconds: pixel frames, 4 x latent frames - 3, as in diffusers
     height: int | None = None
     width: int | None = None
     seed: int = 0
@@ -56,20 +57,19 @@ class InferenceConfig:
     overwrite: bool = False  # replace finished videos
 
     def __post_init__(self) -> None:
-        if self.prompt is not None and self.prompts is not None:
-            raise ValueError("both prompt and prompts are given; choose one")
-        if self.seconds is not None and self.num_latent_frames is not None:
-            raise ValueError("both seconds and num_latent_frames are given; choose one")
+        for names in (("prompt", "prompts"), ("seconds", "num_latent_frames", "num_frames"), ("model", "wan_dir")):
+            given = [name for name in names if getattr(self, name) is not None]
+            if len(given) > 1:
+                raise ValueError(f"both {given[0]} and {given[1]} are given; choose one")
         if self.timeline is not None:
-            for name in ("prompt", "prompts", "seconds", "num_latent_frames"):
+            for name in ("prompt", "prompts", "seconds", "num_latent_frames", "num_frames"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"both timeline and {name} are given; a timeline says both what is shown and how long")
         if self.seconds is not None and not 0 < self.seconds < float("inf"):
             raise ValueError(f"seconds {self.seconds}: a video lasts longer than 0 seconds")
-        if self.num_latent_frames is not None and self.num_latent_frames < 1:
-            raise ValueError(f"num_latent_frames {self.num_latent_frames}: a video has at least one block of latent frames")
-        if self.model is not None and self.wan_dir is not None:
-            raise ValueError("both model and wan_dir are given; choose one")
+        for name in ("num_latent_frames", "num_frames"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: a video has at least one block of latent frames")
         if self.checkpoint is not None and self.wan_dir is None:
             raise ValueError("checkpoint is given without wan_dir, the folder of the text encoder and VAE that go with it")
         if self.threads is not None and self.threads < 1:
@@ -114,7 +114,8 @@ class ServeConfig:
             raise ValueError(f"max_sessions {self.max_sessions}: at least one session must fit")
         if self.token is not None and len(self.token) < 8:
             raise ValueError("the token is shorter than 8 characters; choose a longer one, or leave it out and one is drawn")
-        shown = ("prompt", "prompts", "timeline", "seconds", "num_latent_frames", "seed", "num_samples", "switch_frame_indices")
+        shown = ("prompt", "prompts", "timeline", "seconds", "num_latent_frames", "num_frames", "switch_frame_indices")
+        shown += ("seed", "num_samples")
         usual = InferenceConfig()
         for name in (*shown, "output", "scale", "crf", "overwrite"):
             if getattr(self.video, name) != getattr(usual, name):
@@ -249,10 +250,7 @@ class OdeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """Stages `init` and `long`: distribution matching on the generator's own videos, judged by a teacher of short clips.
-
-    Frames are latent frames.
-    """
+    """Stages `init` and `long`: distribution matching on the generator's own videos. Frames are latent frames."""
 
     # networks, in any layout that inference reads
     generator: str | None = None  # where training starts

@@ -71,11 +71,11 @@ def _pad_circularly(network: torch.nn.Module) -> None:
     """From now on convolutions of `network` see the opposite edge beyond the border, and as before nothing beyond the last image."""
     for layer in list(network.modules()):
         if isinstance(layer, WanCausalConv3d):
-            left, right, top, bottom, *time = layer._padding
-            layer._padding = (0, 0, 0, 0, *time)
+            left, right, top, bottom = layer._padding[:4]
+            layer._padding = (0, 0, 0, 0, *layer._padding[4:])
             if left or top:
                 layer.padding_mode = "circular"
-                layer._reversed_padding_repeated_twice = [left, right, top, bottom, 0, 0]
+                layer._reversed_padding_repeated_twice = [left, right, top, bottom, 0, 0]  # type: ignore[assignment]  # numbers, never words
         elif isinstance(layer, torch.nn.Conv2d) and layer.padding != (0, 0):
             layer.padding_mode = "circular"
         for name, child in layer.named_children():

@@ -16,7 +16,7 @@ import uvicorn
 from longlive import video
 from longlive.config import ServeConfig
 from longlive.parallel.world import choose_device, choose_dtype, configure_logging, free_memory, get_world
-from longlive.programs import inference as programs
+from longlive.programs import loading
 from longlive.serving.app import create_app, model_name, token_for
 from longlive.serving.metrics import Metrics
 from longlive.serving.scheduler import SessionScheduler
@@ -48,9 +48,9 @@ def parse(argv: Sequence[str] | None) -> ServeConfig:
 def load_scheduler(config: ServeConfig, metrics: Metrics) -> SessionScheduler:
     """Load the model and find out how many sessions fit into memory. Raises ValueError when none does."""
     device = choose_device(config.video.device, get_world())
-    pipe = programs.load_pipeline(config.video, choose_dtype(config.video.dtype, device))
-    height, width = programs.size(config.video, pipe)
-    programs.place(config.video, pipe, device)
+    pipe = loading.load_pipeline(config.video, choose_dtype(config.video.dtype, device))
+    height, width = loading.video_size(config.video, pipe)
+    loading.move_to_device(config.video, pipe, device)
     per_session, free = pipe.session_bytes(height, width), free_memory(device)
     fit = int(0.8 * free // per_session)
     if fit < 1:
@@ -64,7 +64,7 @@ def load_scheduler(config: ServeConfig, metrics: Metrics) -> SessionScheduler:
         max_sessions=min(fit, config.max_sessions or DEFAULT_MAX_SESSIONS),
         height=height,
         width=width,
-        scale=config.scale or programs.scale(config.video, height, width),
+        scale=config.scale or loading.pixel_scale(config.video, height, width),
         idle_seconds=60 * config.idle_minutes,
         realtime=config.realtime,
         observe=metrics.observe,
@@ -86,7 +86,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def main(argv: Sequence[str] | None = None) -> int:
     configure_logging(get_world())
-    programs.hush()
+    loading.quiet_libraries()
     try:
         config = parse(argv)
         video.check_writable(config.output)

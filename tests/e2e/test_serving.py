@@ -20,6 +20,7 @@ import websockets
 
 from longlive import LongLivePipeline, video
 from longlive.generation.timeline import Timeline
+from longlive.serving.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a red circle moving right on a black background"
@@ -383,7 +384,7 @@ def test_what_a_killed_server_has_recorded_plays(tiny, tmp_path):
     assert Timeline.load(tmp_path / f"{name}.timeline.json").cues[0].prompt == PROMPT
 
 
-def test_what_cannot_be_served_is_said(tiny, tmp_path):
+def test_what_cannot_be_served_is_said(tiny, caplog):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -396,8 +397,14 @@ def test_what_cannot_be_served_is_said(tiny, tmp_path):
             (["max_session=3"], "did you mean 'max_sessions'"),
             (["--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),
         ):
-            found = subprocess.run([sys.executable, "-m", "longlive.serving", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
-            assert found.returncode == 2 and message in found.stderr and "Traceback" not in found.stderr, found.stderr
+            caplog.clear()
+            assert main(words) == 2 and message in caplog.text
+
+
+def test_a_mistake_on_the_command_line_is_one_line_and_status_2():
+    command = [sys.executable, "-m", "longlive.serving", "max_session=3"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 2 and "did you mean 'max_sessions'" in found.stderr and "Traceback" not in found.stderr, found.stderr
 
 
 def test_a_model_that_cannot_be_loaded_is_said_where_people_look(tmp_path):

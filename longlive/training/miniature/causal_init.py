@@ -105,13 +105,13 @@ class CausalInitStage(TransformerStage):
 
     def generate(self, prompts: list[str], num_latent_frames: int, *, seed: int) -> Tensor:
         """Latents of one video per prompt, all in one batch, with the averaged weights."""
-        network, latent_size = self.ema.average, self.clips.latents.shape[-2:]
+        network, (height, width) = self.ema.average, self.clips.latents.shape[-2:]
         blocks = sample(
             network,
             PromptSchedule.single("all"),
             lambda _: self.text_encoder.encode(prompts),
-            cache=ring_cache(network, *latent_size, window=self.window, batch=len(prompts)),
-            latent_size=latent_size,
+            cache=ring_cache(network, height, width, window=self.window, batch=len(prompts)),
+            latent_size=(height, width),
             steps=warp_steps(self.config.denoising_steps, self.config.timestep_shift),
             fresh_noise=False,
             generator=torch.Generator().manual_seed(seed),
