@@ -150,7 +150,7 @@ def setting(trained: Trained, videos: str, **more: str) -> dict[str, object]:
     """The setting of an experiment for its report; `videos` describes a test video."""
     scale = trained.scale
     return {
-        "networks": f"{scale.layers} layers, width {scale.width}, 1 token a frame; block {BLOCK}, clip {CLIP}, window {WINDOW.visible} "
+        "networks": f"{scale.layers} layers, width {scale.width}, 1 token per frame; block {BLOCK}, clip {CLIP}, window {WINDOW.visible} "
         f"frames, the sink's {WINDOW.sink} included",
         "training": f"pre-training {scale.pretraining_steps} steps, once; for each seed init, {scale.init_steps} steps of "
         f"{scale.batch} videos, and from it every other arm, {scale.long_steps} steps; the generator learns in each "

@@ -155,9 +155,9 @@ def _wrap(distance: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StateReading:
-    """What the frames of `[B, F]` show, as indices; -1 where it cannot be said.
+    """What frames `[B, F]` show, as indices; -1 where it is not recognised.
 
-    `motion` of a frame is the step from the frame before it; the first frame, which has none before it, takes the step that leaves it.
+    `motion` of a frame is the step from the previous frame; for the first frame it is the step to the second.
     `position` `[B, F, 2]` is (x, y) in cells and `light` `[B, F]` the texture in degrees, neither rounded; `residual` `[B, F]` the
     distance to the nearest valid state over its norm (0 is a state, 1 the mean of the world).
     """
@@ -174,13 +174,8 @@ class StateReading:
     light: Float[Tensor, "B F"]
     residual: Float[Tensor, "B F"]
 
-    @property
-    def confidence(self) -> Float[Tensor, "B F"]:
-        """1 for a valid state, 0 for what is as far from one as the mean of the world, or further."""
-        return (1 - self.residual).nan_to_num(0.0).clamp(0, 1)
-
     def correct_frames(self, captions: Sequence[Prompt]) -> dict[str, Bool[Tensor, "B F"]]:
-        """For each captioned attribute whether each frame shows it; what cannot be said is wrong."""
+        """For each captioned attribute whether each frame shows it; unrecognised values count as wrong."""
         return {name: getattr(self, name).cpu() == said for name, said in indices(captions, self.shape.shape[1]).items()}
 
     def correct(self, captions: Sequence[Captioned], frames: slice = slice(None)) -> dict[str, Bool[Tensor, " B"]]:

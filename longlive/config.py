@@ -75,7 +75,7 @@ class InferenceConfig:
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads {self.threads}: at least one")
         if self.num_samples < 1:
-            raise ValueError(f"num_samples {self.num_samples}: at least one video a prompt")
+            raise ValueError(f"num_samples {self.num_samples}: at least one video per prompt")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed {self.seed}: choose one from 0 to 2^63 - 1")
         if self.scale is not None and self.scale < 1:

@@ -220,7 +220,7 @@ def test_resumed_anywhere_a_run_goes_on_bit_for_bit(rank):
         resumed.step(0)  # leaves traces, which must all be gone
         resumed.load(torch.load(files[cut][0], weights_only=False))
         assert resumed.between_videos == files[cut][1]
-        assert (resumed.best is resumed.generator.network) == (rank is not None or cut < 3)
+        assert (resumed.averaged_generator is resumed.generator.network) == (rank is not None or cut < 3)
         assert [resumed.step(number) for number in range(cut, 6)] == metrics[cut:]
         found = everything(resumed)
         assert found.keys() == whole.keys() and not [name for name in whole if not torch.equal(found[name], whole[name])]
