@@ -6,7 +6,6 @@ Every step trains the critic on a clip; every `critic_updates`-th step first tra
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,8 @@ from longlive.training.dmd import DMD
 from longlive.training.ema import EMA
 from longlive.training.networks import TrainableNetwork, write_transformer
 from longlive.training.optimizer import warmup_cosine
+from longlive.training.validation import Validate
 from longlive.types import Text
-
-Validate = Callable[[WanTransformer, Path, int], dict[str, float]]
-"""Makes validation videos with a network at a step, writes pictures into a folder, returns measurements."""
 
 
 class DistillationStage:

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 
 from longlive.config import OdeConfig
-from longlive.models.wan import WanTransformer
 from longlive.parallel.world import World, gather
 from longlive.training.networks import TrainableNetwork, write_transformer
 from longlive.training.ode import ODERegression
 from longlive.training.ode_pairs import OdePairs
+from longlive.training.validation import Validate
 from longlive.types import Text
-
-Validate = Callable[[WanTransformer, Path, int], dict[str, float]]  # as in `training.distillation`
 
 
 class OdeInitStage:

@@ -24,6 +24,9 @@ from longlive.video import VideoWriter, contact_sheet, evenly_spaced, to_uint8
 Measure = Callable[[Tensor, Sequence[PromptSchedule]], dict[str, float]]
 """Measurements of videos, uint8 `[N, T, Y, X, 3]`, given the prompts they should show."""
 
+Validate = Callable[[WanTransformer, Path, int], dict[str, float]]
+"""Makes validation videos with a network at a step, writes pictures into a folder, returns measurements; a `Preview` is one."""
+
 MAX_WRITTEN = 12  # videos that are written to files; all are measured
 
 
