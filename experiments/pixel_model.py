@@ -13,6 +13,7 @@ from longlive.cache.window import Window
 from longlive.generation.memory import ring_cache
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.sampling import sample
+from longlive.generation.transition import Transition
 from longlive.miniature import oracle
 from longlive.miniature.captions import canonical
 from longlive.miniature.world import ATTRIBUTES, MOTIONS, SIZE, SPEED, Captioned
@@ -54,8 +55,7 @@ class PixelModel:
             batch=len(captions),
             block=self.block,
             num_latent_frames=num_latent_frames,
-            recache="joint" if cut is None else cut.recache,
-            keep_sink=cut is not None and cut.keep_sink,
+            transition=Transition() if cut is None else cut.transition,
         )
         decoder = StreamDecoder(self.vae)
         return torch.cat([to_uint8(decoder.decode(made.latents)) for made in blocks], dim=1).movedim(-1, 2)

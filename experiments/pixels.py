@@ -24,7 +24,7 @@ from experiments.summary import summarize
 from experiments.videos import Cut, switch_pairs
 from longlive.cache.window import Window
 from longlive.evaluation.charts import Panel
-from longlive.generation.rollout import Recache
+from longlive.generation.transition import Recache
 from longlive.miniature import oracle
 from longlive.miniature.captions import canonical
 from longlive.miniature.world import ATTRIBUTES

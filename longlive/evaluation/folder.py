@@ -25,7 +25,8 @@ import av
 from longlive import video
 from longlive.evaluation.suites import SEEDS_APART, Entry, names_of
 from longlive.files import digest_of, file_digest
-from longlive.generation.cues import PromptSchedule, num_images_of, num_latent_frames_for
+from longlive.generation.cues import PromptSchedule
+from longlive.generation.dimensions import Timing
 from longlive.generation.prompt_files import Script
 
 FORMAT = 1
@@ -84,13 +85,17 @@ class Prepared:
     def seed_of(self, entry: Entry, sample: int) -> int | None:
         return None if self.seed is None else self.seed + SEEDS_APART * entry.index + sample
 
+    @property
+    def timing(self) -> Timing:
+        return Timing(self.fps, block=self.block)
+
     def frames_of(self, entry: Entry) -> int:
         """Latent frames of the videos of an entry."""
-        return self.num_latent_frames or num_latent_frames_for(entry.script.seconds or 0.0, block=self.block, fps=self.fps)
+        return self.num_latent_frames or self.timing.latent_frames_for(entry.script.seconds or 0.0)
 
     def schedule_of(self, entry: Entry) -> PromptSchedule:
         """Which prompt is in force when, in the videos of an entry."""
-        return entry.script.schedule(block=self.block, fps=self.fps)
+        return entry.script.schedule(self.timing)
 
     def content(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -267,7 +272,7 @@ def check(folder: Path, prepared: Prepared) -> Problems:
     there = {path.name for path in (folder / "videos").iterdir()} if (folder / "videos").is_dir() else set()
     missing, unreadable, sizes = [], [], Counter[tuple[int, Size]]()
     for entry in prepared.entries:
-        wanted = num_images_of(prepared.frames_of(entry))
+        wanted = prepared.timing.num_frames(prepared.frames_of(entry))
         for name in names_of([entry]):
             if f"{name}.mp4" not in there:
                 missing.append(f"{name}.mp4")

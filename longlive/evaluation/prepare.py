@@ -27,7 +27,7 @@ from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import Entry, PromptList, find_suite, names_of
 from longlive.files import file_digest
-from longlive.generation.cues import num_images_of, num_latent_frames_for
+from longlive.generation.dimensions import Timing
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.parallel.world import World, choose_device, choose_dtype, gather, get_world, joined
 from longlive.programs import loading
@@ -221,13 +221,13 @@ def make(output: Path, prepared: Prepared, job: Job, pipe: LongLivePipeline, *, 
             writer.write(chunk.images[0])
     about = {
         "prompt": job.entry.name,
-        "cues": [{"frame": cue.frame, "prompt": cue.prompt} for cue in schedule.cues],
+        "cues": [{"frame": cue.latent_frame, "prompt": cue.prompt} for cue in schedule.cues],
         "seed": job.seed,
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - began, 3),
         "rank": rank,
     }
-    folders.finish(output, job.name, partial, images=num_images_of(job.num_latent_frames), about=about)
+    folders.finish(output, job.name, partial, images=Timing().num_frames(job.num_latent_frames), about=about)
 
 
 def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, part: dict[str, Any], name: str) -> None:
@@ -249,7 +249,7 @@ def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, part: 
         prompt_list={"source": prompts.source, "digest": prompts.digest, **part},
         rewritten=None,
         seed=None,
-        num_latent_frames=num_latent_frames_for(seconds, block=1, fps=info.fps),
+        num_latent_frames=Timing(info.fps, block=1).latent_frames_for(seconds),
         fps=info.fps,
         block=1,
         model={"model": name, "videos": str(source.resolve())},

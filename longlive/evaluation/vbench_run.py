@@ -26,7 +26,6 @@ from longlive.evaluation.suites import Entry, find_suite, names_of, read_full_in
 from longlive.evaluation.vbench_environment import VBenchEnvironment, cache_folder, lacking
 from longlive.evaluation.vbench_score import DIMENSIONS
 from longlive.files import digest_of
-from longlive.generation.cues import num_images_of
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ def check_folder(folder: Path, prepared: Prepared, dimensions: Sequence[str], en
                 f"the videos were made for {prepared.prompt_list['digest']}; install the vbench of then, or prepare anew"
             )
     if find_suite(prepared.suite).measured_by in ("vbench_long", "interactive"):
-        shortest = min(num_images_of(prepared.frames_of(entry)) for entry in prepared.entries) / prepared.fps
+        shortest = min(prepared.timing.num_frames(prepared.frames_of(entry)) for entry in prepared.entries) / prepared.fps
         if shortest <= 2 and COMPARES_CLIPS & set(dimensions):
             raise ValueError(f"videos of {shortest:.1f} s are one clip; VBench-Long compares clips of 2 s: prepare longer ones")
     problems = folders.check(folder, prepared)

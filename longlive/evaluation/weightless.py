@@ -14,7 +14,8 @@ from longlive import video
 from longlive.evaluation import charts, metrics
 from longlive.evaluation import folder as folders
 from longlive.evaluation.metrics import Measured, Traces
-from longlive.generation.cues import Cue, num_images_of
+from longlive.generation.cues import Cue
+from longlive.generation.dimensions import Timing
 
 TILES = 12
 
@@ -28,7 +29,7 @@ class Begun(NamedTuple):
 
 def begun(cues: Iterable[Cue]) -> list[Begun]:
     """The images with which cues begin: frame F of them have 4 F - 3 images."""
-    return [Begun(num_images_of(cue.frame) if cue.frame else 0, cue.prompt) for cue in cues]
+    return [Begun(Timing().num_frames(cue.latent_frame) if cue.latent_frame else 0, cue.prompt) for cue in cues]
 
 
 def prompts_beside(path: Path) -> list[Begun]:

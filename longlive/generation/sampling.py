@@ -13,8 +13,10 @@ from longlive.cache.window import KVCache
 from longlive.generation.cues import Cues
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.noise import Noise
-from longlive.generation.rollout import Recache, Rollout
+from longlive.generation.rollout import Rollout
+from longlive.generation.solver import Euler, FewStep
 from longlive.generation.stream import LatentBlock, stream
+from longlive.generation.transition import Transition
 from longlive.models.wan import WanTransformer
 from longlive.types import Text
 
@@ -34,8 +36,7 @@ def sample(
     batch: int = 1,
     fresh_noise: bool = True,
     context_t: float = 0.0,
-    keep_sink: bool = True,
-    recache: Recache = "joint",
+    transition: Transition = Transition(),  # noqa: B008  # frozen
 ) -> Iterator[LatentBlock]:
     """Blocks of a batch of videos that follow the same cues, without gradients.
 
@@ -46,19 +47,20 @@ def sample(
         cache: empty, for this network, batch and latent size.
         latent_size: height and width of the latents.
         steps: timesteps of the denoising passes, decreasing from 1000.
+        transition: what a prompt switch does with the past, unless its cue says so itself.
         fresh_noise: add new noise between steps (few-step models); false: Euler steps, for a network that was not distilled.
 
     Raises:
         ValueError: when `num_latent_frames` is not a multiple of `block`.
     """
     noise = Noise(generator, batch, device=network.device, dtype=network.dtype)
-    rollout = Rollout(Denoiser(network), cache, steps=steps, draw=noise.like if fresh_noise else None, context_t=context_t, recache=recache)
+    solver = FewStep(steps, noise.like) if fresh_noise else Euler(steps)
     yield from stream(
-        rollout,
+        Rollout(Denoiser(network), cache, solver, context_t=context_t),
         cues,
-        read=lambda prompt: network.read(embed(prompt)),
+        project_text=lambda prompt: network.project_text(embed(prompt)),
         noise=lambda frames: noise((batch, len(frames), network.config.in_dim, *latent_size)),
         block=block,
         num_latent_frames=num_latent_frames,
-        keep_sink=keep_sink,
+        transition=transition,
     )

@@ -281,7 +281,7 @@ class LiveSession:
         message = {
             "type": "segment",
             "index": index,
-            "latent_frames": [block.frames.start, block.frames.stop],
+            "latent_frames": [block.latent_frames.start, block.latent_frames.stop],
             "num_frames": len(images),
             "seconds": seconds,
             "prompt": block.prompt,

@@ -10,15 +10,18 @@ from typing import NamedTuple
 import torch
 from diffusers import AutoencoderKLWan
 
-from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.checkpoints import store
 from longlive.config import AutoencoderConfig, CausalInitConfig, DistillationConfig, OdeConfig, TeacherConfig, TrainConfig
 from longlive.engine.apply import Recipe, Sharding, apply
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.dimensions import Timing
+from longlive.generation.memory import history_cache
 from longlive.generation.prompt_files import read_scripts
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import FewStep
+from longlive.generation.transition import Transition
 from longlive.models.text import TextEncoder
 from longlive.models.vae import set_spatial_padding, settings_of
 from longlive.models.wan import WanTransformer
@@ -141,7 +144,7 @@ def _distillation(run: TrainConfig, config: DistillationConfig, world: World, de
         DMD(
             Denoiser(teacher),
             Denoiser(critic),
-            guidance=config.guidance,
+            guidance_scale=config.guidance_scale,
             guidance_rescale=config.guidance_rescale,
             shift=config.timestep_shift,
         ),
@@ -204,10 +207,10 @@ def _ode_init(run: TrainConfig, config: OdeConfig, world: World, device: torch.d
     shape = (config.clip_frames, teacher.config.in_dim, config.height // stride, config.width // stride)
     keep = [round(config.num_steps * (1000 - step) / 1000) for step in config.denoising_steps] + [config.num_steps]
     solution = {"num_steps": config.num_steps, "keep": keep, "shift": config.timestep_shift}
-    made_with = {"teacher": teacher_from, "guidance": config.guidance, "seed": run.seed, "shape": shape, **solution}
+    made_with = {"teacher": teacher_from, "guidance_scale": config.guidance_scale, "seed": run.seed, "shape": shape, **solution}
     pairs = OdePairs(config.pairs, prompts, made_with)
     pairs.make(
-        lambda batch: Denoiser(teacher, guidance=config.guidance, negative=negative.expand(batch, -1, -1)),
+        lambda batch: Denoiser(teacher, guidance_scale=config.guidance_scale, negative=negative.expand(batch, -1, -1)),
         embed,
         shape,
         seed=run.seed,
@@ -242,7 +245,7 @@ def _tuner(
     world: World,
     device: torch.device,
 ) -> StreamingTuner:
-    stride = settings_of(vae).scale_factor_spatial
+    stride, window = settings_of(vae).scale_factor_spatial, Window.of(config.window, config.sink)
     size = (config.height // stride, config.width // stride)
 
     def noise(frames: int) -> Latents:  # drawn on the CPU, the same for every device; pinned, so that the host need not wait for a GPU
@@ -251,11 +254,9 @@ def _tuner(
 
     rollout = Rollout(
         Denoiser(network),
-        HistoryCache(window=Window.of(config.window, config.sink), theta=network.config.rope_theta),
-        steps=warp_steps(config.denoising_steps, config.timestep_shift),
-        draw=lambda latents: noise(latents.shape[1]),
+        history_cache(network, *size, window=window, batch=config.batch, rows=2 * window.visible + config.clip_frames),
+        FewStep(warp_steps(config.denoising_steps, config.timestep_shift), lambda latents: noise(latents.shape[1])),
         context_t=config.context_timestep,
-        recache=config.recache,
     )
     return StreamingTuner(
         rollout,
@@ -268,7 +269,7 @@ def _tuner(
         overlap=config.overlap,
         max_frames=config.max_frames,
         switch_at=config.switch_at,
-        keep_sink=config.keep_sink,
+        transition=Transition(config.keep_sink, config.recache),
         anchor=partial(anchor_frame, vae, context=config.anchor_context),
     )
 
@@ -277,12 +278,12 @@ def _schedules(config: DistillationConfig, pairs: list[PromptPair]) -> list[Prom
     """What validation videos show: the scripts of a file, or the first prompts of the data, switching half-way if they can."""
     if config.validation_prompts is not None:
         scripts = read_scripts(config.validation_prompts)[: config.validation_videos]
-        return [script.schedule(block=config.block, fps=16) for script in scripts]
+        return [script.schedule(Timing(block=config.block)) for script in scripts]
     middle = config.validation_frames // config.block // 2 * config.block
     schedules = []
     for pair in pairs[: config.validation_videos]:
         if config.switch_at and pair.switch is not None and middle > 0:
-            schedules.append(PromptSchedule.at_frames([pair.prompt, pair.switch], [middle]))
+            schedules.append(PromptSchedule.at_latent_frames([pair.prompt, pair.switch], [middle]))
         else:
             schedules.append(PromptSchedule.single(pair.prompt))
     return schedules
@@ -306,7 +307,7 @@ def _preview(
         num_latent_frames=config.validation_frames,
         height=config.height,
         width=config.width,
-        keep_sink=config.keep_sink if isinstance(config, DistillationConfig) else True,
+        transition=Transition(config.keep_sink, config.recache) if isinstance(config, DistillationConfig) else Transition(),
         context_t=config.context_timestep if isinstance(config, DistillationConfig) else 0.0,
         seed=run.seed,
         measure=read_by_oracle if config.oracle else None,

@@ -20,6 +20,7 @@ import websockets
 
 from longlive import LongLivePipeline, video
 from longlive.generation.timeline import Timeline
+from longlive.generation.transition import Transition
 from longlive.serving.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -162,7 +163,8 @@ def test_a_session_from_the_first_prompt_to_its_files(served, tiny, tmp_path):
     assert status == 200 and headers["content-type"] == "video/mp4" and (recorded[: len(images)] == images).all()
     status, content, _ = served.get(f"/timeline/{name}")
     timeline = Timeline.from_json(json.loads(content), where="the server's")
-    assert [(cue.prompt, cue.keep_sink) for cue in timeline.cues] == [(PROMPT, None), (OTHER, False)] and timeline.seed == 5
+    cues = [(cue.prompt, cue.transition) for cue in timeline.cues]
+    assert cues == [(PROMPT, None), (OTHER, Transition(False))] and timeline.seed == 5
     pipe = LongLivePipeline.from_pretrained(tiny)
     session = pipe.session(timeline.schedule, num_latent_frames=timeline.num_latent_frames, seed=timeline.seed)
     prompts = [chunk.prompt for chunk in session]

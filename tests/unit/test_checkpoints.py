@@ -273,7 +273,7 @@ def test_weights_unknown_to_a_layout_are_named(weights):
 
 
 def test_two_weights_of_one_name_are_refused(weights):
-    with pytest.raises(ValueError, match=r"two weights are both 'head.head.bias'"):
+    with pytest.raises(ValueError, match=r"two weights are both named 'head.head.bias'"):
         convert.clean_names(weights | {"model.head.head.bias": torch.zeros(64)})
 
 
@@ -319,7 +319,7 @@ def test_missing_files_say_what_to_download_to_where(tmp_path):
 
 def test_a_full_disk_is_noticed_before_anything_is_written(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(store.shutil, "disk_usage", lambda folder: store.shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(OSError, match=r"where 0\.0 GB are free"):
+    with pytest.raises(OSError, match=r"has 0\.0 GB free"):
         store.write_safetensors(weights, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
@@ -344,7 +344,7 @@ def test_the_program_says_in_a_line_what_is_wrong(wan_folder, tmp_path, capsys):
     for arguments, message in {
         ("--from", tmp_path / "none.pt"): "not found",
         ("--from", lora, "--to", "wan", "--output", tmp_path / "a"): "a LoRA alone has no wan layout",
-        ("--from", lora, "--lora", lora): "holds lora",
+        ("--from", lora, "--lora", lora): "contains lora",
         ("--from", transformer): "give num_heads",
         ("--from", transformer, "--to", "wan", "--output", tmp_path / "full"): "is not empty",
         ("--from", wan_folder / "Wan2.1_VAE.pth", "--to", "longlive", "--output", tmp_path / "b"): "has no vae",

@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.checkpoints import store
 from longlive.config import DistillationConfig
@@ -17,7 +16,10 @@ from longlive.engine.apply import Recipe, Sharding, apply
 from longlive.engine.sharding import full_state
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import FewStep
+from longlive.generation.transition import Transition
 from longlive.models.lora import add_lora, lora_state, merge_lora
 from longlive.models.wan import WanTransformer
 from longlive.parallel.world import SharedChoices, World, gather, get_world, joined, rank_generator
@@ -82,8 +84,8 @@ def make_stage(*, rank=None, average=True, seed=0, world=World(), **settings):  
         apply(frozen, Recipe(sharding=Sharding()))
     random = {name: rank_generator(seed + n, world.rank) for n, name in enumerate(("noise", "timesteps"))}
     noise = lambda frames: torch.randn(1, frames, 4, 4, 4, generator=random["noise"])  # noqa: E731
-    cache = HistoryCache(window=Window(3, 6))
-    rollout = Watched(Denoiser(generator), cache, steps=[1000.0, 625.0], draw=lambda latents: noise(latents.shape[1]))
+    cache = history_cache(generator, 4, 4, window=Window(3, 6))
+    rollout = Watched(Denoiser(generator), cache, FewStep([1000.0, 625.0], lambda latents: noise(latents.shape[1])))
     rollout.blocks = []
     tuner = StreamingTuner(
         rollout,
@@ -325,7 +327,7 @@ def make_preview():
         return {"mean": videos.float().mean().item(), "deviation": videos.float().std().item()}
 
     return Preview(
-        [PromptSchedule.at_frames(["old 0", "new 0"], [6])],
+        [PromptSchedule.at_latent_frames(["old 0", "new 0"], [6])],
         vae.eval(),
         embed,
         window=Window(3, 3),
@@ -334,7 +336,7 @@ def make_preview():
         num_latent_frames=9,
         height=16,
         width=16,
-        keep_sink=True,
+        transition=Transition(),
         seed=0,
         measure=measure,
         write=False,

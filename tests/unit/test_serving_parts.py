@@ -12,6 +12,7 @@ import pytest
 
 from longlive import LongLivePipeline, video
 from longlive.generation.timeline import Timeline
+from longlive.generation.transition import Transition
 from longlive.serving.access import Access, RateLimiter, is_local
 from longlive.serving.flow_control import MARGIN, MAX_UNACKNOWLEDGED, FlowControl
 from longlive.serving.fragments import FragmentEncoder, jpegs, move_fragment
@@ -187,7 +188,7 @@ def test_sessions_take_turns_and_their_recordings_are_what_was_shown(scheduler, 
     again = list(pipe.session(made.schedule, num_latent_frames=made.num_latent_frames, seed=made.seed))
     for segment, block in zip(one.segments, again):
         assert (segment.images == block.images[0].numpy()).all() and segment.message["prompt"] == block.prompt
-    assert made.cues[-1].prompt == OTHER and made.cues[-1].keep_sink is False
+    assert made.cues[-1].prompt == OTHER and made.cues[-1].transition == Transition(False)
 
 
 def test_generation_waits_for_a_client_that_does_not_take_its_chunks(scheduler):
@@ -243,7 +244,7 @@ def test_what_the_session_does_with_its_sink_unless_a_prompt_says(scheduler):
     for prompt, said, wanted in ((OTHER, None, True), (PROMPT, False, False)):
         watcher.session.update_prompt(prompt, said)
         watcher.wait(lambda p=prompt: watcher.segments and watcher.segments[-1].message["prompt"] == p)
-        assert watcher.session.stepped.timeline.cues[-1].keep_sink is wanted
+        assert watcher.session.stepped.timeline.cues[-1].transition == Transition(wanted)
 
 
 def test_a_lost_client_comes_back_in_time_or_not(scheduler):

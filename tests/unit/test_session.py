@@ -13,6 +13,7 @@ from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import Cue
 from longlive.generation.session import SessionVideo
 from longlive.generation.timeline import Timeline
+from longlive.generation.transition import Transition
 
 PROMPT = "a red circle moving right on a black background"
 OTHER = "a blue square moving up on a white background"
@@ -35,12 +36,12 @@ def test_a_timeline_makes_the_same_video_again(pipe, tmp_path, ahead):
     chunks += [next(session) for _ in range(4)]
     session.stop()
     assert next(session, None) is None
-    shown = chunks[-1].frames.stop
-    switch = next(chunk.frames.start for chunk in chunks if chunk.prompt == OTHER)
+    shown = chunks[-1].latent_frames.stop
+    switch = next(chunk.latent_frames.start for chunk in chunks if chunk.prompt == OTHER)
     assert switch == 6 if not ahead else switch in (6, 9)
     session.timeline.save(tmp_path / "timeline.json")
     timeline = Timeline.load(tmp_path / "timeline.json")
-    assert [(cue.frame, cue.prompt, cue.keep_sink) for cue in timeline.cues] == [(0, PROMPT, None), (switch, OTHER, False)]
+    assert timeline.cues == [Cue(0, PROMPT), Cue(switch, OTHER, Transition(False))]
     assert timeline.seed == 3 and shown <= timeline.num_latent_frames <= shown + (3 if ahead else 0)
     again = list(pipe.session(timeline.schedule, num_latent_frames=timeline.num_latent_frames, seed=timeline.seed))
     assert torch.equal(images(again)[:, : images(chunks).shape[1]], images(chunks))
@@ -100,7 +101,7 @@ def test_restart_is_another_video_with_the_prompt_in_force(pipe):
     session.restart()
     again = [next(session), next(session)]
     assert torch.equal(images(again), images(first)) and [chunk.video_index for chunk in again] == [1, 1]
-    assert again[0].frames == range(3) and session.timeline.num_latent_frames == 6
+    assert again[0].latent_frames == range(3) and session.timeline.num_latent_frames == 6
     session.prompt(OTHER)
     session.restart(7)  # what was typed before it was shown counts
     other = next(session)
@@ -151,7 +152,7 @@ def test_a_stepped_session_switches_once_the_prompt_is_encoded_and_the_newest_wi
     assert first.result(0) is False and not second.done() and prompt_shown() == PROMPT
     encodings["second"].set_result(None)
     assert second.result(0) is True and session.newest_prompt == "second" and prompt_shown() == "second"
-    assert session.timeline.cues[-1].keep_sink is False
+    assert session.timeline.cues[-1].transition == Transition(False)
     third = session.prompt_when_encoded("third")
     session.prompt(OTHER)  # does not wait, and is newer
     encodings["third"].set_result(None)
@@ -206,13 +207,13 @@ def test_prompts_are_read_on_the_side_and_only_the_newest_of_many(pipe):
     futures = [conditioner.begin(f"prompt {n}") for n in range(100)]
     assert conditioner.begin("prompt 99") is futures[99] and not futures[99].done()
     encoder.go.set()
-    newest = conditioner.read("prompt 99")
+    newest = conditioner.project("prompt 99")
     assert len(encoder.asked) <= 6 and encoder.asked[-1] == "prompt 99"
-    found = pipe.transformer.read(encoder.encoder.encode(["prompt 99"]))
+    found = pipe.transformer.project_text(encoder.encoder.encode(["prompt 99"]))
     torch.testing.assert_close(newest, found, atol=0, rtol=0)
     for _ in range(2):  # what failed is tried again
         with pytest.raises(RuntimeError, match="no"):
-            conditioner.read("bad")
+            conditioner.project("bad")
     assert encoder.asked.count("bad") == 2
 
 
@@ -232,7 +233,7 @@ def test_a_timeline_of_version_1(tmp_path):
 """
     )
     timeline = Timeline.load(path)
-    assert timeline.cues == [Cue(0, "a red circle"), Cue(6, "a blue square", True)]
+    assert timeline.cues == [Cue(0, "a red circle"), Cue(6, "a blue square", Transition(True))]
     assert (timeline.seed, timeline.num_latent_frames) == (7, 12) and timeline.settings["recache"] == "joint"
     timeline.save(path)
     assert json.loads(path.read_text())["version"] == 2 and Timeline.load(path) == timeline
@@ -241,12 +242,12 @@ def test_a_timeline_of_version_1(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 3}, "timeline of version 3; this program reads versions 1, 2"),
+        ({"version": 3}, "timeline of version 3; this program reads versions 1 and 2"),
         ({"cues": None}, "is not a timeline: TypeError"),
         ({"num_latent_frames": 0}, "ended before its first block"),
-        ({"cues": [{"latent_frame": 3, "prompt": "a", "keep_sink": None}]}, "must begin at frame 0"),
+        ({"cues": [{"latent_frame": 3, "prompt": "a", "transition": None}]}, "must begin at latent frame 0"),
         (
-            {"num_latent_frames": 3, "cues": [{"latent_frame": n, "prompt": "a", "keep_sink": None} for n in (0, 3)]},
+            {"num_latent_frames": 3, "cues": [{"latent_frame": n, "prompt": "a", "transition": None} for n in (0, 3)]},
             "beyond the video's end",
         ),
     ],

@@ -23,7 +23,7 @@ from longlive.training.miniature.latent_videos import LatentVideos
 from longlive.training.miniature.transformer import TransformerStage
 from longlive.training.ode import trajectory
 
-GUIDANCE = 3.0  # of validation clips
+GUIDANCE_SCALE = 4.0  # of validation clips
 
 
 class TeacherStage(TransformerStage):
@@ -67,6 +67,6 @@ class TeacherStage(TransformerStage):
         captions = held_out(num_prompts)
         text = self.text_encoder.encode([canonical(caption) for caption in captions])
         noise = torch.randn(num_prompts, *self.clips.latents.shape[1:], generator=torch.Generator().manual_seed(number))
-        denoiser = Denoiser(self.ema.average, guidance=GUIDANCE, negative=torch.zeros_like(text))
+        denoiser = Denoiser(self.ema.average, guidance_scale=GUIDANCE_SCALE, negative=torch.zeros_like(text))
         states = trajectory(denoiser, noise, text, num_steps=num_steps, keep=[num_steps], shift=self.config.timestep_shift)
         return self.judge(states[:, 0], captions, folder / f"teacher_{number:06d}.png")
