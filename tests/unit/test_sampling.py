@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.generation.cues import PromptSchedule
-from longlive.generation.memory import ring_cache
+from longlive.generation.memory import history_cache, ring_cache
 from longlive.generation.sampling import sample
+from longlive.generation.transition import Transition
 
 WINDOW = Window(3, 6)
 TEXTS = {name: torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(n)) for n, name in enumerate(("before", "after"))}
 
 
 def make(model, *, history=False, seed=0, frames=18, cues=None, **settings):
-    cache = HistoryCache(window=WINDOW) if history else ring_cache(model, 4, 4, window=WINDOW, batch=2)
-    schedule = PromptSchedule.at_frames(["before", "after"], [12]) if cues is None else cues
+    cache = (history_cache if history else ring_cache)(model, 4, 4, window=WINDOW, batch=2)
+    schedule = PromptSchedule.at_latent_frames(["before", "after"], [12]) if cues is None else cues
     steps, generator = [1000.0, 600.0], torch.Generator().manual_seed(seed)
     blocks = sample(
         model, schedule, TEXTS.__getitem__, cache=cache, latent_size=(4, 4), steps=steps, generator=generator,
@@ -34,9 +34,9 @@ def test_the_seed_decides_and_the_cache_does_not(model):
 def test_cues_and_settings_take_effect(model):
     video, plain = make(model), make(model, cues=PromptSchedule.single("before"))
     assert torch.equal(plain[:, :12], video[:, :12]) and not torch.equal(plain[:, 12:15], video[:, 12:15])
-    for settings in ({"keep_sink": False}, {"recache": "clear"}):
-        other = make(model, **settings)
-        assert torch.equal(other[:, :12], video[:, :12]) and not torch.equal(other[:, 12:], video[:, 12:]), settings
+    for transition in (Transition(keep_sink=False), Transition(recache="clear")):
+        other = make(model, transition=transition)
+        assert torch.equal(other[:, :12], video[:, :12]) and not torch.equal(other[:, 12:], video[:, 12:]), transition
     assert not torch.equal(make(model, fresh_noise=False)[:, :3], video[:, :3])
     assert not torch.equal(make(model, context_t=200.0)[:, 3:], video[:, 3:])
     with pytest.raises(ValueError, match="choose a multiple"):
