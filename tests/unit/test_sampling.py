@@ -5,6 +5,7 @@ import torch
 
 from longlive.cache.window import Window
 from longlive.generation.cues import PromptSchedule
+from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import history_cache, ring_cache
 from longlive.generation.sampling import sample
 from longlive.generation.transition import Transition
@@ -16,10 +17,9 @@ TEXTS = {name: torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(n)) 
 def make(model, *, history=False, seed=0, frames=18, cues=None, **settings):
     cache = (history_cache if history else ring_cache)(model, 4, 4, window=WINDOW, batch=2)
     schedule = PromptSchedule.at_latent_frames(["before", "after"], [12]) if cues is None else cues
-    steps, generator = [1000.0, 600.0], torch.Generator().manual_seed(seed)
     blocks = sample(
-        model, schedule, TEXTS.__getitem__, cache=cache, latent_size=(4, 4), steps=steps, generator=generator,
-        num_latent_frames=frames, block=3, batch=2, **settings,
+        Denoiser(model), schedule, lambda prompt: model.project_text(TEXTS[prompt]), cache=cache, latent_size=(4, 4),
+        timesteps=[1000.0, 600.0], generator=torch.Generator().manual_seed(seed), num_latent_frames=frames, block=3, batch=2, **settings,
     )  # fmt: skip
     return torch.cat([block.latents for block in blocks], dim=1)
 

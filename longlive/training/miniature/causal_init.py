@@ -16,6 +16,7 @@ from torch import Tensor
 from longlive.cache.window import Window
 from longlive.config import CausalInitConfig
 from longlive.generation.cues import PromptSchedule
+from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache
 from longlive.generation.sampling import sample
 from longlive.miniature.captions import canonical
@@ -107,12 +108,12 @@ class CausalInitStage(TransformerStage):
         """Latents of one video per prompt, all in one batch, with the averaged weights."""
         network, (height, width) = self.ema.average, self.clips.latents.shape[-2:]
         blocks = sample(
-            network,
+            Denoiser(network),
             PromptSchedule.single("all"),
-            lambda _: self.text_encoder.encode(prompts),
+            lambda _: network.project_text(self.text_encoder.encode(prompts)),
             cache=ring_cache(network, height, width, window=self.window, batch=len(prompts)),
             latent_size=(height, width),
-            steps=warp_steps(self.config.denoising_steps, self.config.timestep_shift),
+            timesteps=warp_steps(self.config.denoising_steps, self.config.timestep_shift),
             fresh_noise=False,
             generator=torch.Generator().manual_seed(seed),
             batch=len(prompts),
