@@ -20,7 +20,7 @@ BESIDE = {"beside": True}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """Settings of `inference.py` and `interactive_inference.py`. What is None is the model's own or follows from the rest."""
+    """Settings of `inference.py` and `interactive_inference.py`. None stands for the model's own value, or for one that follows from the others."""
 
     # which model: a name or a folder in diffusers layout, or the released files
     model: str | None = None  # "miniature" when neither this nor wan_dir is given
@@ -30,25 +30,25 @@ class InferenceConfig:
     device: str = "auto"  # cuda when there is one; else cpu
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # bfloat16 on cuda, float32 on cpu
     threads: int | None = None  # CPU threads; None: one for a small model, else as many as torch takes
-    text_encoder: Literal["resident", "on_demand"] = "resident"  # on_demand: on the CPU but for the moment it reads a prompt
-    attention: str = "auto"  # fa3, fa2, cudnn, sdpa, or the fastest of them that works here
+    text_encoder: Literal["resident", "on_demand"] = "resident"  # on_demand: on the CPU except while it encodes a prompt
+    attention: str = "auto"  # fa3, fa2, cudnn, sdpa, or auto: the fastest of them that works here
 
     # what is made
     prompt: str | None = None
     prompts: str | None = dataclasses.field(default=None, metadata=BESIDE)  # a .txt or .jsonl file
-    timeline: str | None = None  # of a live session, a .json file: the same video again, with its prompts, length, seed and sampling
+    timeline: str | None = None  # a .json file of a live session, to make the same video again: its prompts, length, seed and sampling
     seconds: float | None = None  # rounded up to whole blocks
     num_latent_frames: int | None = None  # instead of seconds: a multiple of the block
     num_frames: int | None = None  # instead of seconds: pixel frames, 4 x latent frames - 3, as in diffusers
     height: int | None = None
     width: int | None = None
     seed: int = 0
-    num_samples: int = 1  # videos a prompt, each with a seed of its own
-    switch_frame_indices: tuple[int, ...] | None = None  # where prompts of a file that says nothing about it follow each other
+    num_samples: int = 1  # videos per prompt, each with its own seed
+    switch_frame_indices: tuple[int, ...] | None = None  # latent frames at which prompts begin, for files that do not say it
 
     # how it is sampled
-    window: int | None = None  # latent frames a block may see, sink and itself included; -1 = all
-    sink: int | None = None  # of these, the first frames of the video
+    window: int | None = None  # latent frames that a block attends to, including the sink and itself; -1: all
+    sink: int | None = None  # how many of them are the first of the video
     denoising_steps: tuple[int, ...] | None = None  # before the shift, falling
     timestep_shift: float | None = None
     context_timestep: float | None = None  # noise level at which finished frames are remembered
@@ -100,14 +100,14 @@ class InferenceConfig:
 class ServeConfig:
     """Settings of `python -m longlive.serving`."""
 
-    host: str = "127.0.0.1"  # another address than this machine's own wants a token
+    host: str = "127.0.0.1"  # any address other than this machine's own requires a token
     port: int = 8000
-    token: str | None = None  # None: drawn and printed, where one is wanted
+    token: str | None = None  # None: a random one is printed, where one is required
     max_sessions: int | None = None  # at a time; None: as many as fit into memory, at most 8
     prompt_chars: int = 2000
-    messages_per_second: float = 20.0  # of a client; of more only the newest count
-    idle_minutes: float = 10.0  # after which a session that nobody takes anything from ends
-    realtime: bool = True  # make no more than is about to be shown
+    messages_per_second: float = 20.0  # per client; of those above the rate only the newest takes effect
+    idle_minutes: float = 10.0  # after which a session without any activity of its client ends
+    realtime: bool = True  # make blocks only as fast as clients play them
     output: str = "outputs/live"  # recordings and timelines
     scale: int | None = None  # every pixel this many times; None: up to at least 256 pixels
     video: InferenceConfig = dataclasses.field(default_factory=InferenceConfig)  # which model, its size and sampling
@@ -119,7 +119,7 @@ class ServeConfig:
         if self.max_sessions is not None and self.max_sessions < 1:
             raise ValueError(f"max_sessions {self.max_sessions}: at least one session must fit")
         if self.token is not None and len(self.token) < 8:
-            raise ValueError("the token is shorter than 8 characters; choose a longer one, or leave it out and one is drawn")
+            raise ValueError("the token is shorter than 8 characters; choose a longer one, or leave it out for a random one")
         shown = (
             "prompt",
             "prompts",
@@ -134,8 +134,8 @@ class ServeConfig:
         usual = InferenceConfig()
         for name in (*shown, "output", "scale", "crf", "overwrite"):
             if getattr(self.video, name) != getattr(usual, name):
-                whose = "comes from those who type" if name in shown else "is the server's own matter (output, scale)"
-                raise ValueError(f"video.{name} is given, but what is shown {whose}; leave it out")
+                why = "clients decide what is shown" if name in shown else "the server has its own settings for files (output, scale)"
+                raise ValueError(f"video.{name} is given, but {why}; leave it out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
