@@ -20,7 +20,7 @@ BESIDE = {"beside": True}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """Settings of `inference.py` and `interactive_inference.py`. None stands for the model's own value, or for one that follows from the others."""
+    """Settings of `inference.py` and `interactive_inference.py`. None: the model's own value, or one that follows from other settings."""
 
     # which model: a name or a folder in diffusers layout, or the released files
     model: str | None = None  # "miniature" when neither this nor wan_dir is given

@@ -374,10 +374,10 @@ class Clock:
 
 
 def make_segment(flow, clock, *, latency=0.5, seconds=0.75):
-    begun = flow.begin_block()
+    due_at = flow.begin_block()
     flow.end_block()
     clock.now += latency
-    flow.end_segment(begun, seconds)
+    flow.end_segment(due_at, seconds)
 
 
 def test_flow_control_stops_until_segments_are_acknowledged():
