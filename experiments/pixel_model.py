@@ -10,6 +10,7 @@ from torch import Tensor
 
 from experiments.videos import Cut, captions_by_cue, cues_of
 from longlive.cache.window import Window
+from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.sampling import sample
@@ -49,12 +50,12 @@ class PixelModel:
         said = captions_by_cue(captions, cut)
         side = SIZE // settings_of(self.vae).scale_factor_spatial
         blocks = sample(
-            self.network,
+            Denoiser(self.network),
             cues_of(cut),
-            lambda prompt: self.encoder.encode([canonical(c) for c in said[prompt]]),
+            lambda prompt: self.network.project_text(self.encoder.encode([canonical(c) for c in said[prompt]])),
             cache=ring_cache(self.network, side, side, window=window or self.window, batch=len(captions)),
             latent_size=(side, side),
-            steps=self.steps,
+            timesteps=self.steps,
             generator=torch.Generator().manual_seed(seed),
             batch=len(captions),
             block=self.block,

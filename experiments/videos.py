@@ -11,6 +11,7 @@ from experiments.state_model import BLOCK, STEPS, WINDOW
 from experiments.state_world import LATENT_SHAPE, text_of
 from longlive.cache.window import KVCache, Window
 from longlive.generation.cues import PromptSchedule
+from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache
 from longlive.generation.sampling import sample
 from longlive.generation.transition import Transition
@@ -79,12 +80,12 @@ def make(
     said = captions_by_cue(captions, cut)
     blocks = list(
         sample(
-            network,
+            Denoiser(network),
             cues_of(cut),
-            lambda prompt: text_of(said[prompt]),
+            lambda prompt: network.project_text(text_of(said[prompt])),
             cache=cache,
             latent_size=LATENT_SHAPE[1:],
-            steps=STEPS,
+            timesteps=STEPS,
             generator=torch.Generator().manual_seed(seed),
             batch=len(captions),
             block=BLOCK,

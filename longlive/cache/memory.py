@@ -61,4 +61,8 @@ class CacheView(NamedTuple):
     """A span's view of a cache: the rotation of its tokens, and a memory for every layer."""
 
     rope: Rotation
-    at: Callable[[int], Memory]
+    memory: Callable[[int], Memory]
+
+    def at(self, layer: int) -> Memory:
+        """The memory of one layer."""
+        return self.memory(layer)

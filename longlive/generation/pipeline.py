@@ -1,4 +1,7 @@
-"""`LongLivePipeline`: a folder of weights, prompts in, video out; in diffusers' conventions."""
+"""`LongLivePipeline`: a folder of weights, prompts in, video out; in diffusers' conventions.
+
+Longer than other files because it is the one class of the Python interface, and documents every argument.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,11 @@ from longlive.generation.cues import Cues, PromptQueue, PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.dimensions import Timing, check_size
 from longlive.generation.memory import activation_bytes, cache_bytes, ring_cache, weight_bytes
-from longlive.generation.noise import Generators, Noise
-from longlive.generation.rollout import OnStep, Rollout
+from longlive.generation.noise import Generators
+from longlive.generation.rollout import OnStep
+from longlive.generation.sampling import sample
 from longlive.generation.session import Session, SessionPrompts, SessionVideo, SteppedSession
-from longlive.generation.solver import Euler, FewStep
-from longlive.generation.stream import LatentBlock, stream
+from longlive.generation.stream import LatentBlock
 from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Recache, Transition
 from longlive.models.lora import merge_lora
@@ -406,35 +409,25 @@ class LongLivePipeline(DiffusionPipeline):
         shape = (batch, num_latent_frames or 0, settings_of(self.vae).z_dim, height // self._spatial_stride, width // self._spatial_stride)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, this video needs {shape}")
-        draw = Noise(generator, batch, device=self._device, dtype=self.transformer.dtype)
-        timesteps = warp_steps(self.config.denoising_steps, self.config.timestep_shift)
-        rollout = Rollout(
+        return sample(
             self._denoiser(batch),
-            self._cache(num_latent_frames, height, width, batch),
-            FewStep(timesteps, draw.like) if self.config.fresh_noise else Euler(timesteps),
+            cues,
+            lambda prompt: self._text.project(prompt, batch),
+            cache=self._cache(num_latent_frames, height, width, batch),
+            latent_size=shape[3:],
+            timesteps=warp_steps(self.config.denoising_steps, self.config.timestep_shift),
+            generator=generator,
+            block=self.config.block,
+            num_latent_frames=num_latent_frames,
+            batch=batch,
+            latents=latents,
+            fresh_noise=self.config.fresh_noise,
             context_t=float(self.config.context_timestep),
+            transition=self.transition,
+            guided_blocks=self.config.guided_blocks,
             on_step=on_step,
-        )
-
-        def noise(frames: range) -> Tensor:
-            if latents is None:
-                return draw((batch, len(frames), *shape[2:]))
-            return latents[:, frames.start : frames.stop].to(self._device, self.transformer.dtype)
-
-        return _no_grad(
-            stream(
-                rollout,
-                cues,
-                project_text=lambda prompt: self._text.project(prompt, batch),
-                noise=noise,
-                block=self.config.block,
-                num_latent_frames=num_latent_frames,
-                transition=self.transition,
-                guided_blocks=self.config.guided_blocks,
-                should_abort=should_abort,
-                snapshot=draw.snapshot,
-                now=self._clock(),
-            )
+            should_abort=should_abort,
+            now=self._clock(),
         )
 
     def prepare_prompt(self, prompt: str, *, batch: int = 1) -> Future[Any]:
@@ -537,14 +530,3 @@ class LongLivePipeline(DiffusionPipeline):
 
     def _postprocess(self, images: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image]]:
         return VideoProcessor(vae_scale_factor=self._spatial_stride).postprocess_video(images.float(), output_type=output_type)
-
-
-def _no_grad(made: Iterable[LatentBlock]) -> Iterable[LatentBlock]:
-    """`torch.no_grad` around a generator would leak into its consumer; this holds it only while a block is made."""
-    iterator = iter(made)
-    while True:
-        with torch.no_grad():
-            part = next(iterator, None)
-        if part is None:
-            return
-        yield part

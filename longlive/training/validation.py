@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longlive.cache.window import Window
 from longlive.generation.cues import PromptSchedule
+from longlive.generation.denoiser import Denoiser
 from longlive.generation.dimensions import Timing
 from longlive.generation.memory import history_cache
 from longlive.generation.sampling import sample
@@ -82,12 +83,12 @@ class Preview:
     def _video(self, network: WanTransformer, schedule: PromptSchedule, seed: int) -> Tensor:
         """uint8 `[T, Y, X, 3]`."""
         blocks = sample(
-            network,
+            Denoiser(network),
             schedule,
-            lambda prompt: self.embed([prompt]),
+            lambda prompt: network.project_text(self.embed([prompt])),
             cache=history_cache(network, *self.size, window=self.window),
             latent_size=self.size,
-            steps=self.steps,
+            timesteps=self.steps,
             generator=torch.Generator().manual_seed(seed),
             block=self.block,
             num_latent_frames=self.num_latent_frames,

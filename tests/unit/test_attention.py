@@ -116,5 +116,6 @@ def test_cudnn_is_asked_for_and_no_other(monkeypatch):
 
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", watched)
     for name, mask in (("cudnn", None), ("cudnn", MASK), ("sdpa", None)):
-        attention.BACKENDS[name](*heads(), mask)
+        q, k, v = heads()
+        attention.BACKENDS[name](q, k, v, mask)
     assert allowed[0] == (True, False) and allowed[1] == allowed[2] and allowed[1][1]
