@@ -113,14 +113,14 @@ class ServeConfig:
         if self.max_sessions is not None and self.max_sessions < 1:
             raise ValueError(f"max_sessions {self.max_sessions}: at least one session must fit")
         if self.token is not None and len(self.token) < 8:
-            raise ValueError("the token is shorter than 8 characters; choose a longer one, or leave it out and one is drawn")
+            raise ValueError("the token is shorter than 8 characters; choose a longer one, or leave it out for a random one")
         shown = ("prompt", "prompts", "timeline", "seconds", "num_latent_frames", "num_frames", "switch_frame_indices")
         shown += ("seed", "num_samples")
         usual = InferenceConfig()
         for name in (*shown, "output", "scale", "crf", "overwrite"):
             if getattr(self.video, name) != getattr(usual, name):
-                whose = "comes from those who type" if name in shown else "is the server's own matter (output, scale)"
-                raise ValueError(f"video.{name} is given, but what is shown {whose}; leave it out")
+                why = "clients decide what is shown" if name in shown else "the server has its own settings for files (output, scale)"
+                raise ValueError(f"video.{name} is given, but {why}; leave it out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import io
 import threading
 import time
+from collections import Counter
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -247,6 +248,20 @@ def test_keep_sink_of_the_session_unless_a_prompt_says_it(scheduler):
         assert watcher.session.stepped.timeline.cues[-1].transition == Transition(wanted)
 
 
+def test_every_prompt_is_encoded_once(scheduler, monkeypatch):
+    encoded, prepare = Counter(), scheduler.pipe.prepare_prompt
+
+    def counted(prompt, **settings):
+        encoded[prompt] += 1
+        return prepare(prompt, **settings)
+
+    monkeypatch.setattr(scheduler.pipe, "prepare_prompt", counted)
+    watcher = begin(scheduler)
+    watcher.session.update_prompt(OTHER, None)
+    watcher.wait(lambda: watcher.segments and watcher.segments[-1].message["prompt"] == OTHER)
+    assert encoded == {PROMPT: 1, OTHER: 1}
+
+
 def test_a_client_reconnects_in_time_or_too_late(scheduler):
     watcher = begin(scheduler)
     watcher.wait(lambda: len(watcher.segments) >= 3)
@@ -374,10 +389,10 @@ class Clock:
 
 
 def make_segment(flow, clock, *, latency=0.5, seconds=0.75):
-    begun = flow.begin_block()
+    due_at = flow.begin_block()
     flow.end_block()
     clock.now += latency
-    flow.end_segment(begun, seconds)
+    flow.end_segment(due_at, seconds)
 
 
 def test_flow_control_stops_until_segments_are_acknowledged():
