@@ -134,8 +134,8 @@ class Speed:
 
 def laps(session: Session) -> Iterator[Lap]:
     began = time.perf_counter()
-    for chunk in session:
-        yield Lap(time.perf_counter() - began, chunk.seconds, chunk.images.shape[0] * chunk.images.shape[1], chunk.switched)
+    for block in session:
+        yield Lap(time.perf_counter() - began, block.seconds, block.images.shape[0] * block.images.shape[1], block.switched)
         began = time.perf_counter()
 
 

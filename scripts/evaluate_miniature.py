@@ -41,7 +41,7 @@ def generate(pipe: LongLivePipeline, prompts: list[str], num_latent_frames: int,
     videos = []
     for number, prompt in enumerate(tqdm(prompts, desc="videos", mininterval=5)):
         session = pipe.session(prompt, num_latent_frames=num_latent_frames, generator=torch.Generator().manual_seed(seed + number))
-        videos.append(torch.cat([chunk.images for chunk in session], dim=1)[0].movedim(-1, 1))
+        videos.append(torch.cat([block.images for block in session], dim=1)[0].movedim(-1, 1))
     return torch.stack(videos)
 
 

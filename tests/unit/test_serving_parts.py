@@ -40,13 +40,13 @@ def decoded(data):
 
 def test_fragments_play_alone_together_and_from_the_middle():
     encoder = FragmentEncoder(fps=16, scale=2, crf=0)
-    chunks = [moving(9), moving(12, 9), moving(12, 21)]
-    fragments = [encoder.encode(chunk) for chunk in chunks]
+    parts = [moving(9), moving(12, 9), moving(12, 21)]
+    fragments = [encoder.encode(part) for part in parts]
     assert encoder.mime.startswith('video/mp4; codecs="avc1.') and encoder.num_images == 33
     whole = decoded(encoder.header + b"".join(fragments))
     assert [round(16 * seconds) for seconds, _, _ in whole] == list(range(33))
     assert {0, 9, 21} <= {n for n, (_, key, _) in enumerate(whole) if key}
-    for (_, _, image), wanted in zip(whole, np.concatenate(chunks)):
+    for (_, _, image), wanted in zip(whole, np.concatenate(parts)):
         assert np.abs(image[::2, ::2].astype(int) - wanted).mean() < 6  # colours go through 4:2:0
     middle = decoded(encoder.header + fragments[1])
     assert [(round(16 * seconds), image.tobytes()) for seconds, _, image in middle] == [
