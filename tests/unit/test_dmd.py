@@ -102,9 +102,9 @@ def test_the_critic_loss_by_hand(fresh):
 
 def test_timesteps_are_shifted_and_clamped_at_both_ends():
     drawn = torch.tensor([[0.0, 1.0, 500.0, 999.0]])
-    assert DMD(Says(), Says()).levels(drawn)[0].tolist() == pytest.approx([20, 20, 833.33333, 980])
-    assert DMD(Says(), Says(), shift=1.0, min_t=0.0, max_t=700.0).levels(drawn)[0].tolist() == pytest.approx([0, 1, 500, 700])
-    assert DMD(Says(), Says(), shift=3.0, max_t=1000.0).levels(drawn)[0, 2:].tolist() == pytest.approx([750, 999.66656])
+    assert DMD(Says(), Says()).timesteps(drawn)[0].tolist() == pytest.approx([20, 20, 833.33333, 980])
+    assert DMD(Says(), Says(), shift=1.0, min_t=0.0, max_t=700.0).timesteps(drawn)[0].tolist() == pytest.approx([0, 1, 500, 700])
+    assert DMD(Says(), Says(), shift=3.0, max_t=1000.0).timesteps(drawn)[0, 2:].tolist() == pytest.approx([750, 999.66656])
 
 
 def test_one_timestep_per_sample_from_all_thousand():
