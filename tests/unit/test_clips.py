@@ -347,7 +347,7 @@ def test_blocks_of_one_frame_may_overlap_by_one():
 
 def test_a_clip_must_fit_whole_where_a_switch_is():
     """In a video of 56 latent frames, 17 follow frame 39, where a clip needs 18."""
-    with pytest.raises(ValueError, match="no clip goes on from frame 39 in videos of 56 frames"):
+    with pytest.raises(ValueError, match="no clip starts at frame 39 in videos of 56 frames"):
         recorded(max_frames=(56,), switch_at=(39,))
     recorded(max_frames=(57,), switch_at=(39,))
 

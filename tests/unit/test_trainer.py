@@ -20,7 +20,7 @@ from longlive.parallel.world import choose_device, gather, get_world, joined
 from longlive.provenance import commit
 from longlive.settings import load
 from longlive.training.metrics import LossWatch
-from longlive.training.trainer import Terminated, one_cycle, train, weights_digest
+from longlive.training.trainer import Terminated, train, weights_digest
 
 ASKED_ONCE = commit()
 EVERY = {"save_every": 3, "validate_every": 4, "log_every": 1}
@@ -384,11 +384,3 @@ def test_what_is_not_trained_at_every_step_is_logged_all_the_same(tmp_path):
     train(stage, run=tmp_path, name="walk", steps=8, save_every=8, validate_every=8, log_every=4, settings={})
     lines = [line for line in metrics(tmp_path) if "walk/loss" in line]
     assert [line["other/loss"] for line in lines] == [3.0, 6.0]
-
-
-def test_the_learning_rate_rises_for_the_warm_up_and_falls_along_half_a_cosine():
-    factors = [one_cycle(step, 500) for step in range(501)]
-    assert factors[:100] == pytest.approx([(step + 1) / 100 for step in range(100)])
-    expected = {100: 1.0, 200: 0.02 + 0.98 * (1 + 0.5**0.5) / 2, 300: 0.51, 400: 0.02 + 0.98 * (1 - 0.5**0.5) / 2, 500: 0.02}
-    assert {step: factors[step] for step in expected} == pytest.approx(expected)
-    assert one_cycle(900, 500) == pytest.approx(0.02) and one_cycle(0, 10, warmup=0) == 1 and one_cycle(5, 10, warmup=0, floor=0.5) == 0.75
