@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longlive.cache.memory import CacheView, Places, ReadingMemory, WritingMemory
+from longlive.cache.memory import CacheView, Places, ReadingMemory, WritingMemory, places_of
 from longlive.cache.window import Extent, Window
 from longlive.ops.rope import Rope
 
@@ -27,7 +27,7 @@ class HistoryCache:
     Args:
         rope: of the frames' tokens; its device is where the buffers are.
         dtype: of the keys and values that the network computes.
-        rows: frames that fit the buffers, at least those visible and a block; twice the window if None.
+        rows: capacity of the buffers in frames; at least, and by default, twice the number of visible frames.
     """
 
     def __init__(
@@ -111,8 +111,7 @@ class HistoryCache:
         return [self._row[frame] for frame in past] + list(range(self._used, self._used + len(span)))
 
     def _places(self, rows: Sequence[int]) -> Places:
-        starts = torch.tensor(rows, dtype=torch.long).to(self._rope.device, non_blocking=True) * self._tokens
-        return (starts[:, None] + torch.arange(self._tokens, device=self._rope.device)).flatten()
+        return places_of(rows, self._tokens, self._rope.device)
 
     def _drop_unseen(self) -> None:
         oldest = self.end - self.window.recent

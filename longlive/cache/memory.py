@@ -1,12 +1,12 @@
-"""What a cache hands to each layer: its buffers, the tokens a span may see and the span's own places, and how to attend over them.
+"""What a cache hands to each layer: its buffers, which of their tokens a span may see, and how to attend over them.
 
-Both are tuples of tensors. One writes the span's keys and values into the buffers (inference, and every pass that is
-remembered), the other leaves the buffers as they are and carries gradients (denoising passes of training).
+There are two, each a `NamedTuple` of tensors. `WritingMemory` writes the span's keys and values into the buffers (inference, and
+every recorded pass); `ReadingMemory` leaves the buffers as they are and carries gradients (denoising in training).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,8 +19,19 @@ Places = Int[Tensor, " n"]
 """Positions of tokens in a buffer."""
 
 
+def places_of(slots: Sequence[int], tokens: int, device: torch.device) -> Places:
+    """Positions in a buffer of the tokens of the frames in these slots, `tokens` per slot."""
+    starts = torch.tensor(slots, dtype=torch.long).to(device, non_blocking=True) * tokens
+    return (starts[:, None] + torch.arange(tokens, device=device)).flatten()
+
+
 class WritingMemory(NamedTuple):
-    """Writes the span's keys and values to their own places, then attends over the buffer as it lies or over some of its places."""
+    """Writes the span's keys and values into the buffers, then attends over them.
+
+    Attributes:
+        own: where in the buffers the span's own tokens go.
+        visible: places in the buffers to attend to, the span's own among them; None: all, in the order in which they lie.
+    """
 
     keys: Visible
     values: Visible
@@ -39,7 +50,7 @@ class WritingMemory(NamedTuple):
 
 
 class ReadingMemory(NamedTuple):
-    """Gathers what is visible and puts the span's keys and values where they belong in it; the buffers stay as they are.
+    """Gathers what is visible and puts the span's keys and values into the copy; the buffers stay as they are.
 
     Attributes:
         visible: places in the buffers, those of the span's own tokens (whose contents do not matter) among them.

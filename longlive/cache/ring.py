@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from longlive.cache.memory import CacheView, Places, WritingMemory
+from longlive.cache.memory import CacheView, Places, WritingMemory, places_of
 from longlive.cache.window import Extent, Window
 from longlive.ops.rope import Rope, rotate
 
@@ -65,7 +65,7 @@ class RingCache:
         slots = {self._slot(frame) for frame in (*sink, *recent)}
         length, own = len(slots) * self._tokens, self._places([self._slot(frame) for frame in span])
         keys, values = self.keys, self.values
-        if slots == set(range(len(slots))):  # always so, except in a recache that goes block by block
+        if slots == set(range(len(slots))):  # always so, except after `clear` or during a block-by-block recache
             return CacheView(self._rope.at(span), lambda layer: WritingMemory(keys[layer][:, :length], values[layer][:, :length], own))
         visible = self._places(sorted(slots))
         return CacheView(self._rope.at(span), lambda layer: WritingMemory(keys[layer], values[layer], own, visible))
@@ -78,9 +78,8 @@ class RingCache:
             self._sink_keys.copy_(self.keys[:, :, : self._sink_keys.shape[2]])
 
     def forget(self, *, keep_sink: bool) -> range:
-        sink = self._extent.sink
         span = self._extent.forget(keep_sink=keep_sink)
-        if self._extent.sink != sink:
+        if span.start < self._extent.sink.stop:  # the sink is recorded again, where it was
             self._shifted = 0
         return span
 
@@ -94,8 +93,7 @@ class RingCache:
         return self.window.sink + (frame - self.window.sink) % self.window.recent
 
     def _places(self, slots: Sequence[int]) -> Places:
-        starts = torch.tensor(slots).to(self.keys.device, non_blocking=True) * self._tokens
-        return (starts[:, None] + torch.arange(self._tokens, device=self.keys.device)).flatten()
+        return places_of(slots, self._tokens, self.keys.device)
 
     def _move_sink(self, oldest: int) -> None:
         """Move the sink's keys to the positions just before frame `oldest`."""

@@ -1,6 +1,6 @@
 """What a block may see: a window with a frame sink, its arithmetic, and the protocol of the caches that store it.
 
-Knows nothing of denoising steps, gradients or prompts.
+Knows nothing of denoising steps, losses or texts: a prompt switch is only a call of `forget` or `clear`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ class KVCache(Protocol):
         ...
 
     def view(self, span: range) -> KVView:
-        """For reading, any number of denoising passes over `span`, which must begin at `end`; leaves nothing behind."""
+        """For denoising `span`, which must begin at `end`, in any number of passes; `end` and what is remembered do not change.
+
+        A cache may reuse the places of frames that `span` cannot see: until something is recorded, later views must not be shorter.
+        """
         ...
 
     def record(self, span: range) -> AbstractContextManager[KVView]:
@@ -70,7 +73,10 @@ class KVCache(Protocol):
         ...
 
     def forget(self, *, keep_sink: bool) -> range:
-        """At a prompt switch: drop what the old prompt wrote; returns the frames that must be read again (recorded) now."""
+        """At a prompt switch: drop what the old prompt wrote and move `end` back to the first frame that must be recorded again.
+
+        Returns the frames to record, in order, before anything else; empty when nothing is held.
+        """
         ...
 
     def clear(self) -> None:
@@ -81,8 +87,8 @@ class KVCache(Protocol):
 class Extent:
     """Which frames a cache holds, and which of them a span may see: all of the arithmetic of a window, and no tensor.
 
-    What a span sees is a tuple of ranges of frames, in the order in which attention reads them: sink, recent; the span's own
-    frames are the last. A region between the two (a pinned shot, recalled frames) would be one more range.
+    What a span sees is two ranges of frames, in the order in which attention reads them: sink and recent. The span's own frames
+    are the last. A further region (a pinned shot, recalled frames) would stand between the two.
     """
 
     def __init__(self, window: Window) -> None:
@@ -128,10 +134,11 @@ class Extent:
         them out does not change the others. Otherwise, and while the video is no longer than the window, it is all that is visible.
         """
         end = self.end
-        if keep_sink and end > self.window.visible:
+        held = end - self.sink.start  # since the video began or was cleared
+        if keep_sink and held > self.window.visible:
             self._oldest = self.end = end - self.window.recent
         else:
-            self.end = end - min(self.window.visible, end)
+            self.end = end - min(self.window.visible, held)
             self._begin(self.end)
         return range(self.end, end)
 

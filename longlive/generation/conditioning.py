@@ -34,14 +34,18 @@ class Conditioner:
     def begin(self, prompt: str, batch: int = 1) -> Future[TextKV]:
         """Starts computing them in the background unless they are there; of many at once only the newest are kept."""
         key = (normalize_prompt(prompt), batch)
+        evicted: Future[TextKV] | None = None
         with self._lock:
             known = self._cache.get(key)
             if known is None or (known.done() and known.exception() is not None):
                 self._cache[key] = self._worker.submit(self._compute, prompt, batch)
                 if len(self._cache) > self.cached_prompts:
-                    self._cache.popitem(last=False)[1].cancel()
+                    evicted = self._cache.popitem(last=False)[1]
             self._cache.move_to_end(key)
-            return self._cache[key]
+            found = self._cache[key]
+        if evicted is not None:
+            evicted.cancel()  # not under the lock: it calls back those who wait for it, and they may take locks of their own
+        return found
 
     @torch.no_grad()
     def _compute(self, prompt: str, batch: int) -> TextKV:

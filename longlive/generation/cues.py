@@ -39,7 +39,11 @@ class Cues(Protocol):
     """Where prompts come from."""
 
     def due(self, after: int, until: int) -> Cue | None:
-        """The newest cue for the block that starts at latent frame `until`, when the previous one started at `after` (-1: none did)."""
+        """The cue that takes effect at the block starting at latent frame `until`; None: the prompt in force stays.
+
+        `after`: where the previous block started (-1: there is none). The newest cue in (after, until] wins. Called once per attempt
+        at a block: a live source hands out each prompt only once.
+        """
         ...
 
 
@@ -74,11 +78,17 @@ class PromptSchedule:
 
     @classmethod
     def from_seconds(cls, parts: Iterable[tuple[str, float]], timing: Timing) -> PromptSchedule:
-        """Prompts, and how many seconds each lasts; each begins with the block nearest to its second."""
+        """Prompts, and how many seconds each lasts; each begins with the block nearest to its second.
+
+        Raises ValueError when a prompt has no length or does not fill a block.
+        """
         cues, second = [], 0.0
         for prompt, seconds in parts:
             if not seconds > 0:
                 raise ValueError(f"the prompt {prompt!r} lasts {seconds} seconds; choose a length above 0")
+            if cues and timing.block_at(second) <= cues[-1].latent_frame:
+                shown = cues[-1].prompt
+                raise ValueError(f"the prompt {shown!r} is too short to fill a block of {timing.block} latent frames; make it longer")
             cues.append(Cue(timing.block_at(second), prompt))
             second += seconds
         return cls(tuple(cues))
@@ -97,7 +107,7 @@ class PromptSchedule:
 
 
 class PromptQueue:
-    """Prompts from a person typing: what `put` gives, from any thread, is in force from the next block; the newest wins."""
+    """Prompts typed while the video runs: one passed to `put`, from any thread, takes effect at the next block; the newest wins."""
 
     def __init__(self, prompt: str) -> None:
         self._lock = threading.Lock()

@@ -12,7 +12,7 @@ from longlive.types import KVView, Latents, Text, TextKV, Timesteps
 class Prediction:
     """The velocity that a network predicts for noisy latents at `t`, and what follows from it.
 
-    `x0` may be given in its place: a caller that edits the clean latents of a step leaves the predicted noise as it is.
+    With `x0` given (see `edited`), `noise` and `velocity` remain those that the network predicted.
     """
 
     def __init__(self, noisy: Latents, velocity: Latents, t: Timesteps, x0: Latents | None = None) -> None:
@@ -40,6 +40,9 @@ class Denoiser:
 
     With a `guidance_scale` s > 1 the velocity is v_n + s (v - v_n), where v_n is that under the text `negative` (classifier-free
     guidance, Ho & Salimans 2022): two passes over the same view. Distilled models need none (s = 1).
+
+    Raises:
+        ValueError: for a guidance_scale below 1, one above 1 without `negative`, or `negative` without guidance.
     """
 
     def __init__(self, network: WanTransformer, *, guidance_scale: float = 1.0, negative: Text | TextKV | None = None) -> None:

@@ -1,6 +1,6 @@
 """`LongLivePipeline`: a folder of weights, prompts in, video out; in diffusers' conventions.
 
-Longer than other files because it is the one class of the Python interface, and documents every argument.
+One long file: the one class of the Python interface, which documents every argument.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class LongLivePipeline(DiffusionPipeline):
         block: latent frames per block.
         denoising_steps: before the shift, falling, out of 1000.
         fresh_noise: between steps add new noise (few-step models) instead of the noise the network predicts (others).
-        guidance_scale: of classifier-free guidance against an empty text; 1 (none) for distilled models.
+        guidance_scale: s of classifier-free guidance against a zero text embedding, v_0 + s (v - v_0); 1 (none) for distilled models.
         guided_blocks: blocks of each prompt that are guided, from where it begins (None: all): once the picture shows what the
             prompt says, the following blocks follow the picture.
         relative_rope: the infinite mode; see `RingCache`.
@@ -287,9 +287,11 @@ class LongLivePipeline(DiffusionPipeline):
         prompts = [prompt] if isinstance(prompt, (str, PromptSchedule)) else list(prompt)
         if not prompts:
             raise ValueError("no prompt; give at least one")
+        plans = [PromptSchedule.single(one) if isinstance(one, str) else one for one in prompts]
+        for plan in plans:
+            plan.validate(num_latent_frames)
         videos = []
-        for one in prompts:
-            cues = PromptSchedule.single(one) if isinstance(one, str) else one
+        for cues in plans:
             made = self.stream(
                 cues,
                 num_latent_frames=num_latent_frames,
@@ -384,7 +386,7 @@ class LongLivePipeline(DiffusionPipeline):
         if seed is None:
             first = generator if generator is None or isinstance(generator, torch.Generator) else generator[0]
             seed = first.initial_seed() if first is not None else torch.Generator().seed() % 2**32
-        encode = partial(self.prepare_prompt, batch=batch)
+        encode = partial(self._text.begin, batch=batch)  # made here, so that two threads cannot make two
         return SteppedSession(begin, cues, seed=seed, encode=encode, transition=self.transition)
 
     def stream(
@@ -437,6 +439,8 @@ class LongLivePipeline(DiffusionPipeline):
     def session_bytes(self, height: int | None = None, width: int | None = None) -> int:
         """Estimated bytes that every further session holds: its key-value cache, and what its decoder remembers."""
         height, width = self._size(height, width)
+        if self.config.window == EVERYTHING:
+            raise ValueError("sessions without an end need a window; window -1 is for videos of known length")
         cache = self._cache_bytes(height // self._spatial_stride, width // self._spatial_stride, visible=self.config.window, batch=1)
         decoder = 2 * settings_of(self.vae).base_dim * 8 * height * width * self.vae.dtype.itemsize  # two frames before every convolution
         return cache + decoder

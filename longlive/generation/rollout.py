@@ -18,11 +18,11 @@ from longlive.generation.transition import Transition
 from longlive.types import KVView, Latents, Text, TextKV
 
 OnStep = Callable[[int, float, Latents], "Latents | None"]
-"""Called after each denoising pass with its number, timestep and clean latents; what it returns, if anything, replaces them."""
+"""Called after each denoising pass with its index from 0, its timestep and clean latents; what it returns, if anything, replaces them."""
 
 
 class BlockAborted(Exception):
-    """A block was abandoned between two passes; it has left nothing behind."""
+    """A block was abandoned between two passes. Nothing was remembered; the noise generators have advanced."""
 
 
 class Rollout:
@@ -30,8 +30,8 @@ class Rollout:
 
     Args:
         solver: timesteps of the denoising passes, and how to go from one to the next.
-        context_t: timestep at which finished frames are remembered.
-        on_step: a caller that observes every denoising pass, or changes its result.
+        context_t: timestep at which finished frames are recorded, without added noise (`context_noise` of the released configurations).
+        on_step: callback after every denoising pass; may replace its clean latents.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class Rollout:
         guided: bool = True,
         should_abort: Callable[[], bool] | None = None,
     ) -> Latents:
-        """The clean latents of the next block; leaves nothing behind (`remember` does).
+        """The clean latents of the next block. Does not change what is remembered; `remember` does.
 
-        Whether they are finite is not checked here, which would make the host wait for a GPU at every block: see `check_finite`.
+        Does not check that they are finite, which would make the host wait for the GPU: `check_finite` does, when the caller can wait.
 
         Args:
             noise: `[B, F, C, H, W]`, Gaussian.
@@ -111,7 +111,8 @@ class Rollout:
     def remember(self, x0: Latents, text: Text | TextKV, span: range | None = None) -> None:
         """Pass clean latents through the network at the context timestep, so that later blocks see them.
 
-        `span`: frames that are read again; None: the next ones.
+        Args:
+            span: the frames that `x0` are, when they are recorded again; None: the next ones.
         """
         x0 = x0.detach()
         if span is None:
@@ -127,13 +128,12 @@ class Rollout:
 
         What becomes of the sink and of the past is the `transition`'s to say.
         """
-        if self.end == 0 or transition.recache == "none":
+        if self._recent is None or transition.recache == "none":
             return
         if transition.recache == "clear":
             self.cache.clear()
             self._recent = None
             return
-        assert self._recent is not None
         end = self.end
         span = self.cache.forget(keep_sink=transition.keep_sink)
         first = end - self._recent.shape[1]
@@ -143,7 +143,7 @@ class Rollout:
             self.remember(self._recent[:, part.start - first : part.stop - first], text, part)
 
     def state(self) -> dict[str, Any]:
-        """The clean frames that a switch may read again; the cache has a state of its own."""
+        """The clean frames that a switch may read again; the cache is saved by `HistoryCache.state`."""
         return {"recent": None if self._recent is None else self._recent.cpu(), "block": self._block}
 
     def load(self, state: dict[str, Any], *, device: torch.device | str = "cpu") -> None:

@@ -106,6 +106,10 @@ class SessionVideo:
             self.timeline.num_latent_frames = block.latent_frames.stop
         return block
 
+    def close(self) -> None:
+        """Make no more blocks and free the cache; blocks already made can still be decoded."""
+        self._blocks = iter(())
+
     @torch.no_grad()
     def decode(self, block: LatentBlock) -> DecodedBlock:
         """The images of a block; blocks must come in their order."""
@@ -243,6 +247,7 @@ class SteppedSession:
                 return None
             if self._restart_seed is not None:
                 self._prompts.restart()
+                self._video.close()
                 self._video = self._begin(self._video.index + 1, self._prompts, self._restart_seed)
                 self._restart_seed = None
             video = self._video

@@ -40,7 +40,7 @@ def _checked(timesteps: Sequence[float]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class FewStep:
-    """Between two timesteps the predicted clean latents get fresh noise; few-step models are trained so (Yin et al. 2024)."""
+    """Adds fresh noise to the predicted clean latents at each step, as few-step models are trained to expect (Yin et al. 2024)."""
 
     timesteps: Sequence[float]
     draw: Draw

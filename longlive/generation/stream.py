@@ -78,11 +78,13 @@ def stream(
         now: the clock; on a GPU it must synchronise for the seconds to mean anything.
 
     Raises:
-        ValueError: when `num_latent_frames` is no multiple of `block`, or there is no prompt at the start.
+        ValueError: when `num_latent_frames` is no multiple of `block`, there is no prompt at the start, or `snapshot` is missing.
         FloatingPointError: when latents are not finite; says in which block and step.
     """
     if num_latent_frames is not None:
         Timing(block=block).check_blocks(num_latent_frames)
+    if should_abort is not None and snapshot is None:
+        raise ValueError("should_abort needs snapshot: an abandoned block is made again from the same noise")
     cue: Cue | None = None
     text: TextKV | None = None
     after, age = -1, 0  # age: blocks made under the prompt in force

@@ -17,7 +17,7 @@ class Transition:
             configurations); otherwise they are written anew.
         recache: "joint" passes the visible frames through the model again, together, under the new prompt (KV-recache, the paper's);
             "causal" does so block by block in order. For comparison: "none" keeps the old keys and values and changes only the
-            text; "clear" drops the past.
+            text; "clear" drops the past. These two do not use `keep_sink`.
 
     Raises:
         ValueError: for an unknown `recache`.

@@ -1,6 +1,6 @@
 """The Wan2.1 diffusion transformer: student, teacher and critic in one module.
 
-What does a block look like, given what it may see? Every latent frame has its own timestep; self-attention goes through the
+Predicts the velocity of a span of frames, given what it may attend to. Every latent frame has its own timestep; self-attention goes through the
 memory that a `KVView` gives each layer (without a view the frames attend to one another: bidirectional). Module names are those
 of the original Wan checkpoints. Knows nothing of windows, sinks, eviction or prompts.
 """
@@ -71,7 +71,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention, feed-forward; modulated by time through shift, scale and gate.
 
-    `forward` is a function of tensors only and the one definition of a layer: what is compiled, sharded or quantised is this.
+    `forward` takes only tensors (and `attend`) and is the only definition of a layer: compilation, sharding and quantisation all act on it.
     """
 
     def __init__(self, dim: int, ffn_dim: int, num_heads: int, eps: float) -> None:
@@ -103,7 +103,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Modulated norm and projection to the numbers of a patch."""
+    """Modulated norm, then a projection to the P latent values of a patch."""
 
     def __init__(self, dim: int, out_features: int, eps: float) -> None:
         super().__init__()
@@ -175,9 +175,10 @@ class WanTransformer(ModelMixin, ConfigMixin):
             raise ValueError(f"attention backend {backend!r} is unknown; choose auto, {', '.join(attention.BACKENDS)}")
         self._backend, self._chosen = backend, None
 
-    def _attend(self, device: torch.device) -> Attend:
-        if self._chosen is None or self._chosen[:2] != (device, self.dtype):
-            self._chosen = (device, self.dtype, attention.choose(self._backend, device, self.dtype))
+    def _attend(self, tokens: Tokens) -> Attend:
+        kind = (tokens.device, tokens.dtype)  # under mixed precision not the type of the weights
+        if self._chosen is None or self._chosen[:2] != kind:
+            self._chosen = (*kind, attention.choose(self._backend, *kind))
         return self._chosen[2]
 
     def project_text(self, text: Text) -> TextKV:
@@ -193,30 +194,33 @@ class WanTransformer(ModelMixin, ConfigMixin):
         return TextKV(keys, values)
 
     def forward(self, x: Latents, t: Timesteps, text: Text | TextKV, view: KVView | None = None) -> Latents:
-        """Velocity of latents at noise levels `t` (0 to 1000, floating point) under a text.
+        """Velocity of latents at timesteps `t` (0 to 1000, floating point) under a text, in the shape and dtype of `x`.
+
+        Args:
+            view: what the frames may attend to; None: one another (bidirectional).
 
         Raises:
-            ValueError: when the latents' height or width is no multiple of the patch.
+            ValueError: when height or width is no multiple of the patch, the view is for another number of tokens, the text is too
+                long or of another width, or the chosen attention backend cannot run here.
         """
         _, num_frames, _, height, width = x.shape
+        rope = self.rope(height, width)
         if view is None:
-            view = attention.SequenceView(self.rope(height, width).at(range(num_frames)))
+            view = attention.SequenceView(rope.at(range(num_frames)))
         prompt = text if isinstance(text, TextKV) else self.project_text(text)
-        attend = self._attend(x.device)
-
         tokens = rearrange(self.patch_embedding(x.to(self.dtype).transpose(1, 2)), "B M F h w -> B (F h w) M")
         if len(view.rope.cos) != tokens.shape[1]:
             raise ValueError(
                 f"{tokens.shape[1]} tokens of {num_frames} frames of {height} x {width} do not fit a view of {len(view.rope.cos)}"
             )
+        attend = self._attend(tokens)
         time = self.time_embedding(sinusoid(t, self.config.freq_dim).to(self.dtype))
         modulation = self.time_projection(time).float().unflatten(-1, (6, -1))
         for layer, block in enumerate(self.blocks):
             tokens = block(tokens, modulation, prompt.keys[layer], prompt.values[layer], view.rope, view.at(layer), attend)
         out = self.head(tokens, time.float())
-        _, rows, columns = self.config.patch_size
-        h = height // rows
-        return rearrange(out, "B (F h w) (p q C) -> B F C (h p) (w q)", F=num_frames, h=h, p=rows, q=columns).to(x.dtype)
+        _, p, q = self.config.patch_size
+        return rearrange(out, "B (F h w) (p q C) -> B F C (h p) (w q)", F=num_frames, h=rope.rows, p=p, q=q).to(x.dtype)
 
     def rope(self, height: int, width: int) -> Rope:
         """Rotary angles of the tokens of latents of `height` x `width`, on the device of the weights.

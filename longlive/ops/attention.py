@@ -1,6 +1,6 @@
-"""Attention behind one signature: FlashAttention 3, FlashAttention 2, cuDNN, or torch's own choice; and a sequence that sees itself.
+"""Attention behind one signature: FlashAttention 3, FlashAttention 2, cuDNN, or torch's own choice; and the view of a sequence without a cache.
 
-A backend is chosen by name or automatically; the choice is logged once. CUDA libraries are imported only when they are used.
+A backend is chosen by name or automatically; the choice is logged once per network. CUDA libraries are imported only when they are used.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ BACKENDS: dict[str, Attend] = {"sdpa": _sdpa, "cudnn": _cudnn, "fa2": _fa2, "fa3
 _MODULES = {"fa2": "flash_attn", "fa3": "flash_attn_interface"}
 
 
-def _usable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None when the backend can run here, else the reason why not."""
+def _why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason why the backend cannot run here; None when it can."""
     if name == "sdpa":
         return None
     if device.type != "cuda":
@@ -80,7 +80,9 @@ def _usable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return f"it needs bfloat16 or float16, this is {dtype}"
     major = torch.cuda.get_device_capability(device)[0]
     if name == "cudnn":
-        return None if major >= 9 and torch.backends.cudnn.is_available() else "it pays from compute capability 9.0 on, with cuDNN"
+        return None if major >= 8 and torch.backends.cudnn.is_available() else "it needs cuDNN and compute capability 8.0 or more"
+    if name == "fa2" and major < 8:
+        return "FlashAttention 2 needs compute capability 8.0 or more"
     if name == "fa3" and major != 9:
         return "FlashAttention 3 is for Hopper (compute capability 9.x)"
     if importlib.util.find_spec(_MODULES[name]) is None:
@@ -97,10 +99,10 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> Attend:
         ValueError: for an unknown name, or a backend that cannot run here (with the reason).
     """
     if name == "auto":
-        name = next(candidate for candidate in ("fa3", "cudnn", "fa2", "sdpa") if _usable(candidate, device, dtype) is None)
+        name = next(candidate for candidate in ("fa3", "cudnn", "fa2", "sdpa") if _why_not(candidate, device, dtype) is None)
     elif name not in BACKENDS:
         raise ValueError(f"attention backend {name!r} is unknown; choose auto, {', '.join(BACKENDS)}")
-    elif reason := _usable(name, device, dtype):
+    elif reason := _why_not(name, device, dtype):
         raise ValueError(f"attention backend {name!r} cannot be used: {reason}; choose auto")
     log.info("attention backend: %s", name)
     return BACKENDS[name]

@@ -1,7 +1,7 @@
 """Rotary position embedding in three axes (time, height, width) at any position.
 
 A head of width D is split into D - 4 (D // 6) numbers for time and 2 (D // 6) each for height and width; neighbouring
-pairs turn together by position * theta^(-2 i / width of the axis). Angles are computed in float64, so that positions far
+pairs: pair i of an axis turns by position * theta^(-2 i / width of the axis). Angles are computed in float64, so that positions far
 beyond the trained range stay exact; there is no table to run past.
 """
 
@@ -63,7 +63,7 @@ class Rope:
 
 @lru_cache(maxsize=8)
 def rope_for(rows: int, columns: int, head_dim: int, theta: float, device: torch.device) -> Rope:
-    """A `Rope`, shared by all who ask for the same."""
+    """The `Rope` of these arguments, made once and shared."""
     return Rope(rows, columns, head_dim, theta=theta, device=device)
 
 

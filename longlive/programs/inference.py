@@ -98,7 +98,9 @@ def plan(config: InferenceConfig, scripts: Sequence[Script], pipe: LongLivePipel
 
 def plan_timeline(config: InferenceConfig, timeline: Timeline, pipe: LongLivePipeline) -> VideoRequest:
     """The video of a timeline. Raises ValueError when this model cannot make it."""
-    then, now = timeline.settings["block"], pipe.info.block
+    then, now = timeline.settings.get("block"), pipe.info.block
+    if then is None:
+        raise ValueError(f"{config.timeline} does not say its block")
     if then != now:
         raise ValueError(f"{config.timeline} was made by a model with blocks of {then} latent frames; this one has blocks of {now}")
     name = Path(str(config.timeline)).name.removesuffix(".json").removesuffix(".timeline")

@@ -49,7 +49,9 @@ class Connection:
         self.notify()
 
     def queued(self, position: int) -> None:
-        self.send({"type": "queued", "position": position})
+        if position != self._position:
+            self._position = position
+            self.send({"type": "queued", "position": position})
 
     def admitted(self, session: LiveSession) -> None:
         self._session = session

@@ -36,7 +36,7 @@ def relative_error(ours, wanted):
 
 
 def usable(name, dtype=torch.bfloat16):
-    if reason := attention._usable(name, DEVICE, dtype):
+    if reason := attention._why_not(name, DEVICE, dtype):
         pytest.skip(reason)
     return attention.choose(name, DEVICE, dtype)
 
@@ -78,6 +78,6 @@ def test_a_mask_is_obeyed(name):
 
 def test_auto_is_the_fastest_that_runs():
     chosen = attention.choose("auto", DEVICE, torch.bfloat16)
-    order = [name for name in ("fa3", "cudnn", "fa2", "sdpa") if attention._usable(name, DEVICE, torch.bfloat16) is None]
+    order = [name for name in ("fa3", "cudnn", "fa2", "sdpa") if attention._why_not(name, DEVICE, torch.bfloat16) is None]
     assert chosen is attention.BACKENDS[order[0]]
     assert attention.choose("auto", DEVICE, torch.float32) is attention.BACKENDS["sdpa"]

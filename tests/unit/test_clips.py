@@ -209,7 +209,7 @@ def test_settings_that_do_not_fit_are_refused():
             recorded(**settings)
     recorded(max_frames=(240,), switch_at=(219,))
     ring = RingCache(num_layers=1, batch=1, num_heads=1, rope=Rope(1, 1, 2), window=Window(3, 9))
-    with pytest.raises(ValueError, match="needs a HistoryCache, whose pages never change; got a RingCache"):
+    with pytest.raises(ValueError, match="needs a HistoryCache, which never overwrites what a gradient may need; got a RingCache"):
         recorded(SimpleNamespace(cache=ring))
     with pytest.raises(ValueError, match="prompt '10' has no switch prompt"):
         recorded(prompts=Numbered(switch=False), switch_at=(21,)).clip(grad=False)
