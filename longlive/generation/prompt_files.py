@@ -105,7 +105,9 @@ def _check_script(where: str, prompts: Sequence[Any], switch_frames: Any) -> Scr
         switch_frames = None
     elif switch_frames is None:
         raise ValueError(f"{where}: {len(prompts)} prompts, but not where they begin; give {len(prompts) - 1} switch_frame_indices")
-    elif isinstance(switch_frames, str) or not isinstance(switch_frames, Sequence) or not all(type(frame) is int for frame in switch_frames):
+    elif (
+        isinstance(switch_frames, str) or not isinstance(switch_frames, Sequence) or not all(type(frame) is int for frame in switch_frames)
+    ):
         raise ValueError(f"{where}: switch_frame_indices is a list of whole numbers; this is {switch_frames}")
     elif len(switch_frames) != len(prompts) - 1:
         raise ValueError(f"{where}: {len(prompts)} prompts need {len(prompts) - 1} switch_frame_indices; there are {len(switch_frames)}")

@@ -37,6 +37,7 @@ class Connection:
         self._session: LiveSession | None = None
         self._format: Format = "mp4"
         self._next_segment = 0  # index of the next one to send
+        self._position: int | None = None  # in the queue, as told last
 
     # called from any thread
 

@@ -96,7 +96,9 @@ class StreamingTuner:
         anchor: Anchor | None = None,
     ) -> None:
         if not isinstance(rollout.cache, HistoryCache):
-            raise ValueError(f"training needs a HistoryCache, which never overwrites what a gradient may need; got a {type(rollout.cache).__name__}")
+            raise ValueError(
+                f"training needs a HistoryCache, which never overwrites what a gradient may need; got a {type(rollout.cache).__name__}"
+            )
         for name, frames in (("clip_frames", clip_frames), ("overlap", overlap)):
             if frames < 0 or frames % block:
                 raise ValueError(f"{name} {frames} cannot be cut into blocks of {block}; choose a multiple")

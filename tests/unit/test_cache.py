@@ -298,6 +298,45 @@ def test_a_view_of_the_history_stays_what_it_was(model):
             assert torch.equal(rollout.denoiser(noisy, 500.0, text, view).velocity, expected)
 
 
+def test_a_recache_soon_after_a_clear_reads_only_what_is_held(model):
+    """Frames from before the clear are gone: neither caches nor rollout may ask for them."""
+    texts, blocks = torch.randn(3, 2, 5, 8), torch.randn(7, 2, BLOCK, 4, 4, 4)
+    for keep_sink in (True, False):
+        found = []
+        for cache in (ring(Window(3, 6)), history(Window(3, 6))):
+            rollout = Rollout(Denoiser(model), cache, FewStep(STEPS, torch.zeros_like))
+            for block in blocks[:4]:
+                rollout.remember(block, texts[0])
+            rollout.switch(texts[1], Transition(recache="clear"))
+            rollout.switch(texts[1], Transition(keep_sink))  # nothing is held: nothing to read
+            for block in blocks[4:6]:
+                rollout.remember(block, texts[1])
+            rollout.switch(texts[2], Transition(keep_sink))
+            assert rollout.end == 18
+            found.append(rollout.denoiser(blocks[6], 500.0, texts[2], cache.view(range(18, 21))).velocity)
+        fresh = Rollout(Denoiser(model), ring(Window(3, 6), relative=True), FewStep(STEPS, torch.zeros_like))
+        fresh.remember(blocks[4:6].transpose(0, 1).flatten(1, 2), texts[2])  # positions do not matter, only their differences
+        expected = fresh.denoiser(blocks[6], 500.0, texts[2], fresh.cache.view(range(6, 9))).velocity
+        for velocity in found:
+            torch.testing.assert_close(velocity, expected, atol=2e-5, rtol=0)
+
+
+def test_a_block_that_is_abandoned_before_a_switch_leaves_the_sink_where_it_was(model):
+    """In the infinite mode a view moves the sink's keys; a recache that records the sink again must not take them for moved."""
+    texts, blocks = torch.randn(2, 2, 5, 8), torch.randn(5, 2, BLOCK, 4, 4, 4)
+    found = []
+    for abandoned in (False, True):
+        cache = ring(Window(3, 9), relative=True)
+        rollout = Rollout(Denoiser(model), cache, FewStep(STEPS, torch.zeros_like))
+        for block in blocks[:4]:
+            rollout.remember(block, texts[0])
+        if abandoned:
+            rollout.block(blocks[4], texts[0])
+        rollout.switch(texts[1], Transition())
+        found.append(rollout.denoiser(blocks[4], 500.0, texts[1], cache.view(range(12, 15))).velocity)
+    assert torch.equal(*found)
+
+
 def test_history_goes_on_from_its_state(model):
     def made(stop_at=None):
         cache, parts, generator = history(Window(3, 3)), [], torch.Generator().manual_seed(3)
