@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from longlive.cache.history import HistoryCache
-from longlive.cache.memory import CacheView, Places, ReadingMemory
+from longlive.cache.memory import CacheView, HistoryMemory, Places
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
 from longlive.ops.flow_matching import add_noise
@@ -65,7 +65,7 @@ KeysValues = tuple[Tensor, Tensor]
 class _LeakyMemory(NamedTuple):
     """Adds gradients to the past that it reads, and keeps the keys and values of the pass that carries a gradient."""
 
-    inner: ReadingMemory
+    inner: HistoryMemory
     leaks: list[tuple[Places, KeysValues]]  # places among what is visible, and zeros that carry a gradient
     kept: dict[int, KeysValues]
     layer: int
@@ -73,8 +73,7 @@ class _LeakyMemory(NamedTuple):
     def attend(self, q: Heads, k: Heads, v: Heads, attend: Attend) -> Heads:
         if k.requires_grad:
             self.kept[self.layer] = (k, v)
-        keys = self.inner.keys.index_select(1, self.inner.visible).index_copy(1, self.inner.own, k)
-        values = self.inner.values.index_select(1, self.inner.visible).index_copy(1, self.inner.own, v)
+        keys, values = self.inner.gathered(k, v)
         for places, (for_keys, for_values) in self.leaks:
             keys, values = keys.index_add(1, places, for_keys), values.index_add(1, places, for_values)
         return attend(q, keys, values)
@@ -101,21 +100,21 @@ class LeakyCache(HistoryCache):
 
         def at(layer: int) -> _LeakyMemory:
             inner = view.at(layer)
-            assert isinstance(inner, ReadingMemory)
+            assert isinstance(inner, HistoryMemory)
             return _LeakyMemory(inner, [(places, leak[layer]) for places, leak in leaks], kept, layer)
 
         return CacheView(view.rope, at)
 
     @contextmanager
     def record(self, span: range) -> Iterator[CacheView]:
-        made = self._exit  # `record` makes a view of its own
+        made = self._exit
         with super().record(span) as view:
             yield view
         if not made:  # a clip without gradient, or a recache
             self._leak = {}
         with torch.enable_grad():
             zeros = {layer: (k - k.detach(), v - v.detach()) for layer, (k, v) in made.items()}
-        for index, frame in enumerate(span if zeros else ()):
-            part = slice(index * self._tokens, (index + 1) * self._tokens)
-            self._leak[frame] = {layer: (k[:, part], v[:, part]) for layer, (k, v) in zeros.items()}
+            for index, frame in enumerate(span if zeros else ()):
+                part = slice(index * self._tokens, (index + 1) * self._tokens)
+                self._leak[frame] = {layer: (k[:, part], v[:, part]) for layer, (k, v) in zeros.items()}
         self._exit = {}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longlive.cache.memory import CacheView, Places, ReadingMemory, WritingMemory, places_of
+from longlive.cache.memory import CacheView, HistoryMemory, Places, places_of
 from longlive.cache.window import Extent, Window
 from longlive.ops.rope import Rope
 
@@ -43,7 +43,7 @@ class HistoryCache:
     ) -> None:
         self.window, self._rope, self._tokens = window, rope, rope.tokens_per_frame
         self._rows = 2 * window.visible if rows is None else max(rows, 2 * window.visible)
-        shape = (batch, self._rows * self._tokens, num_heads, rope.head_dim)
+        shape = (batch, (self._rows + 1) * self._tokens, num_heads, rope.head_dim)  # the last row takes what is not remembered
         self._new = lambda: tuple(torch.empty(shape, dtype=dtype, device=rope.device) for _ in range(num_layers))
         self._extent = Extent(window)
         self.reset()
@@ -55,6 +55,7 @@ class HistoryCache:
     def reset(self) -> None:
         """Start a new video."""
         self._extent.reset()
+        self._keys = self._values = ()  # free before new ones are made, unless a gradient refers to them
         self._keys, self._values = self._new(), self._new()
         self._row: dict[int, int] = {}  # where the newest version of each frame is that can still be seen
         self._used = 0  # rows that must not be written any more
@@ -65,18 +66,13 @@ class HistoryCache:
             self._start_over()
 
     def view(self, span: range) -> CacheView:
-        """See `KVCache`. A pass leaves the buffers as they are and carries gradients."""
-        rows = self._rows_of(span)
-        visible, own = self._places(rows), self._places(range(len(rows) - len(span), len(rows)))
-        keys, values = self._keys, self._values
-        return CacheView(self._rope.at(span), lambda layer: ReadingMemory(keys[layer], values[layer], visible, own))
+        """See `KVCache`. A pass leaves what is remembered as it is, and carries gradients."""
+        return self._view(span, self._rows_of(span), written=[self._rows] * len(span))
 
     @contextmanager
     def record(self, span: range) -> Iterator[CacheView]:
         rows = self._rows_of(span)
-        visible, own = self._places(rows), self._places(rows[-len(span) :])
-        keys, values = self._keys, self._values
-        yield CacheView(self._rope.at(span), lambda layer: WritingMemory(keys[layer], values[layer], own, visible))
+        yield self._view(span, rows, written=rows[-len(span) :])
         self._row |= dict(zip(span, rows[-len(span) :]))
         self._used += len(span)
         self._extent.end = span.stop
@@ -103,6 +99,11 @@ class HistoryCache:
         self._extent.load(state["extent"])
         self._take_over(state["frames"], state["keys"], state["values"])
 
+    def _view(self, span: range, rows: Sequence[int], *, written: Sequence[int]) -> CacheView:
+        visible, own = self._places(rows), self._places(range(len(rows) - len(span), len(rows)))
+        keys, values, stored = self._keys, self._values, self._places(written)
+        return CacheView(self._rope.at(span), lambda layer: HistoryMemory(keys[layer], values[layer], visible, own, stored))
+
     def _rows_of(self, span: range) -> list[int]:
         """Rows of all frames that `span` may see, its own, which are still free, at the end."""
         sink, recent = self._extent.visible(span)
@@ -120,9 +121,10 @@ class HistoryCache:
     def _start_over(self) -> None:
         """New buffers with the frames that can still be seen; views of the old ones stay valid."""
         places = self._places(list(self._row.values()))
-        old = [[buffer.index_select(1, places) for buffer in buffers] for buffers in (self._keys, self._values)]
+        keys, values = ([buffer.index_select(1, places) for buffer in buffers] for buffers in (self._keys, self._values))
+        self._keys = self._values = ()
         self._keys, self._values = self._new(), self._new()
-        self._take_over(list(self._row), *old)
+        self._take_over(list(self._row), keys, values)
 
     def _take_over(self, frames: Sequence[int], keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         length = len(frames) * self._tokens

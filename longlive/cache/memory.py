@@ -1,7 +1,7 @@
 """What a cache hands to each layer: its buffers, which of their tokens a span may see, and how to attend over them.
 
-There are two, each a `NamedTuple` of tensors. `WritingMemory` writes the span's keys and values into the buffers (inference, and
-every recorded pass); `ReadingMemory` leaves the buffers as they are and carries gradients (denoising in training).
+There are two, each a `NamedTuple` of tensors. `RingMemory` writes the span's keys and values into the buffers and attends over
+them (inference); `HistoryMemory` attends over a copy and carries gradients (training).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def places_of(slots: Sequence[int], tokens: int, device: torch.device) -> Places
     return (starts[:, None] + torch.arange(tokens, device=device)).flatten()
 
 
-class WritingMemory(NamedTuple):
-    """Writes the span's keys and values into the buffers, then attends over them.
+class RingMemory(NamedTuple):
+    """Writes the span's keys and values into the buffers, then attends over the buffers as they lie.
 
     Attributes:
         own: where in the buffers the span's own tokens go.
-        visible: places in the buffers to attend to, the span's own among them; None: all, in the order in which they lie.
+        visible: places in the buffers to attend to, the span's own among them; None: all of them.
     """
 
     keys: Visible
@@ -40,31 +40,42 @@ class WritingMemory(NamedTuple):
 
     def attend(self, q: Heads, k: Heads, v: Heads, attend: Attend) -> Heads:
         if torch.is_grad_enabled() and k.requires_grad:
-            raise RuntimeError("this cache is overwritten in place and cannot carry gradients; use a HistoryCache and `view`")
+            raise RuntimeError("a RingCache is overwritten in place and cannot carry gradients; use a HistoryCache")
         keys, values = self.keys, self.values
-        keys.index_copy_(1, self.own, k)
-        values.index_copy_(1, self.own, v)
+        keys[:, self.own] = k.to(keys.dtype)  # under autocast they may differ
+        values[:, self.own] = v.to(values.dtype)
         if self.visible is not None:
             keys, values = keys.index_select(1, self.visible), values.index_select(1, self.visible)
         return attend(q, keys, values)
 
 
-class ReadingMemory(NamedTuple):
-    """Gathers what is visible and puts the span's keys and values into the copy; the buffers stay as they are.
+class HistoryMemory(NamedTuple):
+    """Gathers what is visible and puts the span's keys and values, with their gradients, into the copy.
 
     Attributes:
-        visible: places in the buffers, those of the span's own tokens (whose contents do not matter) among them.
+        visible: places in the buffers to attend to; what is there for the span's own tokens does not matter.
         own: where the span's own tokens are in `visible`.
+        written: where in the buffers the span's own keys and values are stored, detached: for good in a recorded pass, in a row that
+            nobody reads otherwise.
     """
 
     keys: Visible
     values: Visible
     visible: Places
     own: Places
+    written: Places
+
+    def gathered(self, k: Heads, v: Heads) -> tuple[Visible, Visible]:
+        """Visible keys and values, the span's own among them."""
+        keys, values = self.keys.index_select(1, self.visible), self.values.index_select(1, self.visible)
+        keys[:, self.own] = k.to(keys.dtype)
+        values[:, self.own] = v.to(values.dtype)
+        return keys, values
 
     def attend(self, q: Heads, k: Heads, v: Heads, attend: Attend) -> Heads:
-        keys = self.keys.index_select(1, self.visible).index_copy(1, self.own, k)
-        values = self.values.index_select(1, self.visible).index_copy(1, self.own, v)
+        keys, values = self.gathered(k, v)
+        self.keys[:, self.written] = k.detach().to(keys.dtype)
+        self.values[:, self.written] = v.detach().to(values.dtype)
         return attend(q, keys, values)
 
 

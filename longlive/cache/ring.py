@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from longlive.cache.memory import CacheView, Places, WritingMemory, places_of
+from longlive.cache.memory import CacheView, Places, RingMemory, places_of
 from longlive.cache.window import Extent, Window
 from longlive.ops.rope import Rope, rotate
 
@@ -66,9 +66,9 @@ class RingCache:
         length, own = len(slots) * self._tokens, self._places([self._slot(frame) for frame in span])
         keys, values = self.keys, self.values
         if slots == set(range(len(slots))):  # always so, except after `clear` or during a block-by-block recache
-            return CacheView(self._rope.at(span), lambda layer: WritingMemory(keys[layer][:, :length], values[layer][:, :length], own))
+            return CacheView(self._rope.at(span), lambda layer: RingMemory(keys[layer][:, :length], values[layer][:, :length], own))
         visible = self._places(sorted(slots))
-        return CacheView(self._rope.at(span), lambda layer: WritingMemory(keys[layer], values[layer], own, visible))
+        return CacheView(self._rope.at(span), lambda layer: RingMemory(keys[layer], values[layer], own, visible))
 
     @contextmanager
     def record(self, span: range) -> Iterator[CacheView]:

@@ -16,8 +16,8 @@ from longlive.models.wan import WanTransformer
 
 
 def ring_cache(network: WanTransformer, height: int, width: int, *, window: Window, batch: int = 1, relative: bool = False) -> RingCache:
-    """An empty cache of inference for `network` and latents of `height` x `width`, on its device and in its dtype."""
-    return RingCache(**_shape(network, height, width), window=window, batch=batch, relative=relative, dtype=network.dtype)
+    """An empty cache of inference for `network` and latents of `height` x `width`, on its device, in the type in which it computes."""
+    return RingCache(**_shape(network, height, width), window=window, batch=batch, relative=relative, dtype=compute_dtype(network))
 
 
 def history_cache(

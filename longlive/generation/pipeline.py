@@ -5,6 +5,7 @@ One long file: the one class of the Python interface, which documents every argu
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -158,6 +159,11 @@ class LongLivePipeline(DiffusionPipeline):
         folder = BUNDLED.get(str(name), Path(name))
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder} holds no pipeline (no model_index.json); for released files use LongLivePipeline.from_original")
+        if "guidance" in kwargs:
+            raise ValueError("guidance is guidance_scale now, which counts one more: guidance_scale = 1 + guidance")
+        saved = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        if "guidance" in saved:  # before 0.2
+            kwargs.setdefault("guidance_scale", 1 + saved["guidance"])
         if "vae" not in kwargs:  # its configuration may hold a setting of ours, which diffusers would warn of
             kwargs["vae"] = store.load_vae(folder, dtype=kwargs.get("torch_dtype") or torch.float32)
         pipe = super().from_pretrained(folder, local_files_only=True, **kwargs)

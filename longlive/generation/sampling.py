@@ -21,7 +21,6 @@ from longlive.generation.transition import Transition
 from longlive.types import Latents, TextKV
 
 
-@torch.no_grad()
 def sample(
     denoiser: Denoiser,
     cues: Cues,
@@ -66,7 +65,7 @@ def sample(
             return draw((batch, len(frames), network.config.in_dim, *latent_size))
         return latents[:, frames.start : frames.stop].to(network.device, network.dtype)
 
-    yield from stream(
+    blocks = stream(
         Rollout(denoiser, cache, FewStep(timesteps, draw.like) if fresh_noise else Euler(timesteps), context_t=context_t, on_step=on_step),
         cues,
         project_text=project_text,
@@ -79,3 +78,9 @@ def sample(
         snapshot=draw.snapshot,
         now=now,
     )
+    return _without_gradients(blocks)
+
+
+@torch.no_grad()  # of a generator: while a block is made, not in its consumer
+def _without_gradients(blocks: Iterator[LatentBlock]) -> Iterator[LatentBlock]:
+    yield from blocks

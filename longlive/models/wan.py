@@ -1,8 +1,8 @@
 """The Wan2.1 diffusion transformer: student, teacher and critic in one module.
 
-Predicts the velocity of a span of frames, given what it may attend to. Every latent frame has its own timestep; self-attention goes through the
-memory that a `KVView` gives each layer (without a view the frames attend to one another: bidirectional). Module names are those
-of the original Wan checkpoints. Knows nothing of windows, sinks, eviction or prompts.
+Predicts the velocity of a span of frames, given what it may attend to. Every latent frame has its own timestep;
+self-attention goes through the memory that a `KVView` gives each layer (without a view the frames attend to one another:
+bidirectional). Module names are those of the original Wan checkpoints. Knows nothing of windows, sinks, eviction or prompts.
 """
 
 from __future__ import annotations
@@ -35,15 +35,14 @@ def sinusoid(t: Timesteps, width: int) -> Float[Tensor, "B F width"]:
 
 def modulate(x: Tokens, shift: Float[Tensor, "B F M"], scale: Float[Tensor, "B F M"], eps: float) -> Tokens:
     """Layer norm without weights, then (1 + scale) x + shift with each frame's own values, in float32."""
-    normed = rearrange(F.layer_norm(x.float(), x.shape[-1:], eps=eps), "B (F n) M -> B F n M", F=shift.shape[1])
-    return rearrange(normed * (1 + scale[:, :, None]) + shift[:, :, None], "B F n M -> B (F n) M").to(x.dtype)
+    normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps).unflatten(1, (shift.shape[1], -1))  # [B, F, n, M]
+    return (normed * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2).to(x.dtype)
 
 
 def add_gated(x: Tokens, y: Tokens, gate: Float[Tensor, "B F M"]) -> Tokens:
     """x + gate y with each frame's own gate, in float32."""
-    frames = gate.shape[1]
-    gated = rearrange(y.float(), "B (F n) M -> B F n M", F=frames) * gate[:, :, None]
-    return (x.float() + rearrange(gated, "B F n M -> B (F n) M")).to(x.dtype)
+    gated = y.float().unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]  # [B, F, n, M]
+    return (x.float() + gated.flatten(1, 2)).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -208,7 +207,9 @@ class WanTransformer(ModelMixin, ConfigMixin):
         if view is None:
             view = attention.SequenceView(rope.at(range(num_frames)))
         prompt = text if isinstance(text, TextKV) else self.project_text(text)
-        tokens = rearrange(self.patch_embedding(x.to(self.dtype).transpose(1, 2)), "B M F h w -> B (F h w) M")
+        tokens = rearrange(
+            self.patch_embedding(x.to(self.dtype).transpose(1, 2)), "B M F h w -> B (F h w) M"
+        ).contiguous()  # as later layers see them
         if len(view.rope.cos) != tokens.shape[1]:
             raise ValueError(
                 f"{tokens.shape[1]} tokens of {num_frames} frames of {height} x {width} do not fit a view of {len(view.rope.cos)}"

@@ -1,4 +1,4 @@
-"""Attention behind one signature: FlashAttention 3, FlashAttention 2, cuDNN, or torch's own choice; and the view of a sequence without a cache.
+"""Attention behind one signature: FlashAttention 3 and 2, cuDNN, torch's own choice; and the view of a sequence without a cache.
 
 A backend is chosen by name or automatically; the choice is logged once per network. CUDA libraries are imported only when they are used.
 """
