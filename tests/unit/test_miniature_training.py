@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 
 from longlive.miniature import oracle
 from longlive.miniature.world import SHAPES, Captioned, Identity, all_captioned, draw_identity, held_out, render
+from longlive.models.vae import encode_video, set_spatial_padding
 from longlive.training.miniature.autoencoder import EndlessVideos
 from longlive.training.miniature.caption_texts import weights
-from longlive.training.miniature.latent_videos import to_float
+from longlive.training.miniature.latent_videos import LatentVideos, to_float
 from longlive.training.miniature.reconstruction import reconstruction_loss, regions
 
 WEIGHTS = {"subject_weight": 4.0, "edge_weight": 6.0, "gradient_weight": 0.5}
@@ -84,3 +86,36 @@ def test_the_oracles_shares_are_means_over_the_videos_of_a_value():
     assert shares["iou"] == pytest.approx(reading.iou.mean().item())
     counts = {shape: sum(caption.shape == shape for caption in captions) for shape in SHAPES}
     assert sum(shares[f"iou/{shape}"] * count for shape, count in counts.items() if count) / 20 == pytest.approx(shares["iou"])
+
+
+@pytest.mark.parametrize("padding", ["zeros", "circular"])
+def test_on_a_circular_autoencoder_videos_are_drawn_at_every_place(padding, tmp_path):
+    """Each draw is what the autoencoder makes of the moved video; without circular padding, of the video as it is."""
+    torch.manual_seed(0)
+    sizes = {
+        "base_dim": 8,
+        "z_dim": 4,
+        "dim_mult": [1, 1, 1],
+        "num_res_blocks": 0,
+        "temperal_downsample": [True, True],
+        "is_residual": True,
+    }
+    statistics = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+    vae = AutoencoderKLWan(**sizes, **statistics, patch_size=2, in_channels=12, out_channels=12).requires_grad_(False)
+    set_spatial_padding(vae, padding)
+    caption = Captioned("triangle", "green", "brown", "right")
+    videos = LatentVideos(tmp_path / "videos.pt", vae, [caption], num_videos=1, num_latent_frames=2, seed=0)
+    latents, captions = videos.draw(800, slice(None), torch.Generator().manual_seed(1))
+    assert latents.shape == (800, 2, 4, 8, 8) and not captions.any()
+    stored = videos.latents[0].float()
+    if padding == "zeros":
+        assert torch.equal(latents, stored.expand_as(latents))
+        return
+    assert len({tuple(one.flatten().tolist()) for one in latents}) == 64
+    draw = torch.Generator().manual_seed(0)  # as it is made: a caption, then who shows it
+    torch.randint(1, (1,), generator=draw)
+    own = draw_identity(draw)
+    for x, y in ((0, 0), (24, 8)):
+        moved = Identity(own.radius, (own.x + x) % 64, (own.y + y) % 64, own.light)
+        expected = encode_video(vae, to_float(render([caption], [moved], 5)))[0]
+        assert min((one - expected).abs().max() for one in latents) < 2e-3  # half precision on disk

@@ -26,8 +26,8 @@ from longlive.miniature.world import (
     Identity,
     all_captioned,
     draw_identity,
-    held_out,
     render,
+    validation_set,
 )
 from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video, settings_of
 from longlive.training.miniature.caption_texts import weights
@@ -152,9 +152,9 @@ class AutoencoderStage:
 
     @torch.no_grad()
     def validate(self, folder: Path, number: int) -> dict[str, float]:
-        """Oracle on reconstructions of 32 held-out scenes of 49 images, and a sheet of originals above reconstructions."""
+        """Oracle on reconstructions of 32 scenes of 49 images, and a sheet of originals above reconstructions."""
         generator = torch.Generator().manual_seed(1)
-        captions = held_out(32)
+        captions = validation_set(32)
         original = render(captions, [draw_identity(generator) for _ in captions], 49)
         decoded = to_uint8(decode_video(self.vae, encode_video(self.vae, to_float(original))))
         save_strips(torch.stack([original[:8], decoded[:8]], dim=1).flatten(0, 1), folder / f"autoencoder_{number:06d}.png")

@@ -21,7 +21,7 @@ from longlive.generation.memory import ring_cache
 from longlive.generation.sampling import sample
 from longlive.miniature import oracle
 from longlive.miniature.captions import canonical
-from longlive.miniature.world import held_out, training_set
+from longlive.miniature.world import NUM_HELD_OUT, training_set, validation_set
 from longlive.models.text import TextEncoder
 from longlive.models.vae import decode_video
 from longlive.models.wan import WanTransformer
@@ -82,7 +82,7 @@ class CausalInitStage(PretrainingStage):
         self.objective = TeacherForcing(network, block=block, window=window)
         super().__init__(Pretraining(network, steps=steps, lr=lr, ema_decay=ema_decay, bfloat16=bfloat16, seed=seed))
         self.clip_every = clip_every
-        captions = training_set()
+        captions = training_set(NUM_HELD_OUT + len(validation_set()))
         self.weights = weights(captions, hard, hard_weight)
         frames = CLIP_BLOCKS * block + 2 * block
         self.texts = CaptionTexts(text_encoder, captions, phrasings=phrasings, seed=seed + 3)
@@ -137,14 +137,12 @@ class CausalInitStage(PretrainingStage):
 
     @torch.no_grad()
     def validate(self, folder: Path, number: int, *, num_prompts: int = 32, num_latent_frames: int = 15) -> dict[str, float]:
-        """Videos of held-out prompts by the block loop of inference, read by the oracle; a sheet of them."""
-        captions = held_out(num_prompts)
-        latents = self.generate([canonical(c) for c in captions], num_latent_frames, seed=number)
+        """Videos of prompts that training does not show, by the block loop of inference, read by the oracle; a sheet of them."""
+        captions = validation_set(num_prompts)
+        latents = self.generate([canonical(c) for c in captions], num_latent_frames, seed=1)
         images = to_uint8(decode_video(self.vae, latents))
-        reading = oracle.read(images)
         save_strips(images[:12], folder / f"causal_init_{number:06d}.png")
-        correct = {f"oracle/{k}": v.float().mean().item() for k, v in reading.correct(captions).items()}
-        return correct | {"oracle/iou": reading.iou.mean().item()}
+        return {f"oracle/{name}": value for name, value in oracle.read(images).shares(captions).items()}
 
     def generate(self, prompts: list[str], num_latent_frames: int, *, seed: int) -> Tensor:
         """Latents of one video a prompt, all in one batch, from the averaged weights."""

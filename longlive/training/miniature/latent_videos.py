@@ -17,7 +17,7 @@ from tqdm import tqdm
 from longlive import video
 from longlive.generation.cues import num_images_of
 from longlive.miniature.world import Captioned, draw_identity, render
-from longlive.models.vae import encode_video
+from longlive.models.vae import encode_video, spatial_padding
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ def save_strips(videos: Tensor, path: Path, *, num_images: int = 8) -> None:
 class LatentVideos:
     """`num_videos` videos of `num_latent_frames` latent frames with random captions of a set and random identities.
 
-    Built on first use into `path` (float16) and read from there afterwards; a file made with other settings is refused.
+    Built on first use into `path` (float16) and read from there afterwards; a file made with other settings is refused. If the VAE pads
+    circularly, subjects are drawn at every place of the torus: latents moved by whole cells are those of the moved video.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class LatentVideos:
             os.replace(path.with_suffix(".partial"), path)
         self.latents: Tensor = saved["latents"]  # float16 [num_videos, F, C, H, W]
         self._caption_index: Tensor = saved["captions"]
+        self._torus = spatial_padding(vae) == "circular"
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -81,7 +83,11 @@ class LatentVideos:
             picks = torch.randint(len(self), (batch,), generator=generator)
         else:
             picks = torch.multinomial(weights[self._caption_index], batch, replacement=True, generator=generator)
-        return self.latents[picks][:, frames].float(), self._caption_index[picks]
+        latents = self.latents[picks][:, frames].float()
+        if self._torus:
+            cells = [torch.randint(size, (batch,), generator=generator).tolist() for size in latents.shape[-2:]]
+            latents = torch.stack([one.roll(by, (-2, -1)) for one, by in zip(latents, zip(*cells, strict=True), strict=True)])
+        return latents, self._caption_index[picks]
 
 
 @torch.no_grad()
