@@ -212,7 +212,9 @@ def parameters(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: Di
 
     def of(layers: int) -> dict[str, list[int]]:
         stage = imagine(size, teacher, settings, layers=layers)
-        networks = {"generator": stage.generator.network, "critic": stage.critic.network, "teacher": stage.objective.teacher.network}
+        score = stage.objective.teacher
+        assert isinstance(score, Denoiser)
+        networks = {"generator": stage.generator.network, "critic": stage.critic.network, "teacher": score.network}
         return {
             name: [sum(p.numel() for p in network.parameters() if p.requires_grad or not only) for only in (False, True)]
             for name, network in networks.items()

@@ -84,7 +84,7 @@ def build(
     tokenizer = build_tokenizer()
     width = transformer.config.text_dim
     reader = UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, num_heads=1, d_ff=8, num_layers=1))
-    return LongLivePipeline(transformer, vae, reader.to(dtype), tokenizer, **settings)
+    return LongLivePipeline(transformer, vae, torch.nn.Module.to(reader, dtype), tokenizer, **settings)
 
 
 class Spread(NamedTuple):

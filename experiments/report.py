@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,7 +103,11 @@ def _data(report: Report) -> dict[str, Any]:
         for c in report.claims
     ]
     curves = {
-        p.title: {line.label: {"x": list(line.x), "mean": list(line.y), "low": list(line.low), "high": list(line.high)} for line in p.lines}
+        p.title: {
+            line.label: {"x": list(line.x), "mean": list(line.y), "low": list(line.low), "high": list(line.high)}
+            for line in p.lines
+            if line.low is not None and line.high is not None
+        }
         for p in report.panels
     }
     return {
@@ -130,9 +136,11 @@ def _page(report: Report) -> str:
     for table in report.tables:
         lines += ["", f"## {table.title}", "", _row(["", *table.arms]), _row(["---"] * (1 + len(table.arms)))]
         lines += [_row([metric, *values]) for metric, *values in zip(table.metrics, *table.arms.values())]
-    lines += ["", "## Setting", "", *(f"- {name}: {value}" for name, value in report.setting.items())]
     training = sum(report.training_seconds.values())
-    lines.append(f"- wall time: {report.seconds:.0f} s for the evaluation, {training:.0f} s for training all arms made so far")
-    lines.append(f"- machine: {world['processor']}, {world['threads']} of {world['cores']} cores used, torch {world['torch']}")
+    setting = [f"{name}: {value}" for name, value in report.setting.items()]
+    setting.append(f"wall time: {report.seconds:.0f} s for the evaluation, {training:.0f} s for training all arms made so far")
+    setting.append(f"machine: {world['processor']}, {world['threads']} of {world['cores']} cores used, torch {world['torch']}")
+    wrapped = partial(textwrap.fill, width=120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+    lines += ["", "## Setting", "", *map(wrapped, setting)]
     lines += ["", f"All numbers, curves included: [{report.name}.json]({report.name}.json).", ""]
     return "\n".join(lines)

@@ -15,7 +15,8 @@ from typing import Any
 def replacing(path: str | Path) -> Iterator[Path]:
     """A new file beside `path` to write to; it takes the place of `path` in one step when the block ends without an exception.
 
-    Whoever reads `path` meanwhile, or after a crash or power loss, finds the old file or the new one, never a part. The parent folder is made.
+    Whoever reads `path` meanwhile, or after a crash or power loss, finds the old file or the new one, never a part.
+    The parent folder is made.
 
     >>> with replacing("weights.pt") as partial:
     ...     torch.save(state, partial)

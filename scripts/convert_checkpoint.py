@@ -96,7 +96,8 @@ def convert_transformer(args: argparse.Namespace) -> Iterator[str]:
         merge_lora(model, store.load_lora(args.lora), alpha=args.alpha)
         yield f"merged {args.lora}"
     if args.to is not None:
-        yield f"wrote {write_transformer(model.to(DTYPES[args.dtype] or model.dtype), args)}"
+        torch.nn.Module.to(model, DTYPES[args.dtype] or model.dtype)
+        yield f"wrote {write_transformer(model, args)}"
 
 
 def write_transformer(model: WanTransformer, args: argparse.Namespace) -> Path:
@@ -190,7 +191,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
             yield f"left out the {name}: the {args.to} layout has none"
         else:
             yield from CONVERTERS[name](args)
-    if args.to == "diffusers" and len(found) == 3:
+    if args.to == "diffusers" and args.output is not None and len(found) == 3:
         yield f"wrote {write_pipeline(args.output)}"
 
 

@@ -1,0 +1,1 @@
+"""Weights on disk: every released layout can be read, written and converted."""

@@ -1,0 +1,1 @@
+"""How a network runs, applied to it from outside: sharding, activation checkpointing, low precision."""

@@ -1,0 +1,1 @@
+"""Benchmarks: from prompts to videos, measurements, tables and paired comparisons."""

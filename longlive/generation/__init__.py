@@ -1,0 +1,1 @@
+"""How a video is made: the block loop, prompts over time, live sessions, the pipeline."""

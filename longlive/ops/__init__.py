@@ -1,0 +1,1 @@
+"""Functions of tensors: attention backends, rotary embedding, flow matching."""

@@ -1,0 +1,1 @@
+"""Live sessions over a WebSocket: the server, its recordings and the page."""

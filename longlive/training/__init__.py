@@ -1,0 +1,1 @@
+"""Training: streaming long tuning, distribution matching, ODE initialisation, the training loop."""

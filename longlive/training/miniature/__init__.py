@@ -1,0 +1,1 @@
+"""Training of the miniature's own parts: text encoder, autoencoder, teacher, causal initialisation."""
