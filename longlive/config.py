@@ -172,7 +172,7 @@ class CausalInitConfig:
     lr: float = 4e-3  # of Muon on the blocks' matrices; AdamW on the rest has half
     clip_batch: int = 8  # videos of several blocks, every `clip_every` steps
     clip_every: int = 4
-    bfloat16: bool = True  # linear layers, while training
+    bfloat16: bool | None = None  # linear layers, while training; None: where the processor has instructions for it
     hard: tuple[str, ...] = ("cross", "ring")  # shapes that are not convex are learned last,
     hard_weight: float = 3.0  # so first blocks with them are drawn this much more often
     first_batch: int = 128  # first blocks a step
@@ -204,7 +204,7 @@ class TeacherConfig:
     clip_every: int = 4
     short_frames: int = 3  # first frames alone, every step: all that a prompt says must be invented here
     short_batch: int = 32
-    bfloat16: bool = True  # linear layers, while training
+    bfloat16: bool | None = None  # linear layers, while training; None: where the processor has instructions for it
     hard: tuple[str, ...] = ("cross", "ring", "gray", "brown")  # shapes that are not convex, backgrounds of low contrast: learned last,
     hard_weight: float = 2.0  # so videos with them are drawn this much more often, for each of them
     num_clips: int = 2000
@@ -304,7 +304,7 @@ class DistillationConfig:
     ema_decay: float | None = 0.99  # of the generator; not with adapters
     ema_start: int = 200
     checkpointing: bool = True  # activations of the blocks are computed again in the backward pass
-    bfloat16_linears: bool = False  # on a CPU; on GPUs networks compute in bfloat16 as they are
+    bfloat16_linears: bool | None = False  # on a CPU, None: if it has instructions for it; on GPUs networks compute in bfloat16 as they are
 
     # a look at it
     validation_prompts: str | None = dataclasses.field(default=None, metadata=BESIDE)  # .txt or .jsonl; None: the first of prompts

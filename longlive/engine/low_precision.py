@@ -40,6 +40,11 @@ def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
     return _Linear.apply(x, layer.weight, layer.bias)  # type: ignore[return-value]
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16 matrices; one without takes several times as long for their products as in float32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def use_bfloat16_linears(module: nn.Module) -> None:
     """From now on the linear layers of `module` (float32; those of adapters have no bias and stay) compute in bfloat16; weights and
     names stay as they are."""

@@ -14,7 +14,7 @@ from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.checkpoints import store
 from longlive.config import AutoencoderConfig, CausalInitConfig, DistillationConfig, OdeConfig, TeacherConfig, TrainConfig
-from longlive.engine.low_precision import use_bfloat16_linears
+from longlive.engine.low_precision import cpu_has_bfloat16, use_bfloat16_linears
 from longlive.engine.sharding import shard
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
@@ -151,7 +151,7 @@ def _teacher(config: TrainConfig, settings: TeacherConfig) -> TeacherStage:
         phrasings=settings.phrasings,
         shift=settings.timestep_shift,
         ema_decay=settings.ema_decay,
-        bfloat16=settings.bfloat16,
+        bfloat16=_bfloat16_linears(settings.bfloat16),
         hard=settings.hard,
         hard_weight=settings.hard_weight,
     )
@@ -181,7 +181,7 @@ def _causal_init(config: TrainConfig, settings: CausalInitConfig) -> CausalInitS
         denoising_steps=settings.denoising_steps,
         ema_decay=settings.ema_decay,
         clip_every=settings.clip_every,
-        bfloat16=settings.bfloat16,
+        bfloat16=_bfloat16_linears(settings.bfloat16),
         hard=settings.hard,
         hard_weight=settings.hard_weight,
     )
@@ -219,7 +219,7 @@ def _distillation(config: TrainConfig, settings: DistillationConfig, world: Worl
     ]
     for frozen in (teacher, *([average.average] if average else [])):
         shard(frozen, param_dtype=compute, reduce_dtype=torch.float32)
-    if settings.bfloat16_linears:
+    if _bfloat16_linears(settings.bfloat16_linears):
         for one in (network, critic_network, teacher):
             use_bfloat16_linears(one)
     random = {name: rank_generator(config.seed + n, world.rank) for n, name in enumerate(("noise", "levels"), 1)}
@@ -246,6 +246,11 @@ def _distillation(config: TrainConfig, settings: DistillationConfig, world: Worl
         rate=partial(one_cycle, steps=config.steps, warmup=0) if settings.lr_schedule == "cosine" else lambda number: 1.0,
     )
     return Built(stage, "full" if settings.lora_rank is None else "lora", base)
+
+
+def _bfloat16_linears(wanted: bool | None) -> bool:
+    """A setting's value; None stands for what the CPU is good at."""
+    return cpu_has_bfloat16() if wanted is None else wanted
 
 
 def _given(stage: str, file: str, **wanted: str | None) -> None:

@@ -20,10 +20,11 @@ from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow_matching import add_noise
 from longlive.parallel.world import World
+from longlive.training import stages
 from longlive.training.dmd import DMD
 from longlive.training.miniature.autoencoder import EndlessVideos
 from longlive.training.networks import load_network
-from longlive.training.optimizer import MatrixOptimizer
+from longlive.training.optimizer import MatrixOptimizer, Muon, orthogonalized
 from longlive.training.stages import build
 from longlive.training.teacher_forcing import TeacherForcing
 from longlive.training.trainer import train
@@ -112,6 +113,34 @@ def test_matrix_optimizer_moves_every_weight_and_learns():
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert all((p != q).any() for p, q in zip(net.parameters(), before))
+
+
+def test_muon_is_torchs_but_for_rounding():
+    torch.manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.randn(shape)) for shape in ((24, 72), (72, 24), (32, 32))] for _ in range(2))
+    for p, q in zip(ours, theirs):
+        q.data.copy_(p.data)
+    settings = {"lr": 0.01, "weight_decay": 0.1}
+    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        before = [p.detach().clone() for p in ours]
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        for p, q, old in zip(ours, theirs, before):
+            assert (p - q).norm() / (p - old).norm() < 0.1  # updates of torch's have passed through bfloat16
+            q.data.copy_(p.data)
+    for rows, columns in ((24, 72), (72, 24)):
+        values = torch.linalg.svdvals(orthogonalized(torch.randn(rows, columns)))
+        assert values.min() > 0.6 and values.max() < 1.3
+
+
+@pytest.mark.parametrize("instructions", [True, False])
+def test_bfloat16_where_the_processor_has_instructions_for_it(instructions, monkeypatch):
+    monkeypatch.setattr(stages, "cpu_has_bfloat16", lambda: instructions)
+    assert [stages._bfloat16_linears(wanted) for wanted in (None, True, False)] == [instructions, True, False]
 
 
 def test_bfloat16_linears_round_and_nothing_else(model):
