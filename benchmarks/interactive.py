@@ -1,6 +1,6 @@
 """Live sessions as people feel them: `python benchmarks/interactive.py [--clients N] [--minutes M] [words for the server]`.
 
-Starts the server, and clients that play as a browser does: a chunk begins to show when it is there and the one before is over.
+Starts the server, and clients that play as a browser does: a segment is shown once it has arrived and the one before has been played.
 Prints a table and one line of JSON: from Enter until the new prompt shows, by part; time to the first image; images a second; memory of
 the server over time.
 """
@@ -35,32 +35,32 @@ PARTS = ("wait", "text", "switch", "denoise", "decode", "encode", "shown late")
 
 @dataclass
 class Player:
-    """One client. `over_at`: when the newest chunk has been played."""
+    """One client. `played_at`: when the newest segment will have been played."""
 
     number: int
     began: float = 0.0
     first: float | None = None
-    over_at: float = 0.0
-    images: int = 0
+    played_at: float = 0.0
+    frames: int = 0
     stalls: int = 0
     switches: list[dict[str, float]] = field(default_factory=list)
-    asked: tuple[str, float] | None = None
+    requested: tuple[str, float] | None = None  # prompt that is not shown yet, and when it was sent
 
-    def take(self, chunk: dict[str, Any], now: float) -> float:
-        """A chunk that has arrived; returns the seconds left to play."""
+    def play(self, segment: dict[str, Any], now: float) -> float:
+        """Play a segment that has arrived; returns the seconds left to play."""
         if self.first is None:
             self.first = now - self.began
-        elif now > self.over_at:
+        elif now > self.played_at:
             self.stalls += 1
-        shows = max(now, self.over_at)
-        self.over_at = shows + chunk["seconds"]
-        self.images += chunk["images"]
-        if self.asked is not None and chunk["switched"] and chunk["prompt"] == self.asked[0]:
-            parts = {name: chunk["timings"][name] for name in ("text", "switch", "denoise", "decode", "encode")}
-            parts["wait"] = now - self.asked[1] - sum(parts.values())
-            self.switches.append(parts | {"shown late": shows - now, "total": shows - self.asked[1]})
-            self.asked = None
-        return self.over_at - now
+        shows = max(now, self.played_at)
+        self.played_at = shows + segment["seconds"]
+        self.frames += segment["num_frames"]
+        if self.requested is not None and segment["switched"] and segment["prompt"] == self.requested[0]:
+            parts = {name: segment["timings"][name] for name in ("text", "switch", "denoise", "decode", "encode")}
+            parts["wait"] = now - self.requested[1] - sum(parts.values())
+            self.switches.append(parts | {"shown late": shows - now, "total": shows - self.requested[1]})
+            self.requested = None
+        return self.played_at - now
 
 
 async def play(url: str, player: Player, seconds: float, every: float, playing: bool) -> None:
@@ -76,18 +76,18 @@ async def play(url: str, player: Player, seconds: float, every: float, playing: 
             about = json.loads(message)
             if about["type"] == "error" and about["fatal"]:
                 raise RuntimeError(about["message"])
-            if about["type"] != "chunk":
+            if about["type"] != "segment":
                 continue
             await connection.recv()  # the fragment: only now it can be shown
             now = time.perf_counter()
-            left = player.take(about, now)
-            await connection.send(json.dumps({"type": "ack", "chunk": about["chunk"]} | ({"ahead": left} if playing else {})))
-            if now > due and player.asked is None:
-                # A person types at any moment, not just after a chunk has come.
+            left = player.play(about, now)
+            await connection.send(json.dumps({"type": "ack", "segment": about["index"]} | ({"buffered": left} if playing else {})))
+            if now > due and player.requested is None:
+                # A person types at any moment, not just when a segment has arrived.
                 await asyncio.sleep(0.11 * (len(player.switches) % 7))
                 turn, due = turn + 1, now + every
-                player.asked = (PROMPTS[turn % len(PROMPTS)], time.perf_counter())
-                await connection.send(json.dumps({"type": "update", "prompts": [player.asked[0]]}))
+                player.requested = (PROMPTS[turn % len(PROMPTS)], time.perf_counter())
+                await connection.send(json.dumps({"type": "update", "prompts": [player.requested[0]]}))
 
 
 async def watch(process: psutil.Process, memory: list[tuple[float, float]], every: float) -> None:
@@ -120,7 +120,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--every", type=float, default=4.0, help="seconds between prompts of a client (default %(default)s)")
-    parser.add_argument("--as-fast-as-possible", action="store_true", help="take chunks as fast as they are made, as no player does")
+    parser.add_argument("--as-fast-as-possible", action="store_true", help="acknowledge segments at once, without playing them")
     parser.add_argument("--json", type=Path, help="file to which the line of JSON is appended")
     parser.add_argument("words", nargs="*", help="for the server: --model …, key=value")
     arguments, rest = parser.parse_known_args()
@@ -155,8 +155,8 @@ def main() -> int:
         "playing": playing,
         "ready_seconds": round(ready, 2),
         "first_image_seconds": quantiles([player.first for player in players if player.first is not None]),
-        "images_per_second": round(sum(player.images for player in players) / seconds, 1),
-        "images_per_second_of_the_slowest": round(min(player.images for player in players) / seconds, 1),
+        "images_per_second": round(sum(player.frames for player in players) / seconds, 1),
+        "images_per_second_of_the_slowest": round(min(player.frames for player in players) / seconds, 1),
         "stalls": sum(player.stalls for player in players),
         "switches": len(switches),
         "switch_seconds": totals,

@@ -84,7 +84,8 @@ def build(
     tokenizer = build_tokenizer()
     width = transformer.config.text_dim
     reader = UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, num_heads=1, d_ff=8, num_layers=1))
-    return LongLivePipeline(transformer, vae, torch.nn.Module.to(reader, dtype), tokenizer, **settings)
+    torch.nn.Module.to(reader, dtype)
+    return LongLivePipeline(transformer, vae, reader, tokenizer, **settings)
 
 
 class Spread(NamedTuple):
@@ -218,7 +219,7 @@ def table(setup: Setup, speed: Speed, memory: int, used: float | None) -> str:
         f"torch {setup.torch}, CUDA {setup.cuda}, cuDNN {setup.cudnn} | commit {setup.commit}",
         *([clocks] if clocks else []),
         "",
-        f"{f'ms a block, of {speed.blocks}':24} {'median':>10} {'p10':>10} {'p90':>10}",
+        f"{f'ms per block, of {speed.blocks}':24} {'median':>10} {'p10':>10} {'p90':>10}",
         f"{'whole':24} {spread(speed.block_ms)}",
         f"{'  denoise':24} {spread(speed.denoise_ms)}",
         f"{'  remember':24} {spread(speed.remember_ms)}",

@@ -149,7 +149,7 @@ def table_of_steps(steps: Sequence[Step]) -> str:
 
     names = {True: "checkpointed", False: "plain"}
     lines = [
-        f"{f'seconds a step, of {steps[0].steps}':26}{columns(lambda step: names[step.checkpointing])}",
+        f"{f'seconds per step, of {steps[0].steps}':26}{columns(lambda step: names[step.checkpointing])}",
         *(
             f"{f'  {part}':26}{columns(lambda step, part=part: f'{step.parts[part]:.4f}  {step.parts[part] / step.seconds:6.1%}')}"
             for part in SECONDS

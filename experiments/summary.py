@@ -13,11 +13,12 @@ from experiments import ROOT
 
 INTRODUCTION = """# The paper's claims, measured in miniature
 
-`bash scripts/experiments.sh` trains what is missing and measures; `python -m experiments.pixels` repeats the main ones with the
-miniature's own stages and leaves pictures. The state world (`longlive/miniature/state_world.py`) has videos of a subject with four
-captioned attributes and four that no caption says, no pixels, and an exact teacher, so that nothing but the student can be wrong.
-A verdict is computed: "shows" when the whole 95 % interval of the paired difference lies on the expected side (for "equal": within
-what counts as none), "reversed" when it lies on the other.
+`bash scripts/experiments.sh` trains what is missing and measures; `python -m experiments.pixels` repeats the main
+experiments with the miniature's own stages and saves pictures. The state world (`experiments/state_world.py`) has no
+pixels: its videos show a subject with four attributes that captions describe and four that they do not, and its teacher
+is exact, so that every error is the student's. Verdicts are computed: a claim "shows" when the whole 95 % interval of
+the paired difference is on the expected side (for "equal": within the margin that counts as none), and is "reversed"
+when it is on the other side.
 """
 
 

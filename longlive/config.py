@@ -38,7 +38,8 @@ class InferenceConfig:
     prompts: str | None = dataclasses.field(default=None, metadata=BESIDE)  # a .txt or .jsonl file
     timeline: str | None = None  # of a live session, a .json file: the same video again, with its prompts, length, seed and sampling
     seconds: float | None = None  # rounded up to whole blocks
-    num_latent_frames: int | None = None  # latent frames, a multiple of the block; instead of seconds
+    num_latent_frames: int | None = None  # instead of seconds: a multiple of the block
+    num_frames: int | None = None  # instead of seconds: pixel frames, 4 x latent frames - 3, as in diffusers
     height: int | None = None
     width: int | None = None
     seed: int = 0
@@ -62,20 +63,19 @@ class InferenceConfig:
     overwrite: bool = False  # make finished videos again
 
     def __post_init__(self) -> None:
-        if self.prompt is not None and self.prompts is not None:
-            raise ValueError("both prompt and prompts are given; choose one")
-        if self.seconds is not None and self.num_latent_frames is not None:
-            raise ValueError("both seconds and num_latent_frames are given; choose one")
+        for names in (("prompt", "prompts"), ("seconds", "num_latent_frames", "num_frames"), ("model", "wan_dir")):
+            given = [name for name in names if getattr(self, name) is not None]
+            if len(given) > 1:
+                raise ValueError(f"both {given[0]} and {given[1]} are given; choose one")
         if self.timeline is not None:
-            for name in ("prompt", "prompts", "seconds", "num_latent_frames"):
+            for name in ("prompt", "prompts", "seconds", "num_latent_frames", "num_frames"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"both timeline and {name} are given; a timeline says both what is shown and how long")
         if self.seconds is not None and not 0 < self.seconds < float("inf"):
             raise ValueError(f"seconds {self.seconds}: a video lasts longer than 0 seconds")
-        if self.num_latent_frames is not None and self.num_latent_frames < 1:
-            raise ValueError(f"num_latent_frames {self.num_latent_frames}: a video has at least one block of latent frames")
-        if self.model is not None and self.wan_dir is not None:
-            raise ValueError("both model and wan_dir are given; choose one")
+        for name in ("num_latent_frames", "num_frames"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: a video has at least one block of latent frames")
         if self.checkpoint is not None and self.wan_dir is None:
             raise ValueError("checkpoint is given without wan_dir, the folder of the text encoder and VAE that go with it")
         if self.threads is not None and self.threads < 1:
@@ -120,7 +120,17 @@ class ServeConfig:
             raise ValueError(f"max_sessions {self.max_sessions}: at least one session must fit")
         if self.token is not None and len(self.token) < 8:
             raise ValueError("the token is shorter than 8 characters; choose a longer one, or leave it out and one is drawn")
-        shown = ("prompt", "prompts", "timeline", "seconds", "num_latent_frames", "seed", "num_samples", "switch_frame_indices")
+        shown = (
+            "prompt",
+            "prompts",
+            "timeline",
+            "seconds",
+            "num_latent_frames",
+            "num_frames",
+            "seed",
+            "num_samples",
+            "switch_frame_indices",
+        )
         usual = InferenceConfig()
         for name in (*shown, "output", "scale", "crf", "overwrite"):
             if getattr(self.video, name) != getattr(usual, name):
@@ -141,6 +151,7 @@ class AutoencoderConfig:
     """Stage `autoencoder`: the miniature's `AutoencoderKLWan`, the residual kind on patches of 2 x 2 pixels."""
 
     initial: str | None = None  # folder of an autoencoder to start from, whose sizes count; None: random weights of these sizes
+    decoder_only: bool = False  # leave the encoder of `initial` as it is, so that a transformer of its latents stays valid
     base_dim: int = 32
     dim_mult: tuple[int, ...] = (1, 1, 1)
     num_res_blocks: int = 0

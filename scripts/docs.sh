@@ -29,4 +29,8 @@ if [[ "${1:-}" == "--serve" ]]; then
     exec "$venv/bin/python" -m mkdocs serve --dev-addr 127.0.0.1:8001
 fi
 "$venv/bin/python" -m mkdocs build --strict --quiet "$@"
+if grep -rlE '<(script|link|img|iframe)[^>]* (src|href)="(https?:)?//' site --include=*.html; then
+    echo "error: the pages above load something from another host; the site must work offline" >&2
+    exit 1
+fi
 echo "site/index.html"

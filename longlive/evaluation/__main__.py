@@ -25,7 +25,7 @@ from longlive.evaluation import commands
 from longlive.evaluation.suites import SUITES
 from longlive.evaluation.vbench_score import DIMENSIONS
 from longlive.parallel.world import configure_logging, get_world
-from longlive.programs.inference import hush
+from longlive.programs.loading import quiet_libraries
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     arguments.settings = settings
     configure_logging(get_world())
-    hush()
+    quiet_libraries()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if get_world().size > 1 and arguments.run is not commands.prepare:

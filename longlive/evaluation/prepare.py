@@ -30,7 +30,7 @@ from longlive.files import file_digest
 from longlive.generation.cues import num_images_of, num_latent_frames_for
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.parallel.world import World, choose_device, choose_dtype, gather, get_world, joined
-from longlive.programs import inference as programs
+from longlive.programs import loading
 from longlive.provenance import commit, hardware, versions
 
 log = logging.getLogger(__name__)
@@ -85,13 +85,12 @@ def describe_weights(files: Sequence[Path], known: Sequence[dict[str, Any]]) -> 
 def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, part: dict[str, Any], pipe: LongLivePipeline) -> Prepared:
     """What `prepared.json` says before any video is made; weights and what it is made with come later."""
     info = pipe.info
-    if config.seconds is None and config.num_latent_frames is None:
-        num_latent_frames = None if prompts.own else find_suite(suite).num_latent_frames
-        if num_latent_frames is not None and num_latent_frames % info.block:
+    num_latent_frames = loading.video_length(config, pipe)
+    if num_latent_frames is None and not prompts.own:
+        num_latent_frames = find_suite(suite).num_latent_frames
+        if num_latent_frames is not None:
             num_latent_frames = -(-num_latent_frames // info.block) * info.block
-    else:
-        num_latent_frames = programs.length(config, pipe)
-    height, width = programs.size(config, pipe)
+    height, width = loading.video_size(config, pipe)
     device = choose_device(config.device, get_world())
     model = {name: getattr(config, name) for name in DECIDES_THE_PICTURE}
     model |= {
@@ -100,7 +99,7 @@ def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, part
         "height": height,
         "width": width,
         "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
-        "scale": programs.scale(config, height, width),
+        "scale": loading.pixel_scale(config, height, width),
     }
     return Prepared(
         suite=suite,
@@ -161,7 +160,7 @@ def prepare(
     world = get_world()
     video.check_writable(output)
     device = choose_device(config.device, world)
-    pipe = programs.load_pipeline(config, choose_dtype(config.dtype, device))
+    pipe = loading.load_pipeline(config, choose_dtype(config.dtype, device))
     wanted = dataclasses.replace(prepared_from(config, suite, prompts, part, pipe), rewritten=rewritten)
     jobs = jobs_of(wanted)
     _agree(output, wanted, config, world)
@@ -171,10 +170,11 @@ def prepare(
     if not todo:
         return
     as_jobs = [
-        programs.Job(job.seed, wanted.schedule_of(job.entry), job.num_latent_frames, output / "videos" / f"{job.name}.mp4") for job in todo
+        loading.VideoRequest(job.seed, wanted.schedule_of(job.entry), job.num_latent_frames, output / "videos" / f"{job.name}.mp4")
+        for job in todo
     ]
-    programs.check_resources(dataclasses.replace(config, output=str(output)), as_jobs, pipe, device)
-    programs.place(config, pipe, device)
+    loading.check_resources(dataclasses.replace(config, output=str(output)), as_jobs, pipe, device)
+    loading.move_to_device(config, pipe, device)
     forget_half_done(output)
     for job in tqdm(todo, unit="video", disable=not world.is_main, dynamic_ncols=True, mininterval=1):
         make(output, wanted, job, pipe, rank=world.rank)

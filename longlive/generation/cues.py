@@ -25,6 +25,12 @@ def num_images_of(num_latent_frames: int) -> int:
     return TEMPORAL_STRIDE * num_latent_frames - (TEMPORAL_STRIDE - 1)
 
 
+def check_prompt(prompt: str, *, what: str = "the prompt") -> None:
+    """Raises ValueError when a prompt is empty or only white space; `what` names it."""
+    if not prompt.strip():
+        raise ValueError(f"{what} is empty; describe what the video should show")
+
+
 @dataclass(frozen=True)
 class Cue:
     """From the first block that starts at or after `frame` on, `prompt` is in force.
@@ -40,8 +46,7 @@ class Cue:
     def __post_init__(self) -> None:
         if self.frame < 0:
             raise ValueError(f"a prompt cannot begin at frame {self.frame}; frames count from 0")
-        if not self.prompt.strip():
-            raise ValueError(f"the prompt at frame {self.frame} is empty")
+        check_prompt(self.prompt, what=f"the prompt at frame {self.frame}")
 
 
 class Cues(Protocol):
@@ -111,22 +116,9 @@ class PromptQueue:
         self._next: tuple[str, bool | None] | None = None
         self.put(prompt)
 
-    @classmethod
-    def empty(cls) -> PromptQueue:
-        """A queue into which nothing has been typed yet."""
-        queue = cls("-")
-        queue._next = None
-        return queue
-
-    @property
-    def pending(self) -> bool:
-        """Whether there is a prompt that has not been in force yet."""
-        return self._next is not None
-
     def put(self, prompt: str, keep_sink: bool | None = None) -> None:
         """Raises ValueError when the prompt is empty."""
-        if not prompt.strip():
-            raise ValueError("the prompt is empty")
+        check_prompt(prompt)
         with self._lock:
             self._next = (prompt, keep_sink)
 

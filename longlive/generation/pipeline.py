@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,10 +24,11 @@ from longlive.checkpoints import convert, store
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import TEMPORAL_STRIDE, Cues, PromptQueue, PromptSchedule, num_images_of, num_latent_frames_for
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.dimensions import check_size, check_whole_blocks, resolve_length
 from longlive.generation.memory import activation_bytes, cache_bytes, ring_cache, weight_bytes
 from longlive.generation.noise import Generators, Noise
 from longlive.generation.rollout import OnStep, Recache, Rollout
-from longlive.generation.session import LivePrompts, Session, Take
+from longlive.generation.session import Session, SessionPrompts, SessionVideo, SteppedSession
 from longlive.generation.stream import LatentBlock, stream
 from longlive.generation.timeline import Timeline
 from longlive.models.lora import merge_lora
@@ -243,6 +243,7 @@ class LongLivePipeline(DiffusionPipeline):
         *,
         seconds: float | None = None,
         num_latent_frames: int | None = None,
+        num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         num_videos_per_prompt: int = 1,
@@ -256,7 +257,8 @@ class LongLivePipeline(DiffusionPipeline):
 
         Args:
             prompt: one prompt, several (a video each), or a schedule of prompts for one video.
-            seconds, num_latent_frames: the length (5 seconds if neither is given); latent frames are a multiple of the block.
+            seconds, num_latent_frames, num_frames: the length, in one of them (5 seconds if none is given): seconds are rounded up to
+                whole blocks, latent frames are a multiple of the block, pixel frames are 4 x latent frames - 3 as in diffusers.
             generator: on the CPU for the same video on every device; a list has one for each video of a prompt.
             latents: the Gaussian noise to start from, `[num_videos_per_prompt, F, C, h, w]`, instead of drawing it.
             output_type: "np" float `[B, T, Y, X, 3]` in [0, 1], "pt" `[B, T, 3, Y, X]`, "pil" lists of images, "latent" `[B, F, C, h, w]`.
@@ -269,10 +271,7 @@ class LongLivePipeline(DiffusionPipeline):
         """
         if output_type not in ("np", "pt", "pil", "latent"):
             raise ValueError(f"output_type {output_type!r} is unknown; choose np, pt, pil or latent")
-        if num_latent_frames is None:
-            num_latent_frames = self.num_latent_frames_for(5.0 if seconds is None else seconds)
-        elif seconds is not None:
-            raise ValueError("give seconds or num_latent_frames, not both")
+        num_latent_frames = self._length(seconds, num_latent_frames, num_frames) or self.num_latent_frames_for(5.0)
         on_step = None if callback_on_step_end is None else self._on_step(callback_on_step_end)
         prompts = [prompt] if isinstance(prompt, (str, PromptSchedule)) else list(prompt)
         if not prompts:
@@ -302,57 +301,79 @@ class LongLivePipeline(DiffusionPipeline):
         *,
         seconds: float | None = None,
         num_latent_frames: int | None = None,
+        num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         batch: int = 1,
         seed: int | None = None,
         generator: Generators = None,
         ahead: bool = False,
-        preempt: Callable[[], bool] | None = None,
     ) -> Session:
-        """A running video; endless when neither `seconds` nor `num_latent_frames` is given. Same seed, same video as `__call__`.
+        """A running video, to iterate over; endless when no length is given. Same seed, same video as `__call__`.
 
         Args:
+            seconds, num_latent_frames, num_frames: the length, in one of them; see `__call__`.
             seed: of the noise; drawn if neither it nor `generator` is given. `session.timeline` has it.
-            generator: as in `__call__`, instead of a seed; the timeline then says what it was seeded with last.
-            ahead: make a block while the one before is decoded and used.
-            hurry: asked, when a prompt comes while a block is being made, whether to drop that block and begin it anew with the prompt,
-                which shows a block earlier so.
+            generator: as in `__call__`, instead of a seed; the timeline has the seed that was set in it last.
+            ahead: make a block in another thread while the block before is decoded and used.
 
         Raises:
             ValueError: what cannot be made (length, size), before anything is computed.
         """
-        if seconds is not None:
-            if num_latent_frames is not None:
-                raise ValueError("give seconds or num_latent_frames, not both")
-            num_latent_frames = self.num_latent_frames_for(seconds)
+        length = self._length(seconds, num_latent_frames, num_frames)
+        steps = self.stepped_session(
+            prompt, num_latent_frames=length, height=height, width=width, batch=batch, seed=seed, generator=generator
+        )
+        return Session(steps, ahead=ahead)
+
+    def stepped_session(
+        self,
+        prompt: str | PromptSchedule | PromptQueue,
+        *,
+        num_latent_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        batch: int = 1,
+        seed: int | None = None,
+        generator: Generators = None,
+        preempt: Callable[[], bool] | None = None,
+    ) -> SteppedSession:
+        """A running video whose owner asks for every block; for servers that share one model among sessions. Otherwise as `session`.
+
+        Args:
+            preempt: asked when a prompt is given while a block is being made: whether to drop that block and make it again with the new
+                prompt, which is then shown one block earlier.
+        """
         if seed is not None and generator is not None:
-            raise ValueError("give seed or generator, not both")
+            raise ValueError("both seed and generator are given; choose one")
         height, width = self._size(height, width)
         cues = PromptSchedule.single(prompt) if isinstance(prompt, str) else prompt
         if isinstance(cues, PromptSchedule) and num_latent_frames is not None:
             cues.validate(num_latent_frames)
         settings = {**self.info._asdict(), "height": height, "width": width, "context_timestep": self.config.context_timestep}
+        wait_for_device = self._clock()
 
-        now = self._clock()
+        def begin(index: int, prompts: SessionPrompts, seed: int) -> SessionVideo:
+            def should_abort() -> bool:
+                assert preempt is not None
+                wait_for_device()  # denoising passes that are only queued cannot be taken back
+                return prompts.pending and preempt()
 
-        def begin(number: int, cues: LivePrompts, seed: int) -> Take:
-            source = torch.Generator().manual_seed(seed) if number or generator is None else generator
-            made = self.stream(
-                cues,
+            blocks = self.stream(
+                prompts,
                 num_latent_frames=num_latent_frames,
                 height=height,
                 width=width,
                 batch=batch,
-                generator=source,
-                should_abort=None if preempt is None else partial(_asked_to_hurry, now, cues, preempt),
+                generator=torch.Generator().manual_seed(seed) if index or generator is None else generator,
+                should_abort=None if preempt is None else should_abort,
             )
-            return Take(number, cues, made, StreamDecoder(self.vae), Timeline(seed, settings))
+            return SessionVideo(index, blocks, StreamDecoder(self.vae), Timeline(seed, settings))
 
         if seed is None:
             first = generator if generator is None or isinstance(generator, torch.Generator) else generator[0]
             seed = first.initial_seed() if first is not None else torch.Generator().seed() % 2**32
-        return Session(begin, cues, seed=seed, prepare=lambda text: self.prepare_prompt(text, batch=batch), ahead=ahead)
+        return SteppedSession(begin, cues, seed=seed, encode=lambda text: self.prepare_prompt(text, batch=batch))
 
     def stream(
         self,
@@ -369,8 +390,8 @@ class LongLivePipeline(DiffusionPipeline):
     ) -> Iterable[LatentBlock]:
         """Latents block by block: what `__call__` and `session` are made of. `should_abort`: see `generation.stream`."""
         height, width = self._size(height, width)
-        if num_latent_frames is not None and (num_latent_frames <= 0 or num_latent_frames % self.config.block):
-            raise ValueError(f"{num_latent_frames} frames cannot be cut into blocks of {self.config.block}; choose a multiple")
+        if num_latent_frames is not None:
+            check_whole_blocks(num_latent_frames, self.config.block)
         if num_latent_frames is not None and isinstance(cues, PromptSchedule):
             cues.validate(num_latent_frames)
         shape = (batch, num_latent_frames or 0, settings_of(self.vae).z_dim, height // self._vae_stride, width // self._vae_stride)
@@ -409,7 +430,7 @@ class LongLivePipeline(DiffusionPipeline):
         )
 
     def prepare_prompt(self, prompt: str, *, batch: int = 1) -> Future[Any]:
-        """Has a prompt read on the side; done when a session can switch to it without waiting."""
+        """Begin to encode a prompt in another thread; done when a session can switch to it without waiting."""
         return self._text.begin(prompt, batch)
 
     def session_bytes(self, height: int | None = None, width: int | None = None) -> int:
@@ -472,14 +493,14 @@ class LongLivePipeline(DiffusionPipeline):
         return self._conditioner
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        stride = self._vae_stride * self.transformer.config.patch_size[1]
         size = (self.config.height if height is None else height, self.config.width if width is None else width)
-        for name, pixels in zip(("height", "width"), size, strict=True):
-            if pixels <= 0 or pixels % stride:
-                raise ValueError(
-                    f"{name} {pixels} is not divisible by {stride}; choose {max(1, round(pixels / stride)) * stride} for example"
-                )
+        check_size(*size, self._vae_stride * self.transformer.config.patch_size[1])
         return size
+
+    def _length(self, seconds: float | None, num_latent_frames: int | None, num_frames: int | None) -> int | None:
+        return resolve_length(
+            seconds=seconds, num_latent_frames=num_latent_frames, num_frames=num_frames, block=self.config.block, fps=self.config.fps
+        )
 
     def _cache(self, num_latent_frames: int | None, height: int, width: int, batch: int) -> RingCache:
         if self.config.window == EVERYTHING:
@@ -513,11 +534,6 @@ class LongLivePipeline(DiffusionPipeline):
 
     def _postprocess(self, images: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image]]:
         return VideoProcessor(vae_scale_factor=self._vae_stride).postprocess_video(images.float(), output_type=output_type)
-
-
-def _asked_to_hurry(now: Callable[[], float], cues: LivePrompts, preempt: Callable[[], bool]) -> bool:
-    now()  # waits for the device: passes that are only queued on it cannot be taken back
-    return cues.pending and preempt()
 
 
 def _no_grad(made: Iterable[LatentBlock]) -> Iterable[LatentBlock]:

@@ -1,4 +1,4 @@
-"""Files of prompts become scripts: the prompts of each video, and where they follow each other. Knows nothing about models."""
+"""Reads files of prompts: the prompts of each video, and where each of them begins. Knows nothing about models."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longlive.generation.cues import PromptSchedule
+from longlive.generation.cues import PromptSchedule, check_prompt
 
 
 @dataclass(frozen=True)
 class Script:
-    """The prompts of one video, and from which latent frames on or for how many seconds each of them."""
+    """The prompts of one video, with the latent frames at which the second, third … begin, or the seconds that each lasts."""
 
     where: str
     prompts: tuple[str, ...]
@@ -23,26 +23,27 @@ class Script:
 
     @property
     def seconds(self) -> float | None:
-        """How long the video is, when the script says so."""
+        """The length of the video, when the script says it."""
         return sum(self.durations) if self.durations else None
 
     def schedule(self, *, block: int, fps: float) -> PromptSchedule:
-        """The plan that a model with this block and rate follows. Raises ValueError when a prompt has no place in it."""
+        """The prompts as a plan for a model with this block and frame rate. Raises ValueError when two prompts begin at the same block."""
         if self.durations is None:
             return PromptSchedule.at_frames(self.prompts, self.switch_frames or ())
         return PromptSchedule.from_seconds(zip(self.prompts, self.durations), block=block, fps=fps)
 
 
 def read_scripts(path: str | Path, *, switch_frames: Sequence[int] | None = None, one_video: bool = False) -> list[Script]:
-    """The scripts of a file: .txt, one prompt a line, each a video (with `one_video` all of them one), or .jsonl, one video a line:
+    """The scripts of a file: .txt with one prompt per line, each for a video (with `one_video` all for one video), or .jsonl with one video
+    per line:
 
     `{"prompts": ["…", "…"], "switch_frame_indices": [40]}` or `{"prompts": [{"text": "…", "seconds": 10}, …]}`.
 
-    `switch_frames` is for those that do not say where prompts follow each other. Raises ValueError with file and line.
+    `switch_frames`: latent frames at which prompts begin, for scripts that do not say it. Raises ValueError with file and line.
     """
     path = Path(path)
     if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{path}: prompts come from .txt (one a line) or .jsonl files")
+        raise ValueError(f"{path}: prompts are read from .txt (one per line) or .jsonl files")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -55,8 +56,8 @@ def read_scripts(path: str | Path, *, switch_frames: Sequence[int] | None = None
     if path.suffix == ".jsonl":
         return [_read_line(where, line, switch_frames) for where, line in lines]
     if one_video:
-        return [_checked(str(path), [line for _, line in lines], switch_frames)]
-    return [_checked(where, [line], None) for where, line in lines]
+        return [_check_script(str(path), [line for _, line in lines], switch_frames)]
+    return [_check_script(where, [line], None) for where, line in lines]
 
 
 def _read_line(where: str, line: str, switch_frames: Sequence[int] | None) -> Script:
@@ -64,27 +65,27 @@ def _read_line(where: str, line: str, switch_frames: Sequence[int] | None) -> Sc
         content = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
-    _only(where, content, {"prompts": True, "switch_frame_indices": False})
+    _check_keys(where, content, {"prompts": True, "switch_frame_indices": False})
     prompts = content["prompts"]
     if not isinstance(prompts, list) or not prompts:
         raise ValueError(f"{where}: prompts is a list of at least one prompt; this is {json.dumps(prompts)[:60]}")
     if all(isinstance(prompt, str) for prompt in prompts):
-        return _checked(where, prompts, content.get("switch_frame_indices", switch_frames))
+        return _check_script(where, prompts, content.get("switch_frame_indices", switch_frames))
     for prompt in prompts:
-        _only(where, prompt, {"text": True, "seconds": True})
+        _check_keys(where, prompt, {"text": True, "seconds": True})
         seconds = prompt["seconds"]
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
-            raise ValueError(f"{where}: seconds {json.dumps(seconds)} is not a length of time above 0")
+            raise ValueError(f"{where}: seconds {json.dumps(seconds)} is not a duration above 0")
     if "switch_frame_indices" in content:
-        raise ValueError(f"{where}: both seconds and switch_frame_indices; choose one")
-    script = _checked(where, [prompt["text"] for prompt in prompts], range(1, len(prompts)))
+        raise ValueError(f"{where}: both seconds and switch_frame_indices are given; choose one")
+    script = _check_script(where, [prompt["text"] for prompt in prompts], range(1, len(prompts)))
     return Script(where, script.prompts, durations=tuple(float(prompt["seconds"]) for prompt in prompts))
 
 
-def _only(where: str, content: Any, names: dict[str, bool]) -> None:
+def _check_keys(where: str, content: Any, names: dict[str, bool]) -> None:
     """Raises ValueError unless `content` is an object with these keys only, the required ones (True) among them."""
     if not isinstance(content, dict):
-        raise ValueError(f"{where}: an object with {', '.join(names)} is wanted; this is {json.dumps(content)[:60]}")
+        raise ValueError(f"{where}: expected an object with {', '.join(names)}; this is {json.dumps(content)[:60]}")
     for key in content:
         if key not in names:
             raise ValueError(f"{where}: unknown key {key!r}; did you mean {difflib.get_close_matches(key, names, 1, 0.0)[0]!r}?")
@@ -93,16 +94,16 @@ def _only(where: str, content: Any, names: dict[str, bool]) -> None:
             raise ValueError(f"{where}: {name} is missing")
 
 
-def _checked(where: str, prompts: Sequence[Any], switch_frames: Any) -> Script:
+def _check_script(where: str, prompts: Sequence[Any], switch_frames: Any) -> Script:
     for number, prompt in enumerate(prompts, 1):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"{where}: prompt {number} of {len(prompts)} is empty or no text: {json.dumps(prompt)[:60]}")
+        what = f"{where}: prompt {number} of {len(prompts)}"
+        if not isinstance(prompt, str):
+            raise ValueError(f"{what} is not text: {json.dumps(prompt)[:60]}")
+        check_prompt(prompt, what=what)
     if len(prompts) == 1:
         switch_frames = None
     elif switch_frames is None:
-        raise ValueError(
-            f"{where}: {len(prompts)} prompts, but not where they follow each other; give {len(prompts) - 1} switch_frame_indices"
-        )
+        raise ValueError(f"{where}: {len(prompts)} prompts, but not where they begin; give {len(prompts) - 1} switch_frame_indices")
     elif isinstance(switch_frames, str) or not all(type(frame) is int for frame in switch_frames):
         raise ValueError(f"{where}: switch_frame_indices is a list of whole numbers; this is {switch_frames}")
     elif len(switch_frames) != len(prompts) - 1:

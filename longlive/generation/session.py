@@ -1,4 +1,8 @@
-"""A running video: iterate for decoded frames; prompt, pause, restart or stop it from any thread."""
+"""A running video: prompts, pause, restart and stop from any thread.
+
+`SteppedSession` makes a block when its owner calls `advance`; a server that shares one model among sessions uses it. `Session`, what
+`LongLivePipeline.session` returns, is an iterator on top of one, which can run a block ahead.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +13,26 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from longlive.generation.cues import Cue, Cues, PromptQueue, PromptSchedule
+from longlive.generation.cues import Cue, Cues, PromptSchedule, check_prompt
 from longlive.generation.stream import LatentBlock, Seconds
 from longlive.generation.timeline import Timeline
 from longlive.models.vae import StreamDecoder
 from longlive.types import Latents
+from longlive.video import to_uint8
 
 
 @dataclass(frozen=True)
 class DecodedBlock:
     """The images of one block.
 
-    `images`: uint8 `[B, T, Y, X, 3]` on the CPU; `frames`: its latent frames; `prompt`: in force; `switched`: it began with
-    this block; `seconds`: what the block cost, by part; `take`: how often the session had been restarted.
+    `images`: uint8 `[B, T, Y, X, 3]` on the CPU; `frames`: its latent frames; `prompt`: the prompt in force; `switched`: whether that
+    prompt began with this block; `seconds`: what the block cost, by part; `video_index`: how often the session had been restarted.
     """
 
     images: UInt8[Tensor, "B T Y X 3"]
@@ -34,147 +40,261 @@ class DecodedBlock:
     prompt: str
     switched: bool
     seconds: Seconds
-    take: int = 0
+    video_index: int = 0
 
 
-class LivePrompts:
-    """Cues of a plan, unless somebody has typed a prompt since the last block."""
+class SessionPrompts:
+    """The prompts of a session: those of its plan, until somebody gives another one. For any thread."""
 
     def __init__(self, plan: Cues) -> None:
-        self._plan, self._typed = plan, PromptQueue.empty()
+        self._plan = plan
+        self._given: tuple[str, bool | None] | None = None  # prompt and keep_sink, until a block begins with it
+        self._in_force: Cue | None = None
+        self._lock = threading.Lock()
 
     def put(self, prompt: str, keep_sink: bool | None) -> None:
-        self._typed.put(prompt, keep_sink)
+        """Put `prompt` in force from the next block on, instead of one that is still pending. Raises ValueError when it is empty."""
+        check_prompt(prompt)
+        with self._lock:
+            self._given = prompt, keep_sink
 
     @property
     def pending(self) -> bool:
-        """Whether something was typed since the last block began."""
-        return self._typed.pending
+        """Whether a prompt was given that no block has begun with."""
+        return self._given is not None
 
-    def typed(self) -> Cue | None:
-        """What was typed last and has not been in force yet; it counts as taken."""
-        return self._typed.due(-1, 0)
+    @property
+    def newest(self) -> str | None:
+        """The prompt of the next block, as far as it is known: None when a `PromptQueue` has the first one."""
+        with self._lock:
+            if self._given is not None:
+                return self._given[0]
+            if self._in_force is not None:
+                return self._in_force.prompt
+            return self._plan.cues[0].prompt if isinstance(self._plan, PromptSchedule) else None
 
     def due(self, after: int, until: int) -> Cue | None:
-        planned, typed = self._plan.due(after, until), self._typed.due(after, until)
-        return planned if typed is None else typed
+        """As in `Cues`; a given prompt comes before the planned one."""
+        with self._lock:
+            cue = self._plan.due(after, until)
+            if self._given is not None:
+                cue, self._given = Cue(until, *self._given), None
+            self._in_force = cue or self._in_force
+            return cue
+
+    def restart(self) -> None:
+        """Plan a new video with one prompt: the one given last, in force or pending."""
+        with self._lock:
+            cue = Cue(0, *self._given) if self._given is not None else self._in_force or self._plan.due(-1, 0)
+            assert cue is not None  # a session begins with a prompt
+            self._plan, self._given, self._in_force = PromptSchedule.single(cue.prompt), None, None
 
 
-class Take:
-    """One video of a session, from its first block to its last or to a restart."""
+class SessionVideo:
+    """One video of a session, from its first block to its end or to a restart."""
 
-    def __init__(self, number: int, cues: LivePrompts, made: Iterable[LatentBlock], decoder: StreamDecoder, timeline: Timeline) -> None:
-        self.number, self.cues, self.timeline = number, cues, timeline
-        self._made, self._decoder = iter(made), decoder
+    def __init__(self, index: int, blocks: Iterable[LatentBlock], decoder: StreamDecoder, timeline: Timeline) -> None:
+        self.index, self.timeline = index, timeline
+        self._blocks, self._decoder = iter(blocks), decoder
 
-    def advance(self) -> LatentBlock | None:
-        """The next block; None at the video's end."""
-        made = next(self._made, None)
-        if made is not None:
-            if made.switched:
-                self.timeline.cues.append(replace(made.cue, frame=made.frames.start))
-            self.timeline.num_latent_frames = made.frames.stop
-        return made
+    def next_block(self) -> LatentBlock | None:
+        """Make the next block; None at the video's end."""
+        block = next(self._blocks, None)
+        if block is not None:
+            if block.switched:
+                self.timeline.cues.append(replace(block.cue, frame=block.frames.start))
+            self.timeline.num_latent_frames = block.frames.stop
+        return block
 
     @torch.no_grad()
-    def decode(self, made: LatentBlock) -> DecodedBlock:
-        """Its images; blocks must come in their order."""
-        began = time.perf_counter()
-        with _beside(made.latents):
-            decoded = self._decoder.decode(made.latents)
-            images = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()  # waits for them
-        made.seconds.decode = time.perf_counter() - began
-        return DecodedBlock(images, made.frames, made.cue.prompt, made.switched, made.seconds, self.number)
+    def decode(self, block: LatentBlock) -> DecodedBlock:
+        """The images of a block; blocks must come in their order."""
+        start = time.perf_counter()
+        with _decoding_stream(block.latents):
+            images = to_uint8(self._decoder.decode(block.latents)).cpu()  # waits for the device
+        block.seconds.decode = time.perf_counter() - start
+        return DecodedBlock(images, block.frames, block.cue.prompt, block.switched, block.seconds, self.index)
 
 
 @lru_cache
-def _decoding_stream(device: torch.device) -> torch.cuda.Stream:
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device, priority=-1)
 
 
-def _beside(latents: Latents) -> AbstractContextManager[object]:
-    """On a GPU: before what another thread has queued for the next block, or an image would wait until that block is made.
+def _decoding_stream(latents: Latents) -> AbstractContextManager[object]:
+    """On a GPU, a stream of its own: on the default one an image would wait until the block that another thread has queued is made.
 
-    The latents are there: whoever made them has waited for the device to know how long it took.
+    The latents are ready: whoever made them has waited for the device in order to measure the time.
     """
     if latents.device.type != "cuda":
         return nullcontext()
-    stream = _decoding_stream(latents.device)
+    stream = _stream_of(latents.device)
     latents.record_stream(stream)
     return torch.cuda.stream(stream)
 
 
-class Session:
-    """Yields a `DecodedBlock` a block; made by `LongLivePipeline.session`. Usable as a context, which stops it at its end.
+class SteppedSession:
+    """A session that makes a block when its owner calls `advance`.
 
-    Generation happens in the thread that iterates, and only when it asks: a slow consumer slows generation. With `ahead` it
-    happens in a thread of the session's own, one block ahead, so that a block is made while the one before is decoded and used; a
-    new prompt then shows a block later. Whoever shares one model among sessions calls `advance` and `decode` himself.
+    One thread may call `advance` while another one decodes; the other methods may be called from any thread.
 
     Args:
-        begin: makes the take of a number, with these cues and this seed.
-        prepare: begins to read a prompt that will be needed, on the side.
+        begin: makes the video with this index, these prompts and this seed.
+        encode: begins to encode a prompt in another thread.
     """
 
     def __init__(
         self,
-        begin: Callable[[int, LivePrompts, int], Take],
-        cues: Cues,
+        begin: Callable[[int, SessionPrompts, int], SessionVideo],
+        plan: Cues,
         *,
         seed: int,
-        prepare: Callable[[str], object],
-        ahead: bool = False,
+        encode: Callable[[str], Future[Any]],
     ) -> None:
-        self._begin, self._prepare = begin, prepare
-        self._lock = threading.Condition()
-        self._paused = self._stopped = False
-        self._restart: int | None = None
-        self._take = begin(0, LivePrompts(cues), seed)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="blocks") if ahead else None
-        self._next: Future[tuple[Take, LatentBlock] | None] | None = None  # the block that is being made
+        self._begin, self._encode = begin, encode
+        self._prompts = SessionPrompts(plan)
+        self._video = begin(0, self._prompts, seed)
+        self._lock = threading.Lock()
+        self._restart_seed: int | None = None  # of the video that the next block begins, if any
+        self._request: Future[bool] | None = None  # the newest of `prompt_when_encoded` that is not settled
+        self.paused = self.stopped = False
 
     @property
     def timeline(self) -> Timeline:
-        """Of the take that is running."""
-        return self._take.timeline
+        """The timeline of the current video."""
+        return self._video.timeline
+
+    @property
+    def video_index(self) -> int:
+        """How often the session has been restarted."""
+        return self._video.index
+
+    @property
+    def newest_prompt(self) -> str | None:
+        """The prompt of the next block, as far as it is known: None when a `PromptQueue` has the first one."""
+        return self._prompts.newest
+
+    def prompt(self, text: str, *, keep_sink: bool | None = None) -> None:
+        """Switch to `text` at the next block, which waits until it is encoded; the newest prompt wins.
+
+        Raises ValueError when `text` is empty.
+        """
+        with self._lock:
+            self._prompts.put(text, keep_sink)
+            self._request = None
+        self._encode(text)
+
+    def prompt_when_encoded(self, text: str, *, keep_sink: bool | None = None) -> Future[bool]:
+        """As `prompt`, but blocks go on with the prompt in force until `text` is encoded.
+
+        Returns a future: True once the next block will switch to `text`, False when a newer prompt has replaced it before that; it has
+        the encoder's exception when `text` cannot be encoded.
+        """
+        check_prompt(text)
+        queued: Future[bool] = Future()
+        with self._lock:
+            self._request = queued
+
+        def encoded(encoding: Future[Any]) -> None:
+            with self._lock:
+                replaced = encoding.cancelled() or self._request is not queued
+                error = None if replaced else encoding.exception()
+                if not replaced and error is None:
+                    self._prompts.put(text, keep_sink)
+            if error is not None:
+                queued.set_exception(error)
+            else:
+                queued.set_result(not replaced)
+
+        self._encode(text).add_done_callback(encoded)
+        return queued
+
+    def encode_first_prompt(self) -> Future[Any]:
+        """Begin to encode the prompt of the first block; `advance` waits for it otherwise."""
+        assert self.newest_prompt is not None
+        return self._encode(self.newest_prompt)
+
+    def pause(self) -> None:
+        """Ask the owner for no more blocks until `resume`; `advance` itself still makes one."""
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def restart(self, seed: int | None = None) -> None:
+        """Begin another video at the next block, with the newest prompt, from `seed` or from the same noise again."""
+        with self._lock:
+            self._restart_seed = self._video.timeline.seed if seed is None else seed
+
+    def stop(self) -> None:
+        """Make no more blocks. A second call does nothing."""
+        self.stopped = True
+
+    def advance(self) -> tuple[SessionVideo, LatentBlock] | None:
+        """Make the next block; returns it with its video, whose `decode` gives the images. None at the end, or once stopped."""
+        with self._lock:
+            if self.stopped:
+                return None
+            if self._restart_seed is not None:
+                self._prompts.restart()
+                self._video = self._begin(self._video.index + 1, self._prompts, self._restart_seed)
+                self._restart_seed = None
+            video = self._video
+        block = video.next_block()
+        return None if block is None else (video, block)
+
+
+class Session:
+    """Iterate over a session: yields a `DecodedBlock` per block. As a context manager it stops when the `with` block ends.
+
+    Without `ahead` a block is made in the thread that iterates, when it asks for one. With `ahead` another thread makes it, one block
+    ahead, while the block before is decoded and used; a new prompt is then shown one block later. Either way a slow consumer slows
+    generation down. All other methods may be called from any thread.
+    """
+
+    def __init__(self, steps: SteppedSession, *, ahead: bool = False) -> None:
+        self._steps = steps
+        self._changed = threading.Condition()  # notified when iteration may go on, or has to end
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="blocks") if ahead else None
+        self._next: Future[tuple[SessionVideo, LatentBlock] | None] | None = None  # the block that the worker makes
+
+    @property
+    def timeline(self) -> Timeline:
+        """The timeline of the current video."""
+        return self._steps.timeline
 
     @property
     def paused(self) -> bool:
-        return self._paused
+        return self._steps.paused
 
     @property
     def stopped(self) -> bool:
-        return self._stopped
+        return self._steps.stopped
 
     def prompt(self, text: str, *, keep_sink: bool | None = None) -> None:
-        """The prompt from the next block on; the newest wins. It is read at once, on the side. Raises ValueError when it is empty."""
-        with self._lock:
-            self._take.cues.put(text, keep_sink)
-        self._prepare(text)
+        """Switch to `text` at the next block; the newest prompt wins. Raises ValueError when it is empty."""
+        self._steps.prompt(text, keep_sink=keep_sink)
 
     def pause(self) -> None:
-        """No more blocks after the one at hand, until `resume`; who iterates waits."""
-        with self._lock:
-            self._paused = True
+        """Begin no more blocks until `resume`; iteration waits."""
+        self._steps.pause()
 
     def resume(self) -> None:
-        with self._lock:
-            self._paused = False
-            self._lock.notify_all()
+        with self._changed:
+            self._steps.resume()
+            self._changed.notify_all()
 
     def restart(self, seed: int | None = None) -> None:
-        """From the next block on another video, of `seed` or of the same noise again, with the prompt in force."""
-        with self._lock:
-            self._restart = self._take.timeline.seed if seed is None else seed
-            self._lock.notify_all()
+        """Begin another video at the next block, with the newest prompt, from `seed` or from the same noise again."""
+        self._steps.restart(seed)
 
     def stop(self) -> None:
-        """Who iterates gets no more chunks. A second call does nothing."""
-        with self._lock:
-            self._stopped = True
-            self._lock.notify_all()
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
+        """End the iteration. A second call does nothing."""
+        with self._changed:
+            self._steps.stop()
+            self._changed.notify_all()
+        if self._worker is not None:
+            self._worker.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Session:
         return self
@@ -182,59 +302,33 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    @property
-    def take(self) -> int:
-        """How often it has been restarted."""
-        return self._take.number
-
-    def advance(self) -> tuple[Take, LatentBlock] | None:
-        """The next block, undecoded, with the take that decodes it, also of a session that is paused; None at the end."""
-        with self._lock:
-            if self._stopped:
-                return None
-            if self._restart is not None:
-                self._take, self._restart = self._again(self._restart), None
-            take = self._take
-        made = take.advance()
-        return None if made is None else (take, made)
-
-    def decode(self, take: Take, made: LatentBlock) -> DecodedBlock:
-        """The images of a block that `advance` gave, in the order it gave them."""
-        return take.decode(made)
-
-    def _again(self, seed: int) -> Take:
-        """A new take, which begins with what was typed last, shown or not."""
-        old = self._take
-        cue = old.cues.typed() or (old.timeline.cues[-1] if old.timeline.cues else old.cues.due(-1, 0))
-        assert cue is not None  # a session begins with a prompt
-        return self._begin(old.number + 1, LivePrompts(PromptSchedule.single(cue.prompt)), seed)
-
     def __iter__(self) -> Iterator[DecodedBlock]:
         return self
 
     def __next__(self) -> DecodedBlock:
-        block = self._advance_unless_paused() if self._thread is None else self._one_ahead(self._thread)
-        if block is None:
+        step = self._advance() if self._worker is None else self._advance_ahead(self._worker)
+        if step is None:
             self.stop()
             raise StopIteration
-        return self.decode(*block)
+        video, block = step
+        return video.decode(block)
 
-    def _advance_unless_paused(self) -> tuple[Take, LatentBlock] | None:
-        with self._lock:
-            self._lock.wait_for(lambda: not self._paused or self._stopped)
-        return self.advance()
+    def _advance(self) -> tuple[SessionVideo, LatentBlock] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self.paused or self.stopped)
+        return self._steps.advance()
 
-    def _one_ahead(self, thread: ThreadPoolExecutor) -> tuple[Take, LatentBlock] | None:
-        """The block that is being made; the next one is begun."""
+    def _advance_ahead(self, worker: ThreadPoolExecutor) -> tuple[SessionVideo, LatentBlock] | None:
+        """The block that the worker makes; the worker begins the next one."""
         try:
-            block = (self._next or self._begun(thread)).result()
-            self._next = self._begun(thread) if block is not None else None
+            step = (self._next or self._submit(worker)).result()
+            self._next = self._submit(worker) if step is not None else None
         except CancelledError:
             return None
-        return block
+        return step
 
-    def _begun(self, thread: ThreadPoolExecutor) -> Future[tuple[Take, LatentBlock] | None]:
-        with self._lock:
-            if self._stopped:
+    def _submit(self, worker: ThreadPoolExecutor) -> Future[tuple[SessionVideo, LatentBlock] | None]:
+        with self._changed:
+            if self.stopped:
                 raise CancelledError
-            return thread.submit(self._advance_unless_paused)
+            return worker.submit(self._advance)

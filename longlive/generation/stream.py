@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from longlive.generation.cues import Cue, Cues
+from longlive.generation.dimensions import check_whole_blocks
 from longlive.generation.rollout import BlockAborted, Rollout
 from longlive.types import Latents, TextKV
 
@@ -67,8 +68,8 @@ def stream(
         ValueError: when `num_latent_frames` is no multiple of `block`, or no prompt is there at the start.
         FloatingPointError: when latents are not finite; says in which block and step.
     """
-    if num_latent_frames is not None and (num_latent_frames <= 0 or num_latent_frames % block):
-        raise ValueError(f"{num_latent_frames} frames cannot be cut into blocks of {block}; choose a multiple")
+    if num_latent_frames is not None:
+        check_whole_blocks(num_latent_frames, block)
     cue: Cue | None = None
     text: TextKV | None = None
     after, age = -1, 0  # age: blocks made under the prompt in force

@@ -71,11 +71,11 @@ def _pad_circularly(network: torch.nn.Module) -> None:
     """From now on convolutions of `network` see the opposite edge beyond the border, and as before nothing beyond the last image."""
     for layer in list(network.modules()):
         if isinstance(layer, WanCausalConv3d):
-            sides = [int(pixels) for pixels in layer._padding[:4]]  # left, right, top, bottom
+            left, right, top, bottom = layer._padding[:4]
             layer._padding = (0, 0, 0, 0, *layer._padding[4:])
-            if any(sides):
+            if left or top:
                 layer.padding_mode = "circular"
-                layer._reversed_padding_repeated_twice = [*sides, 0, 0]
+                layer._reversed_padding_repeated_twice = [left, right, top, bottom, 0, 0]  # type: ignore[assignment]  # numbers, never words
         elif isinstance(layer, torch.nn.Conv2d) and layer.padding != (0, 0):
             layer.padding_mode = "circular"
         for name, child in layer.named_children():

@@ -37,7 +37,7 @@ def warp_steps(steps: Sequence[float], shift: float) -> list[float]:
         raise ValueError(f"denoising steps must lie in 0..{NUM_TIMESTEPS}, got {list(steps)}")
     if any(later >= earlier for earlier, later in pairwise(steps)):
         raise ValueError(f"denoising steps must fall, got {list(steps)}")
-    u = torch.tensor(steps, dtype=torch.float32) / NUM_TIMESTEPS
+    u = torch.tensor(steps) / NUM_TIMESTEPS
     return (NUM_TIMESTEPS * shifted(u, shift)).tolist()
 
 
@@ -59,26 +59,27 @@ def nearest_timestep(t: Timesteps, shift: float) -> Timesteps:
     return table[(t[..., None] - table).abs().argmin(-1)]
 
 
-def _per_frame(t: Timesteps, like: Latents) -> Tensor:
-    return (t / NUM_TIMESTEPS).to(like.device)[..., None, None, None]
+def _sigma(t: Timesteps, like: Latents) -> Float[Tensor, "B F 1 1 1"]:
+    """Noise level of each frame in float64, in which then everything is computed that it meets."""
+    return (t / NUM_TIMESTEPS).to(like.device, torch.float64)[..., None, None, None]
 
 
 def add_noise(x0: Latents, noise: Latents, t: Timesteps) -> Latents:
     """(1 - sigma) x0 + sigma noise, in float32, returned in the dtype of `noise`."""
-    sigma = _per_frame(t, x0).float()
+    sigma = _sigma(t, x0).float()
     return ((1 - sigma) * x0.float() + sigma * noise.float()).to(noise.dtype)
 
 
 def x0_from_velocity(velocity: Latents, noisy: Latents, t: Timesteps) -> Latents:
-    """x0 = x_t - sigma flow, in float64, returned in the dtype of `velocity`."""
-    return (noisy.double() - _per_frame(t, velocity).double() * velocity.double()).to(velocity.dtype)
+    """x0 = x_t - sigma velocity, in float64, returned in the dtype of `velocity`."""
+    return (noisy - _sigma(t, velocity) * velocity).to(velocity.dtype)
 
 
 def noise_from_velocity(velocity: Latents, noisy: Latents, t: Timesteps) -> Latents:
-    """noise = x_t + (1 - sigma) flow, in float64, returned in the dtype of `velocity`."""
-    return (noisy.double() + (1 - _per_frame(t, velocity).double()) * velocity.double()).to(velocity.dtype)
+    """noise = x_t + (1 - sigma) velocity, in float64, returned in the dtype of `velocity`."""
+    return (noisy + (1 - _sigma(t, velocity)) * velocity).to(velocity.dtype)
 
 
 def velocity_from_x0(x0: Latents, noisy: Latents, t: Timesteps) -> Latents:
-    """flow = (x_t - x0) / sigma, in float64, returned in the dtype of `x0`; sigma must not be 0."""
-    return ((noisy.double() - x0.double()) / _per_frame(t, x0).double()).to(x0.dtype)
+    """velocity = (x_t - x0) / sigma, in float64, returned in the dtype of `x0`; sigma must not be 0."""
+    return ((noisy.double() - x0) / _sigma(t, x0)).to(x0.dtype)

@@ -1,6 +1,6 @@
-"""One video from session to disk: the mp4 while it grows, then its contact sheet, then the JSON file that says it is finished.
+"""A session's video on disk: first the growing mp4, then its contact sheet, then the JSON file that marks it as finished.
 
-Knows nothing about settings files, command lines or how a session makes images.
+Knows nothing about configuration files, command lines or how a session makes images.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import re
 import resource
 import sys
@@ -22,13 +21,15 @@ import torch
 from tqdm import tqdm
 
 from longlive import video
+from longlive.files import write_json
+from longlive.generation.session import DecodedBlock
 from longlive.provenance import versions
 
 log = logging.getLogger(__name__)
 
 
 class Recording(NamedTuple):
-    """What came of a video: how much there is, how fast it came, and whether it is all that was asked for."""
+    """A video that was written: its length, how fast it was made, and whether it is complete."""
 
     path: Path
     num_images: int
@@ -46,14 +47,14 @@ class Recording(NamedTuple):
         )
 
 
-def stem(index: int, prompt: str, seed: int) -> str:
-    """Name of a video's files without ending: number of the prompt, its first words, seed."""
+def file_stem(index: int, prompt: str, seed: int) -> str:
+    """The name of a video's files without ending: index of the prompt, its first words, seed."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-")
     return "-".join(filter(None, (f"{index:03d}", words, f"seed{seed}")))
 
 
-def finished(path: Path, request: dict[str, Any]) -> bool:
-    """Whether the video at `path` is there, complete, and was made as `request` asks."""
+def is_finished(path: Path, request: dict[str, Any]) -> bool:
+    """Whether the video at `path` is complete and was made with the same `request` settings."""
     try:
         written = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -62,28 +63,28 @@ def finished(path: Path, request: dict[str, Any]) -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: by torch on a GPU, by the whole process on the CPU."""
+    """The most bytes in use so far: by torch on a GPU, by the whole process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def record(
-    chunks: Iterable[Any],
+    blocks: Iterable[DecodedBlock],
     path: Path,
     *,
     fps: float,
     scale: int,
     crf: int,
     device: torch.device,
-    about: dict[str, Any],
+    content: dict[str, Any],
     num_blocks: int | None = None,
-    stop: Callable[[Any], bool] = lambda chunk: False,
+    stop: Callable[[DecodedBlock], bool] = lambda block: False,
     quiet: bool = False,
 ) -> Recording:
-    """Writes the chunks of a session to `path`, until it ends or `stop(chunk)` says so.
+    """Write the blocks of a session to `path`, until it ends or `stop` is true for a block.
 
-    `about` goes into the JSON file. Whatever interrupts it (Ctrl-C, NaN, a full disk) passes through, after the images so
+    `content` is added to the JSON file. An exception that interrupts it (Ctrl-C, NaN, a full disk) passes through, after the images so
     far have become a valid video with a JSON file that says `"complete": false`.
     """
     for suffix in (".json", ".png"):
@@ -92,33 +93,33 @@ def record(
         torch.cuda.reset_peak_memory_stats(device)
     spent, network, write = Counter[str](), 0.0, 0.0
     prompts: list[tuple[int, str]] = []
-    first, began = 0.0, time.perf_counter()
+    first, start = 0.0, time.perf_counter()
     complete, error = False, None
     writer = video.VideoWriter(path, fps=fps, scale=scale, crf=crf)
     try:
         with writer, tqdm(total=num_blocks, unit="block", disable=quiet, dynamic_ncols=True) as bar:
-            for chunk in chunks:
-                first = first or time.perf_counter() - began
-                if not prompts or prompts[-1][1] != chunk.prompt:
-                    prompts.append((writer.num_images, chunk.prompt))
+            for block in blocks:
+                first = first or time.perf_counter() - start
+                if not prompts or prompts[-1][1] != block.prompt:
+                    prompts.append((writer.num_images, block.prompt))
                 writing = time.perf_counter()
-                writer.write(chunk.images[0])
+                writer.write(block.images[0])
                 write += time.perf_counter() - writing
-                spent.update(dataclasses.asdict(chunk.seconds))
-                network += chunk.seconds.network
-                speed = writer.num_images / (time.perf_counter() - began)
+                spent.update(dataclasses.asdict(block.seconds))
+                network += block.seconds.network
+                speed = writer.num_images / (time.perf_counter() - start)
                 bar.set_postfix_str(
-                    f"{writer.num_images / fps:.1f} s of video, {speed:.0f} images/s, {_short(chunk.prompt)}", refresh=False
+                    f"{writer.num_images / fps:.1f} s of video, {speed:.0f} images/s, {_quoted(block.prompt)}", refresh=False
                 )
                 bar.update()
-                if stop(chunk):
+                if stop(block):
                     break
         complete = True
     except BaseException as interruption:
         error = f"{type(interruption).__name__}: {interruption}".rstrip(": ")
         raise
     finally:
-        total = time.perf_counter() - began
+        total = time.perf_counter() - start
         timings = {
             "total": total,
             "first_images": first,
@@ -129,26 +130,26 @@ def record(
         }
         recording = Recording(path, writer.num_images, fps, timings, peak_memory(device), complete)
         if writer.num_images:
-            _finish(recording, prompts, about | ({"error": error} if error else {}))
+            _finish(recording, prompts, content | ({"error": error} if error else {}))
             if not complete:
                 log.warning("stopped: %s holds the first %.1f s", path, writer.num_images / fps)
     return recording
 
 
-def _short(prompt: str, most: int = 60) -> str:
-    """The prompt in force, for a status line."""
-    return f'"{prompt}"' if len(prompt) <= most else f'"{prompt[: most - 1]}…"'
+def _quoted(prompt: str, max_chars: int = 60) -> str:
+    """The prompt in force, cut to the length of a status line."""
+    return f'"{prompt}"' if len(prompt) <= max_chars else f'"{prompt[: max_chars - 1]}…"'
 
 
-def _finish(recording: Recording, prompts: list[tuple[int, str]], about: dict[str, Any]) -> None:
-    """Contact sheet, then JSON: whoever finds the JSON finds the rest."""
+def _finish(recording: Recording, prompts: list[tuple[int, str]], content: dict[str, Any]) -> None:
+    """Write the contact sheet, then the JSON file: when that is there, everything is."""
     path, fps = recording.path, recording.fps
     shown = video.evenly_spaced(recording.num_images, 12)
-    captions = [f"{index / fps:.1f} s\n{[prompt for start, prompt in prompts if start <= index][-1]}" for index in shown]
+    captions = [f"{index / fps:.1f} s\n{[prompt for image, prompt in prompts if image <= index][-1]}" for index in shown]
     video.contact_sheet(video.read_images(path, shown), path.with_suffix(".png"), captions=captions, title=path.name)
 
     info = video.probe(path)
-    content = {
+    record = {
         "complete": recording.complete,
         "video": path.name,
         "images": info.images,
@@ -156,12 +157,10 @@ def _finish(recording: Recording, prompts: list[tuple[int, str]], about: dict[st
         "fps": fps,
         "height": info.height,
         "width": info.width,
-        "prompts": [{"image": start, "seconds": round(start / fps, 4), "prompt": prompt} for start, prompt in prompts],
-        **about,
+        "prompts": [{"image": image, "seconds": round(image / fps, 4), "prompt": prompt} for image, prompt in prompts],
+        **content,
         "timings": {name: round(value, 4) for name, value in recording.timings.items()},
         "peak_memory_bytes": recording.peak_memory,
         "versions": versions(),
     }
-    partial = path.with_name(f".{path.stem}.json.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path.with_suffix(".json"))
+    write_json(path.with_suffix(".json"), record)

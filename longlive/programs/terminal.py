@@ -1,4 +1,4 @@
-"""A person types, a line is the next prompt. Knows nothing about models, or about what happens to the prompts."""
+"""Prompts typed into a terminal, one per line. Knows nothing about models, or what the prompts are used for."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from longlive.generation.cues import PromptQueue
 log = logging.getLogger(__name__)
 
 
-class Typed:
-    """Puts the lines that come from a file descriptor into a `PromptQueue`, in a thread of its own while the `with` block lasts.
+class TerminalPrompts:
+    """Puts the lines of a file descriptor into a `PromptQueue`, in another thread, while the `with` block lasts.
 
-    Reads without buffering and looks every 0.1 s whether the block is left, so that it never holds up the end of the program.
+    It reads without a buffer and checks every 0.1 s whether the block has ended, so that it never delays the end of the program.
+
+    Args:
+        first: a prompt that is there from the start.
     """
 
     def __init__(self, descriptor: int, *, first: str | None = None) -> None:
         self._descriptor = descriptor
         self._prompts = PromptQueue(first) if first is not None else None
         self._last = first
-        self._some, self._ended, self._stop = threading.Event(), threading.Event(), threading.Event()
+        self._has_prompt, self._ended, self._stop = threading.Event(), threading.Event(), threading.Event()
         if first is not None:
-            self._some.set()
+            self._has_prompt.set()
         self._thread = threading.Thread(target=self._read, name="prompts", daemon=True)
 
-    def __enter__(self) -> Typed:
+    def __enter__(self) -> TerminalPrompts:
         self._thread.start()
         return self
 
@@ -38,31 +41,31 @@ class Typed:
         self._thread.join()
 
     def wait(self) -> PromptQueue:
-        """The prompts, once there is one. Raises ValueError when the input ends without."""
-        while not self._some.wait(0.1):
-            if self._ended.is_set() and not self._some.is_set():
+        """Wait for the first prompt; returns the queue. Raises ValueError when the input ends without a prompt."""
+        while not self._has_prompt.wait(0.1):
+            if self._ended.is_set() and not self._has_prompt.is_set():
                 raise ValueError("no prompt came from the terminal; type one, or give --prompt or --prompts")
         assert self._prompts is not None
         return self._prompts
 
     def ended_with(self, prompt: str) -> bool:
-        """Whether `prompt` is the last one: the input has ended and nothing came after it."""
+        """Whether the input has ended and `prompt` was its last prompt."""
         return self._ended.is_set() and prompt == self._last
 
-    def _take(self, text: str) -> None:
+    def _put(self, text: str) -> None:
         self._last = text
         if self._prompts is None:
             self._prompts = PromptQueue(text)
         else:
             self._prompts.put(text)
             log.info('from the next block on: "%s"', text)
-        self._some.set()
+        self._has_prompt.set()
 
     def _read(self) -> None:
         try:
             for line in self._lines():
                 if line.strip():
-                    self._take(line.strip())
+                    self._put(line.strip())
         finally:
             self._ended.set()
 

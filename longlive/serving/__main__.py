@@ -16,16 +16,16 @@ import uvicorn
 from longlive import video
 from longlive.config import ServeConfig, load
 from longlive.parallel.world import choose_device, choose_dtype, configure_logging, free_memory, get_world
-from longlive.programs import inference as programs
+from longlive.programs import loading
 from longlive.serving.app import create_app, model_name, token_for
-from longlive.serving.hub import Hub
 from longlive.serving.metrics import Metrics
+from longlive.serving.scheduler import SessionScheduler
 
 FLAGS = ("host", "port", "token", "max_sessions", "output")
-MOST = 8  # sessions, where the settings do not say
-MESSAGE_BYTES = 65_536  # of a client's message; a longer one ends its connection
+DEFAULT_MAX_SESSIONS = 8
+MAX_MESSAGE_BYTES = 65_536  # a client that sends a longer message loses its connection
 
-log = logging.getLogger("longlive.serving")  # run as a program this module has no name of its own
+log = logging.getLogger("longlive.serving")  # this module's own name is __main__
 
 
 def parse(argv: Sequence[str] | None) -> ServeConfig:
@@ -44,27 +44,26 @@ def parse(argv: Sequence[str] | None) -> ServeConfig:
     return load(ServeConfig, arguments["config"], [*words, *arguments["settings"]], flags)
 
 
-def load_hub(config: ServeConfig, metrics: Metrics) -> Hub:
-    """The model on its device, and room for sessions. Raises ValueError when it does not fit."""
+def load_scheduler(config: ServeConfig, metrics: Metrics) -> SessionScheduler:
+    """Load the model and find out how many sessions fit into memory. Raises ValueError when none does."""
     device = choose_device(config.video.device, get_world())
-    pipe = programs.load_pipeline(config.video, choose_dtype(config.video.dtype, device))
-    height, width = programs.size(config.video, pipe)
-    programs.place(config.video, pipe, device)
-    each, there = pipe.session_bytes(height, width), free_memory(device)
-    fit = int(0.8 * there // each)
+    pipe = loading.load_pipeline(config.video, choose_dtype(config.video.dtype, device))
+    height, width = loading.video_size(config.video, pipe)
+    loading.move_to_device(config.video, pipe, device)
+    per_session, free = pipe.session_bytes(height, width), free_memory(device)
+    fit = int(0.8 * free // per_session)
     if fit < 1:
-        raise ValueError(f"a session needs about {each / 2**30:.2f} GiB on {device}, {there / 2**30:.2f} GiB are there")
-    most = min(fit, config.max_sessions or MOST)
-    log.info("%s on %s: %.1f MiB a session, %d fit", model_name(config), device, each / 2**20, fit)
-    # The first block of a process is slow (kernels are chosen, memory is found): nobody should wait for it.
+        raise ValueError(f"a session needs about {per_session / 2**30:.2f} GiB on {device}; {free / 2**30:.2f} GiB are free")
+    log.info("%s on %s: %.1f MiB per session, %d fit", model_name(config), device, per_session / 2**20, fit)
+    # The first block of a process is slow (kernels are selected, memory is allocated): make it before the first client comes.
     next(pipe.session("-", num_latent_frames=pipe.info.block, height=height, width=width, seed=0))
-    return Hub(
+    return SessionScheduler(
         pipe,
         folder=Path(config.output),
-        most=most,
+        max_sessions=min(fit, config.max_sessions or DEFAULT_MAX_SESSIONS),
         height=height,
         width=width,
-        scale=config.scale or programs.scale(config.video, height, width),
+        scale=config.scale or loading.pixel_scale(config.video, height, width),
         idle_seconds=60 * config.idle_minutes,
         realtime=config.realtime,
         observe=metrics.observe,
@@ -86,7 +85,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def main(argv: Sequence[str] | None = None) -> int:
     configure_logging(get_world())
-    programs.hush()
+    loading.quiet_libraries()
     try:
         config = parse(argv)
         video.check_writable(config.output)
@@ -98,17 +97,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     host, port = bound.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/{f'?token={token}' if token else ''}"
     log.info("open %s (the model is loading)", address)
-    app = create_app(config, lambda metrics: load_hub(config, metrics), token=token, address=address)
+    app = create_app(config, lambda metrics: load_scheduler(config, metrics), token=token, address=address)
     server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", ws_max_size=MESSAGE_BYTES, ws_ping_interval=20.0, timeout_graceful_shutdown=10)
+        uvicorn.Config(app, log_level="warning", ws_max_size=MAX_MESSAGE_BYTES, ws_ping_interval=20.0, timeout_graceful_shutdown=10)
     )
     try:
         server.run(sockets=[bound])
     except KeyboardInterrupt:
         return 130
-    finally:  # also when a second Ctrl-C cuts the server's own farewell short
-        if (hub := app.state.server.hub) is not None:
-            hub.stop()
+    finally:  # also when a second Ctrl-C interrupts the server's own shutdown
+        if (scheduler := app.state.server.scheduler) is not None:
+            scheduler.stop()
     return 0
 
 

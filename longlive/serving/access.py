@@ -1,4 +1,4 @@
-"""Who may talk to the server, and how much. Knows nothing about sessions."""
+"""Which requests the server answers, and how many messages a client may send. Knows nothing about sessions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 
 def is_local(host: str) -> bool:
-    """Whether an address to bind to is reached from this machine only."""
+    """Whether an address to bind to can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -17,47 +17,47 @@ def is_local(host: str) -> bool:
 
 
 class Access:
-    """Checks of every request.
+    """The checks of every request.
 
     Args:
-        token: what a client must know; None: nothing, since only this machine reaches the server.
-        host: the address the server is bound to.
+        token: what a client must present; None: nothing, when only this machine can reach the server.
+        host: the address that the server is bound to.
     """
 
     def __init__(self, token: str | None, *, host: str) -> None:
         self._token, self._host = token, host
 
-    def knows_token(self, authorization: str | None, query: str | None) -> bool:
-        """Whether a request carries the token, in its header or its address; takes as long for every wrong one."""
+    def has_token(self, authorization: str | None, query: str | None) -> bool:
+        """Whether a request has the token in its header or its address. The time does not depend on how a wrong one differs."""
         if self._token is None:
             return True
         given = (authorization or "").removeprefix("Bearer ") or query or ""
         return secrets.compare_digest(given.encode(), self._token.encode())
 
-    def right_host(self, host: str | None) -> bool:
-        """Whether a request was meant for this server: a page elsewhere whose name was made to point here is not."""
+    def is_own_host(self, host: str | None) -> bool:
+        """Whether a request names this server: a foreign page whose host name was pointed at it (DNS rebinding) does not."""
         if not is_local(self._host):
-            return True  # known under names that only its owner knows; the token protects it
+            return True  # its names are known to its owner only; the token protects it
         name = urlsplit(f"//{host or ''}").hostname
         return name is not None and is_local(name)
 
-    def right_origin(self, origin: str | None, host: str | None) -> bool:
-        """Whether a WebSocket comes from the server's own page, or from a program that is no browser."""
+    def is_own_origin(self, origin: str | None, host: str | None) -> bool:
+        """Whether a WebSocket is opened by the server's own page, or by a program other than a browser."""
         return origin is None or urlsplit(origin).netloc == host
 
 
-class Allowance:
-    """So many messages a second, with some at once in reserve."""
+class RateLimiter:
+    """A token bucket: `per_second` messages per second, and `burst` seconds' worth of them at once."""
 
-    def __init__(self, per_second: float, *, reserve: float = 2.0) -> None:
-        self._rate, self._most = per_second, max(1.0, reserve * per_second)
-        self._left, self._at = self._most, time.monotonic()
+    def __init__(self, per_second: float, *, burst: float = 2.0) -> None:
+        self._rate, self._capacity = per_second, max(1.0, burst * per_second)
+        self._left, self._updated_at = self._capacity, time.monotonic()
 
-    def take(self) -> bool:
-        """One message, if it is allowed."""
+    def allow(self) -> bool:
+        """Count one message; whether it is allowed."""
         now = time.monotonic()
-        self._left = min(self._most, self._left + (now - self._at) * self._rate)
-        self._at = now
+        self._left = min(self._capacity, self._left + (now - self._updated_at) * self._rate)
+        self._updated_at = now
         if self._left < 1:
             return False
         self._left -= 1
@@ -65,5 +65,5 @@ class Allowance:
 
     @property
     def wait(self) -> float:
-        """Seconds until the next one is allowed."""
+        """Seconds until the next message is allowed."""
         return max(0.0, (1 - self._left) / self._rate)

@@ -1,4 +1,4 @@
-"""The server's routes: the page, what programs ask over HTTP, and the WebSocket of a session."""
+"""The server's routes: the page, the HTTP interface for programs, and the WebSocket of a session."""
 
 from __future__ import annotations
 
@@ -19,105 +19,109 @@ from fastapi.staticfiles import StaticFiles
 from longlive.config import ServeConfig
 from longlive.serving.access import Access, is_local
 from longlive.serving.connection import Connection
-from longlive.serving.hub import Hub
+from longlive.serving.messages import Refused
 from longlive.serving.metrics import Metrics
+from longlive.serving.scheduler import SessionScheduler
 
 STATIC = Path(__file__).parent / "static"
 POLICY = (
     "default-src 'self'; media-src 'self' blob:; img-src 'self' blob: data:; connect-src 'self'; style-src 'self'; script-src 'self'; "
     "frame-ancestors 'none'"
 )
-OPEN = ("/", "/health", "/static/")
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Server:
-    """What the routes share: settings, and the hub once the model is loaded."""
+    """What the routes share; `scheduler` and `model`, its description, once the model is loaded."""
 
     config: ServeConfig
     token: str | None
-    hub: Hub | None = None
+    scheduler: SessionScheduler | None = None
     model: dict[str, Any] = field(default_factory=dict)
-    failed: str | None = None
+    load_error: str | None = None
     metrics: Metrics = field(default_factory=Metrics)
-    began: float = field(default_factory=time.monotonic)
+    started_at: float = field(default_factory=time.monotonic)
 
-    @property
-    def ready(self) -> Hub:
-        """Raises HTTPException (503) while the model is loaded, or when it could not be."""
-        if self.hub is None:
-            raise HTTPException(503, self.failed or "loading")
-        return self.hub
+    def loaded(self) -> SessionScheduler:
+        """The scheduler. Raises HTTPException (503) while the model is loading, or when that failed."""
+        if self.scheduler is None:
+            raise HTTPException(503, self.load_error or "loading")
+        return self.scheduler
 
 
 def token_for(config: ServeConfig) -> str | None:
-    """The token that clients must know: the one that is set, or one drawn for this run; None when only this machine gets through."""
+    """The token that clients must present: the configured one, or a random one; None when only this machine can reach the server."""
     if config.token is not None:
         return config.token
     return None if is_local(config.host) else secrets.token_urlsafe(16)
 
 
 def model_name(config: ServeConfig) -> str:
-    """What the model is called."""
+    """The name of the model that is served."""
     return config.video.model or config.video.wan_dir or "miniature"
 
 
-def describe(hub: Hub, name: str) -> dict[str, Any]:
-    """What is said of the model."""
-    info = hub.pipe.info
+def describe(scheduler: SessionScheduler, name: str) -> dict[str, Any]:
+    """The description of the model that clients get."""
+    info = scheduler.pipe.info
     return {
-        "name": name,
-        "height": hub.height,
-        "width": hub.width,
-        "scale": hub.scale,
-        "images_per_chunk": info.block * info.temporal_stride,
-        "sessions": hub.most,
         **info._asdict(),
-    } | {"height": hub.height, "width": hub.width}
+        "name": name,
+        "height": scheduler.height,
+        "width": scheduler.width,
+        "scale": scheduler.scale,
+        "frames_per_segment": info.block * info.temporal_stride,
+        "max_sessions": scheduler.max_sessions,
+    }
 
 
-def create_app(config: ServeConfig, load: Callable[[Metrics], Hub], *, token: str | None, address: str) -> FastAPI:
-    """The application. `load` makes the hub, in a thread of its own while `/health` says that it is loading; then people are told to open
-    `address`."""
+def create_app(config: ServeConfig, load: Callable[[Metrics], SessionScheduler], *, token: str | None, address: str) -> FastAPI:
+    """The application.
+
+    Args:
+        load: loads the model; runs in another thread, while `/health` answers that the model is loading.
+        address: where the page can be opened, for the log.
+    """
     server = Server(config, token)
     access = Access(token, host=config.host)
 
     async def loading() -> None:
         try:
-            hub = await asyncio.to_thread(load, server.metrics)
+            scheduler = await asyncio.to_thread(load, server.metrics)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            server.failed = f"the model could not be loaded: {error}"
-            log.error("error: %s", server.failed)
+            server.load_error = f"the model could not be loaded: {error}"
+            log.error("error: %s", server.load_error)
             return
-        server.model = describe(hub, model_name(config))
-        hub.start()
-        server.hub = hub
-        log.info("ready after %.1f s, up to %d sessions at a time: %s", time.monotonic() - server.began, hub.most, address)
+        server.model = describe(scheduler, model_name(config))
+        scheduler.start()
+        server.scheduler = scheduler
+        seconds = time.monotonic() - server.started_at
+        log.info("ready after %.1f s, up to %d sessions at a time: %s", seconds, scheduler.max_sessions, address)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         task = asyncio.create_task(loading())
         yield
         await task
-        if server.hub is not None:
-            await asyncio.to_thread(server.hub.stop)
+        if server.scheduler is not None:
+            await asyncio.to_thread(server.scheduler.stop)
 
-    async def allowed(request: Request) -> None:
-        if not access.knows_token(request.headers.get("authorization"), request.query_params.get("token")):
-            raise HTTPException(401, "the token is missing or wrong; the server printed it when it began")
+    async def require_token(request: Request) -> None:
+        if not access.has_token(request.headers.get("authorization"), request.query_params.get("token")):
+            raise HTTPException(401, "the token is missing or wrong; the server printed it when it started")
 
     app = FastAPI(title="LongLive", description="Live interactive video; sessions are on the WebSocket /live.", lifespan=lifespan)
     app.state.server = server
-    needs_token = [Depends(allowed)]
+    needs_token = [Depends(require_token)]
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        if not access.right_host(request.headers.get("host")):
-            return JSONResponse({"detail": "this address is not the server's own"}, 421)
+        if not access.is_own_host(request.headers.get("host")):
+            return JSONResponse({"detail": "this host name is not the server's own"}, 421)
         response = await call_next(request)
-        if not request.url.path.startswith(("/docs", "/redoc", "/openapi")):  # FastAPI's own pages load scripts from elsewhere
+        if not request.url.path.startswith(("/docs", "/redoc", "/openapi")):  # FastAPI's own pages load scripts from other hosts
             response.headers["Content-Security-Policy"] = POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
@@ -129,56 +133,57 @@ def create_app(config: ServeConfig, load: Callable[[Metrics], Hub], *, token: st
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Whether sessions can begin; 503 while the model is loaded."""
-        _ = server.ready
+        """Whether sessions can start; 503 while the model is loading."""
+        server.loaded()
         return {"status": "ok"}
 
     @app.get("/models", dependencies=needs_token)
     async def models() -> list[dict[str, Any]]:
         """The model that is served."""
-        _ = server.ready
+        server.loaded()
         return [server.model]
 
     @app.get("/sessions", dependencies=needs_token)
     async def sessions() -> dict[str, Any]:
-        """Sessions that run, each with what it has cost, and how many clients wait for room."""
-        hub = server.ready
-        return {"most": hub.most, "waiting": hub.num_waiting, "sessions": [live.about() for live in list(hub.sessions.values())]}
+        """The running sessions, each with what it has cost, and how many clients are queued."""
+        scheduler = server.loaded()
+        running = [session.summary() for session in list(scheduler.sessions.values())]
+        return {"max_sessions": scheduler.max_sessions, "queued_clients": scheduler.queue_length, "sessions": running}
 
     @app.get("/timeline/{name}", dependencies=needs_token)
     async def timeline(name: str) -> FileResponse:
-        """What makes the same video again: `interactive_inference.py --timeline FILE`."""
-        live = server.ready.known(name)
-        if live is None or not live.timeline_file.is_file():
+        """The timeline, from which `interactive_inference.py --timeline FILE` makes the same video again."""
+        files = server.loaded().files_of(name)
+        if files is None or not files.timeline_file.is_file():
             raise HTTPException(404, f"there is no timeline of a session {name}")
-        return FileResponse(live.timeline_file, media_type="application/json", filename=live.timeline_file.name)
+        return FileResponse(files.timeline_file, media_type="application/json", filename=files.timeline_file.name)
 
     @app.get("/recording/{name}.mp4", dependencies=needs_token)
     async def recording(name: str) -> FileResponse:
-        """What has been shown so far."""
-        live = server.ready.known(name)
-        if live is None or not live.recording.is_file():
+        """The video so far."""
+        files = server.loaded().files_of(name)
+        if files is None or not files.recording.is_file():
             raise HTTPException(404, f"there is no recording of a session {name}")
-        return FileResponse(live.recording, media_type="video/mp4", filename=live.recording.name)
+        return FileResponse(files.recording, media_type="video/mp4", filename=files.recording.name)
 
     @app.get("/metrics", dependencies=needs_token)
     async def metrics() -> Response:
-        """Prometheus."""
-        return Response(server.metrics.text(server.ready), media_type="text/plain; version=0.0.4")
+        """Counters, in the format of Prometheus."""
+        return Response(server.metrics.text(server.loaded()), media_type="text/plain; version=0.0.4")
 
     @app.websocket("/live")
     async def live(socket: WebSocket) -> None:
         headers, host = socket.headers, socket.headers.get("host")
-        known = access.knows_token(headers.get("authorization"), socket.query_params.get("token"))
-        if not (known and access.right_host(host) and access.right_origin(headers.get("origin"), host)):
+        has_token = access.has_token(headers.get("authorization"), socket.query_params.get("token"))
+        if not (has_token and access.is_own_host(host) and access.is_own_origin(headers.get("origin"), host)):
             await socket.close(1008)
             return
         await socket.accept()
-        if server.hub is None:
-            await socket.send_json({"type": "error", "code": "busy", "message": server.failed or "the model is loading", "fatal": True})
+        if server.scheduler is None:
+            await socket.send_json(Refused("busy", server.load_error or "the model is loading", fatal=True).to_message())
             await socket.close()
             return
-        await Connection(socket, server.hub, config, server.metrics, server.model).run()
+        await Connection(socket, server.scheduler, config, server.metrics, server.model).run()
 
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app

@@ -1,4 +1,4 @@
-"""A video as it grows, in pieces that a browser plays one by one: H.264 in fragmented mp4, or JPEG files.
+"""A growing video in parts that a browser can play one by one: H.264 in fragmented mp4, or JPEG files.
 
 Knows nothing about sessions or connections. Images are uint8 `[T, H, W, 3]`.
 """
@@ -15,16 +15,16 @@ from PIL import Image
 
 from longlive.video import set_picture, video_frame
 
-SMALL = 300_000  # pixels of an image that one thread encodes best
-TIMESCALE = 90_000  # of the mp4's clock, ticks a second
+SMALL = 300_000  # pixels; images up to this size are encoded fastest by one thread
+TIMESCALE = 90_000  # ticks per second of the mp4's clock
 FRAGMENTED = {"movflags": "empty_moov+default_base_moof+frag_custom", "video_track_timescale": str(TIMESCALE)}
 
 
 class FragmentEncoder:
-    """One H.264 stream, cut where the chunks are: each is a fragment (`moof`, `mdat`) that begins with a key frame.
+    """One H.264 stream in fragments (`moof`, `mdat`), each of which begins with a key frame.
 
-    Each has an encoder of its own with the same settings, so that all share one header. `header` (`ftyp`, `moov`; there once the
-    first chunk is) and any of the fragments in their order play, in a file or a browser. Times go on from fragment to fragment.
+    Every fragment is encoded by a new encoder with the same settings, so that all share one initialization segment. `header` (`ftyp`,
+    `moov`; empty before the first fragment) followed by any of the fragments in order can be played, as a file or in a browser.
     """
 
     def __init__(self, *, fps: float, scale: int = 1, crf: int = 20) -> None:
@@ -35,17 +35,17 @@ class FragmentEncoder:
 
     @property
     def mime(self) -> str:
-        """What browsers are asked: container and codec with its profile and level."""
+        """The media type of the stream, with the profile and level of the codec."""
         start = self.header.index(b"avcC") + 5
         return f'video/mp4; codecs="avc1.{self.header[start : start + 3].hex()}"'
 
     def encode(self, images: np.ndarray) -> bytes:
-        """The fragment of the next images."""
+        """The fragment of the next images, whose times follow those of the fragment before."""
         file = io.BytesIO()
         start = self.num_images
         with av.open(file, "w", format="mp4", options=FRAGMENTED) as container:
             height, width = images.shape[1] * self.scale, images.shape[2] * self.scale
-            threads = {"threads": "1"} if height * width < SMALL else {}  # to start them would take longer than they save
+            threads = {"threads": "1"} if height * width < SMALL else {}  # starting more would take longer than they save
             stream = container.add_stream("libx264", rate=self.fps, options=self._options | threads)
             set_picture(stream.codec_context, height, width, self.fps)
             stream.codec_context.gop_size = len(images)
@@ -56,12 +56,12 @@ class FragmentEncoder:
         self.header = self.header or boxes["ftyp"] + boxes["moov"]
         self.num_images += len(images)
         self.num_fragments += 1
-        # The muxer, new for every fragment, numbers and times each as the first.
-        return placed(boxes["moof"] + boxes["mdat"], self.num_fragments, start / self.fps)
+        # The muxer is new for every fragment and gives each the number and the time of the first.
+        return move_fragment(boxes["moof"] + boxes["mdat"], self.num_fragments, start / self.fps)
 
 
 def _boxes(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The outermost boxes of an mp4, each with its name."""
+    """The outermost boxes of an mp4, each with its type."""
     start = 0
     while start < len(data):
         size = int.from_bytes(data[start : start + 4], "big")
@@ -69,8 +69,8 @@ def _boxes(data: bytes) -> Iterator[tuple[str, bytes]]:
         start += size
 
 
-def placed(fragment: bytes, number: int, seconds: float | Fraction) -> bytes:
-    """The fragment with another number and another time."""
+def move_fragment(fragment: bytes, number: int, seconds: float | Fraction) -> bytes:
+    """The fragment with another sequence number and another start time."""
     changed = bytearray(fragment)
     sequence, decode = fragment.index(b"mfhd") + 8, fragment.index(b"tfdt") + 8
     assert fragment[decode - 4] == 1  # version 1: a time of 8 bytes

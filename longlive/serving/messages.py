@@ -1,4 +1,4 @@
-"""What client and server say to each other over the WebSocket; docs/serving.md has it in words."""
+"""The messages of the WebSocket protocol, as docs/serving.md describes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-VERSION = 1
+from longlive.generation.cues import check_prompt
+
+VERSION = 2
 Format = Literal["mp4", "jpeg"]
 
 
@@ -23,7 +25,7 @@ class Transition(_Message):
 
 
 Prompts = Annotated[list[str | Prompt], Field(min_length=1, max_length=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**53)]  # what JavaScript counts exactly
+Seed = Annotated[int, Field(ge=0, lt=2**53)]  # integers that JavaScript represents exactly
 
 
 class Start(_Message):
@@ -37,7 +39,7 @@ class Start(_Message):
 
 
 class Resume(_Message):
-    """The session of a connection that was lost; `next`: the first chunk that is wanted."""
+    """The session of a connection that was lost. `next`: index of the first segment that the client does not have."""
 
     type: Literal["resume"]
     session: Annotated[str, Field(max_length=64)]
@@ -46,7 +48,7 @@ class Resume(_Message):
 
 
 class Update(_Message):
-    """What is given changes, from the next block on."""
+    """Changes what is given, from the next block on."""
 
     type: Literal["update"]
     prompts: Prompts | None = None
@@ -57,63 +59,68 @@ class Update(_Message):
 
 
 class Ack(_Message):
-    """A chunk has arrived; `ahead`: seconds left to play, where somebody plays."""
+    """A segment has arrived. `buffered`: seconds of video that are left to play, from a client that plays."""
 
     type: Literal["ack"]
-    chunk: Annotated[int, Field(ge=0)]
-    ahead: Annotated[float, Field(ge=0, le=3600)] | None = None
+    segment: Annotated[int, Field(ge=0)]
+    buffered: Annotated[float, Field(ge=0, le=3600)] | None = None
 
 
 class Stop(_Message):
+    """The client ends the session."""
+
     type: Literal["stop"]
 
 
-First = Start | Resume
-Later = Update | Ack | Stop
-_first: TypeAdapter[First] = TypeAdapter(Annotated[First, Field(discriminator="type")])
-_later: TypeAdapter[Later] = TypeAdapter(Annotated[Later, Field(discriminator="type")])
+FirstMessage = Start | Resume
+LaterMessage = Update | Ack | Stop
+_first: TypeAdapter[FirstMessage] = TypeAdapter(Annotated[FirstMessage, Field(discriminator="type")])
+_later: TypeAdapter[LaterMessage] = TypeAdapter(Annotated[LaterMessage, Field(discriminator="type")])
 
 
 class Refused(Exception):
-    """What a client sent cannot be done; it is told why. `fatal`: and the connection ends."""
+    """A client asked for something that cannot be done. `fatal`: its connection ends."""
 
     def __init__(self, code: str, message: str, *, fatal: bool = False) -> None:
         super().__init__(message)
         self.code, self.fatal = code, fatal
 
-    def told(self) -> dict[str, Any]:
+    def to_message(self) -> dict[str, Any]:
+        """The message that the client gets."""
         return {"type": "error", "code": self.code, "message": str(self), "fatal": self.fatal}
 
 
-def read_first(text: str) -> First:
-    """The first message of a connection. Raises Refused (fatal) for anything else."""
+def parse_first(text: str) -> FirstMessage:
+    """The first message of a connection. Raises Refused (fatal) when it is another one."""
     try:
         return _first.validate_json(text)
     except ValidationError as error:
-        raise Refused("bad_message", f"a connection begins with start or resume: {_one_line(error)}", fatal=True) from error
+        raise Refused("bad_message", f"the first message must be start or resume: {_one_line(error)}", fatal=True) from error
 
 
-def read_later(text: str) -> Later:
-    """Any further message. Raises Refused."""
+def parse_later(text: str) -> LaterMessage:
+    """Any message after the first. Raises Refused when it is no such message."""
     try:
         return _later.validate_json(text)
     except ValidationError as error:
-        raise Refused("bad_message", f"this is no update, ack or stop: {_one_line(error)}") from error
+        raise Refused("bad_message", f"this is not an update, ack or stop message: {_one_line(error)}") from error
 
 
-def prompt_of(prompts: Prompts, most: int) -> str:
-    """The one prompt there is. Raises Refused when it is empty or longer than `most` characters."""
-    (given,) = prompts
-    text = (given if isinstance(given, str) else given.text).strip()
-    if not text:
-        raise Refused("bad_prompt", "the prompt is empty; describe what the video should show")
-    if len(text) > most:
-        raise Refused("bad_prompt", f"the prompt has {len(text)} characters; at most {most} are read")
+def prompt_text(prompts: Prompts, max_chars: int) -> str:
+    """The text of the one prompt. Raises Refused when it is empty or longer than `max_chars` characters."""
+    (prompt,) = prompts
+    text = (prompt if isinstance(prompt, str) else prompt.text).strip()
+    try:
+        check_prompt(text)
+    except ValueError as error:
+        raise Refused("bad_prompt", str(error)) from error
+    if len(text) > max_chars:
+        raise Refused("bad_prompt", f"the prompt has {len(text)} characters; at most {max_chars} are allowed")
     return text
 
 
 def _one_line(error: ValidationError) -> str:
-    """What is wrong first, and where."""
+    """The first error, with the field in which it is."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg']}" if place else first["msg"]
+    field = ".".join(str(part) for part in first["loc"])
+    return f"{field}: {first['msg']}" if field else first["msg"]

@@ -1,4 +1,4 @@
-"""What a live session leaves on the disk: an mp4 that plays at any time, and beside it the timeline that makes it again.
+"""What a live session leaves on the disk: an mp4 that can be played at any time, and a timeline from which it can be made again.
 
 A restarted session begins another pair of files. Knows nothing about models or clients.
 """
@@ -15,78 +15,78 @@ import av
 import numpy as np
 
 from longlive.generation.timeline import Timeline
-from longlive.serving.fragments import placed
+from longlive.serving.fragments import move_fragment
 from longlive.video import index_in_front
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A chunk as it is sent: what is said of it, its mp4 fragment, its images for whoever wants JPEG."""
+class Segment:
+    """The video of one block: the message that announces it, its mp4 fragment, and its images for clients that want JPEG."""
 
-    about: dict[str, Any]
+    message: dict[str, Any]
     fragment: bytes
     images: np.ndarray
 
     @property
-    def number(self) -> int:
-        return self.about["chunk"]
+    def index(self) -> int:
+        return self.message["index"]
 
 
 class Recorder:
-    """Appends fragments as they come; closing a file puts its index in front. Nothing is created before the first.
+    """Appends segments as they come. Closing a file moves its index to the front. No file is created before the first segment.
 
     Args:
-        stem: path of the files without their endings; those of take 1 begin with `stem-take1`.
+        stem: path of the files without their endings; those of video 1, after the first restart, begin with `stem-video1`.
     """
 
     def __init__(self, stem: Path) -> None:
-        self._stem, self._take = stem, 0
+        self._stem, self._video_index = stem, 0
         self._file: io.FileIO | None = None
         self._failed = False
-        self._fragments, self._seconds = 0, 0.0
+        self._num_fragments, self._seconds = 0, 0.0
 
     @property
     def path(self) -> Path:
-        """The newest recording."""
-        return self._named(".mp4")
+        """The recording of the newest video."""
+        return self._with_ending(".mp4")
 
     @property
     def timeline_path(self) -> Path:
-        return self._named(".timeline.json")
+        return self._with_ending(".timeline.json")
 
-    def _named(self, ending: str) -> Path:
-        return self._stem.with_name(f"{self._stem.name}{f'-take{self._take}' if self._take else ''}{ending}")
+    def _with_ending(self, ending: str) -> Path:
+        return self._stem.with_name(f"{self._stem.name}{f'-video{self._video_index}' if self._video_index else ''}{ending}")
 
-    def write(self, piece: Piece, header: bytes, timeline: Timeline) -> None:
-        """Raises OSError when the disk refuses it; after that nothing more is written."""
+    def write(self, segment: Segment, header: bytes, timeline: Timeline) -> None:
+        """Append a segment and save the timeline. Raises OSError when that fails; after that nothing more is written."""
         if self._failed:
             return
         try:
-            if piece.about["take"] != self._take:
+            if segment.message["video_index"] != self._video_index:
                 self.close()
-                self._take, self._fragments, self._seconds = piece.about["take"], 0, 0.0
+                self._video_index, self._num_fragments, self._seconds = segment.message["video_index"], 0, 0.0
             if self._file is None:
                 self._file = io.FileIO(self.path, "w")
                 self._write(header)
-            self._fragments += 1
-            self._write(placed(piece.fragment, self._fragments, self._seconds))
-            self._seconds += piece.about["seconds"]
+            self._num_fragments += 1
+            self._write(move_fragment(segment.fragment, self._num_fragments, self._seconds))
+            self._seconds += segment.message["seconds"]
             timeline.save(self.timeline_path)
         except OSError:
             self._failed = True
             raise
 
     def _write(self, data: bytes) -> None:
-        """All of it, to the system at once: what a killed server has shown is there."""
+        """Write all of it without a buffer: what was shown is in the file even when the process is killed."""
         assert self._file is not None
         view = memoryview(data)
         while view:
             view = view[self._file.write(view) :]
 
     def close(self) -> None:
-        """Finishes the file there is. A second call does nothing."""
+        """Complete the current file, if there is one. A second call does nothing."""
         if self._file is None:
             return
         self._file.close()
@@ -95,4 +95,4 @@ class Recorder:
             try:
                 index_in_front(self.path)
             except (OSError, av.FFmpegError) as error:
-                log.warning("%s stays in fragments, which play: %s", self.path, error)
+                log.warning("%s stays a fragmented mp4, which can be played: %s", self.path, error)

@@ -92,16 +92,20 @@ def _new_vae(settings: AutoencoderConfig) -> AutoencoderKLWan:
 
 
 def _autoencoder(config: TrainConfig, settings: AutoencoderConfig) -> AutoencoderStage:
+    if settings.decoder_only and settings.initial is None:
+        raise ValueError("autoencoder.decoder_only needs an encoder that is trained: autoencoder.initial=FOLDER")
     vae = _new_vae(settings) if settings.initial is None else store.load_vae(settings.initial).train()
     set_spatial_padding(vae, settings.spatial_padding)
     z_dim = settings_of(vae).z_dim
-    vae.register_to_config(latents_mean=[0.0] * z_dim, latents_std=[1.0] * z_dim)  # measured at the end of training
+    if not settings.decoder_only:
+        vae.register_to_config(latents_mean=[0.0] * z_dim, latents_std=[1.0] * z_dim)  # measured at the end of training
     return AutoencoderStage(
         vae,
         batch=settings.batch,
         steps=config.steps,
         lr=settings.lr,
         seed=config.seed,
+        decoder_only=settings.decoder_only,
         kl_weight=settings.kl_weight,
         latent_noise=settings.latent_noise,
         subject_weight=settings.subject_weight,

@@ -132,7 +132,7 @@ def test_type_and_watch(served, browser, tmp_path, format):
     page.keyboard.type(FIRST)  # the prompt line has the focus
     page.keyboard.press("Enter")
     until_state(page, "generating")
-    until(page, "window.longlive.chunks >= 3")
+    until(page, "window.longlive.segments >= 3")
     before = seen(page)
     assert (before[:, 1:] != before[:, :-1]).flatten(2).any(dim=2).sum() >= 8  # it moves
 
@@ -154,12 +154,12 @@ def test_type_and_watch(served, browser, tmp_path, format):
     page.keyboard.press("Escape")
     until_state(page, "generating")
 
-    chunks = page.evaluate("window.longlive.chunks")
+    segments = page.evaluate("window.longlive.segments")
     cable.cut()
     until_state(page, "reconnecting")
     cable.whole = True
     until_state(page, "generating")
-    until(page, f"window.longlive.chunks > {chunks} + 2")
+    until(page, f"window.longlive.segments > {segments} + 2")
     assert read(seen(page)) == two
 
     with page.expect_download() as waited:

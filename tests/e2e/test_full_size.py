@@ -112,12 +112,13 @@ def make(folder: Path) -> dict:
         folder / "Wan2.1-T2V-1.3B", weights / "longlive_base.pt", weights / "lora.pt", torch_dtype=torch.bfloat16
     )
     loaded = time.perf_counter()
-    images = pipeline(
+    output = pipeline(
         "a red fox in snow", num_latent_frames=3, height=64, width=64, generator=torch.Generator().manual_seed(0), output_type="np"
-    ).frames
+    )
     made = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    images = torch.as_tensor(images)
+    assert not isinstance(output, tuple)
+    images = torch.as_tensor(output.frames)
     name = "blocks.7.ffn.0.weight"
     base = store.load_transformer(weights / "longlive_base.pt").state[name]
     return {

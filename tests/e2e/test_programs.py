@@ -21,6 +21,7 @@ from longlive.generation.pipeline import PipelineInfo
 from longlive.generation.stream import Seconds
 from longlive.generation.timeline import Timeline
 from longlive.programs import inference as programs
+from longlive.programs import loading
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,7 +87,7 @@ class StandInSession(contextlib.nullcontext):
 def stand_in(monkeypatch):
     """Another class for every test, so that a test may change it."""
     pipeline = type("Changed", (StandIn,), {})
-    monkeypatch.setattr(programs, "LongLivePipeline", pipeline)
+    monkeypatch.setattr(loading, "LongLivePipeline", pipeline)
     return pipeline
 
 
@@ -124,6 +125,11 @@ def test_a_video_with_all_that_belongs_to_it(program):
     assert written["settings"]["seconds"] == 2.0 and written["versions"]["torch"] == torch.__version__
     assert written["timings"]["denoise"] == pytest.approx(0.03) and written["timings"]["images_per_second_dit"] == pytest.approx(1100)
     assert written["peak_memory_bytes"] > 0
+
+
+def test_a_length_in_pixel_frames(program):
+    assert program("--prompt", "a", "num_frames=33", "device=cpu")[0] == 0
+    assert the_json()["images"] == 33 and the_json()["request"]["num_latent_frames"] == 9
 
 
 def test_finished_videos_are_skipped_and_others_made_again(program):
@@ -191,7 +197,7 @@ def lines(descriptor, *texts, pause=0.15):
 def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
     stand_in.pause = 0.15  # slow enough for the typist on a busy machine
     read, write = os.pipe()
-    monkeypatch.setattr(programs.run, "__kwdefaults__", {**programs.run.__kwdefaults__, "terminal": read})
+    monkeypatch.setattr(programs.run, "__kwdefaults__", {**(programs.run.__kwdefaults__ or {}), "terminal": read})
     typist = threading.Thread(target=lines, args=(write, "one ci", "rcle\n\n", "twö\n", "three"))
     typist.start()
     status, said = program(*(("--seconds", str(seconds)) if seconds else ()), interactive=True)
@@ -228,14 +234,14 @@ def test_timelines_that_cannot_be_made_again(program, tmp_path, argv, change, wo
     settings = {**StandIn.info._asdict(), "context_timestep": 0.0, **({"block": change["block"]} if "block" in change else {})}
     timeline = Timeline(5, settings, [Cue(0, "one")], 6).to_json() | change
     (tmp_path / "t.json").write_text(json.dumps(timeline))
-    is_refused(*program("--timeline", "t.json", *argv, interactive=True), words)
-    is_refused(*program("--timeline", "other.json", interactive=True), "there is no timeline other.json")
+    is_refused(program("--timeline", "t.json", *argv, interactive=True), words)
+    is_refused(program("--timeline", "other.json", interactive=True), "there is no timeline other.json")
 
 
 def test_nothing_typed(program, monkeypatch):
     read, write = os.pipe()
     os.close(write)
-    monkeypatch.setattr(programs.run, "__kwdefaults__", {**programs.run.__kwdefaults__, "terminal": read})
+    monkeypatch.setattr(programs.run, "__kwdefaults__", {**(programs.run.__kwdefaults__ or {}), "terminal": read})
     status, said = program(interactive=True)
     assert status == 2 and "no prompt came from the terminal" in said
 
@@ -272,14 +278,20 @@ BAD = {
     "unknown setting": (["sed=1"], "there is no setting 'sed'; did you mean 'seed'?"),
     "wrong type": (["--seconds", "ten"], "setting seconds: Value 'ten'"),
     "no such configuration": (["--config", "none.yaml"], "no configuration at none.yaml"),
-    "frames and block": (["--prompt", "a", "num_latent_frames=10"], "10 cannot be cut into blocks of 3; choose a multiple, 9"),
+    "frames and block": (
+        ["--prompt", "a", "num_latent_frames=10"],
+        "10 latent frames cannot be cut into blocks of 3; choose a multiple, 9",
+    ),
+    "pixel frames": (["--prompt", "a", "num_frames=80"], "num_frames 80 is not the length of a video in blocks of 3 latent frames"),
+    "no pixel frames": (["--prompt", "a", "num_frames=0"], "num_frames 0: a video has at least one block"),
+    "two kinds of frames": (["num_frames=9", "num_latent_frames=3"], "both num_latent_frames and num_frames are given; choose one"),
     "height": (["--prompt", "a", "height=40"], "height 40 is not divisible by 16; choose 32"),
     "width": (["--prompt", "a", "width=8"], "width 8 is not divisible by 16; choose 16"),
     "empty prompt": (["--prompt", " "], "the prompt is empty"),
     "two lengths": (["seconds=1", "num_latent_frames=3"], "choose one"),
     "prompt and prompts": (["--prompt", "a", "--prompts", "b.txt"], "choose one"),
     "no prompts file": (["--prompts", "none.txt"], "there is no file none.txt"),
-    "other kind of file": (["--prompts", "a.csv"], ".txt (one a line) or .jsonl"),
+    "other kind of file": (["--prompts", "a.csv"], ".txt (one per line) or .jsonl"),
     "no model": (["--model", "nowhere", "--prompt", "a"], "hf download Efficient-Large-Model/LongLive-1.3B --local-dir longlive_models"),
     "no released weights": (["--config", str(ROOT / "configs/inference.yaml")], "wan_models/Wan2.1-T2V-1.3B is not there"),
     "no prompt": (["prompts=null"], "no prompt"),
@@ -291,16 +303,16 @@ BAD = {
 BAD_FILES = {
     "empty file": ("a.txt", "\n\n", "a.txt holds no prompt"),
     "not JSON": ("a.jsonl", TWO % 3 + '\n{"prompts": ["a",', "a.jsonl, line 2: not JSON"),
-    "a list": ("a.jsonl", '["a"]', "a.jsonl, line 1: an object with prompts"),
+    "a list": ("a.jsonl", '["a"]', "a.jsonl, line 1: expected an object with prompts"),
     "unknown key": ("a.jsonl", '{"promts": ["a"]}', "line 1: unknown key 'promts'; did you mean 'prompts'?"),
     "missing key": ("a.jsonl", "{}", "line 1: prompts is missing"),
     "no list": ("a.jsonl", '{"prompts": "a"}', "prompts is a list"),
     "empty prompt": ("a.jsonl", '{"prompts": ["a", " "], "switch_frame_indices": [3]}', "line 1: prompt 2 of 2 is empty"),
-    "no text": ("a.jsonl", '{"prompts": [{"text": 3, "seconds": 1}]}', "line 1: prompt 1 of 1 is empty or no text"),
+    "no text": ("a.jsonl", '{"prompts": [{"text": 3, "seconds": 1}]}', "line 1: prompt 1 of 1 is not text: 3"),
     "no seconds": ("a.jsonl", '{"prompts": [{"text": "a"}]}', "line 1: seconds is missing"),
-    "seconds": ("a.jsonl", '{"prompts": [{"text": "a", "seconds": -1}]}', "line 1: seconds -1 is not a length"),
+    "seconds": ("a.jsonl", '{"prompts": [{"text": "a", "seconds": -1}]}', "line 1: seconds -1 is not a duration"),
     "too few switches": ("a.jsonl", '{"prompts": ["a", "b", "c"], "switch_frame_indices": [3]}', "3 prompts need 2 switch_frame_indices"),
-    "no switches": ("a.jsonl", '{"prompts": ["a", "b"]}', "line 1: 2 prompts, but not where they follow"),
+    "no switches": ("a.jsonl", '{"prompts": ["a", "b"]}', "line 1: 2 prompts, but not where they begin"),
     "switches are no numbers": ("a.jsonl", TWO % '"3"', "line 1: switch_frame_indices is a list of whole numbers"),
     "switches out of order": ("a.jsonl", '{"prompts": ["a", "b", "c"], "switch_frame_indices": [6, 3]}', "line 1: "),
     "switch at the start": ("a.jsonl", TWO % 0, "line 1: "),
@@ -309,7 +321,8 @@ BAD_FILES = {
 }
 
 
-def is_refused(status, said, message):
+def is_refused(outcome, message):
+    status, said = outcome
     (record,) = [line for line in said.split("ERROR")[1:]]
     assert status == 2 and message in record and "Traceback" not in said
     assert len(record.strip().splitlines()) <= 3 and not list(Path("outputs").glob("*"))
@@ -318,14 +331,14 @@ def is_refused(status, said, message):
 @pytest.mark.parametrize("case", BAD)
 def test_bad_arguments(program, case):
     arguments, message = BAD[case]
-    is_refused(*program(*arguments), message)
+    is_refused(program(*arguments), message)
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_bad_files(program, case):
     name, content, message = BAD_FILES[case]
     Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    is_refused(*program("--prompts", name, "seconds=5"), message)
+    is_refused(program("--prompts", name, "seconds=5"), message)
 
 
 def test_unknown_flag(program, capsys):
@@ -336,7 +349,7 @@ def test_unknown_flag(program, capsys):
 
 def test_ranks_cannot_share_a_terminal(program, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    is_refused(*program(interactive=True), "2 ranks cannot read one terminal")
+    is_refused(program(interactive=True), "2 ranks cannot read one terminal")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*inference.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
@@ -356,6 +369,7 @@ def test_command_line_takes_the_place_of_the_file():
     assert parse().prompts.endswith("prompts.txt") and parse().model == "miniature" and parse().seconds == 10
     assert parse("--prompt", "a").prompts is None and parse("prompt=a").prompt == "a"
     assert parse("num_latent_frames=3").seconds is None
+    assert parse("num_frames=9").seconds is None and parse("num_frames=9").num_frames == 9
     assert parse("--model", "folder").prompts is None
     assert parse(*released, "--seconds", "3").num_latent_frames is None
     assert parse(*released, "--model", "folder").checkpoint is None and parse(*released, "--model", "folder").window == 12

@@ -15,6 +15,7 @@ import torch
 
 from longlive import video
 from longlive.programs import inference as programs
+from longlive.programs import loading
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,7 +70,7 @@ def test_settings_reach_the_model(program):
 
 
 def test_broken_weights_stop_with_block_and_step(program, monkeypatch):
-    real = programs.load_pipeline
+    real = loading.load_pipeline
 
     def broken(*arguments):
         pipe = real(*arguments)
@@ -77,7 +78,7 @@ def test_broken_weights_stop_with_block_and_step(program, monkeypatch):
             weight.data.fill_(float("nan"))
         return pipe
 
-    monkeypatch.setattr(programs, "load_pipeline", broken)
+    monkeypatch.setattr(loading, "load_pipeline", broken)
     status, said = program("--prompt", "a")
     assert status == 1 and re.search(r"block 0 .*step 1", said) and "Traceback" not in said
 
@@ -85,7 +86,7 @@ def test_broken_weights_stop_with_block_and_step(program, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["num_latent_frames=10"], "10 cannot be cut into blocks of 3"),
+        (["num_latent_frames=10"], "10 latent frames cannot be cut into blocks of 3"),
         (["height=40"], "height 40 is not divisible by 16"),
         (["window=2"], "choose a larger window"),
         (["window=4"], "no room for a block"),

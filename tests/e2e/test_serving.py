@@ -20,6 +20,7 @@ import websockets
 
 from longlive import LongLivePipeline, video
 from longlive.generation.timeline import Timeline
+from longlive.serving.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a red circle moving right on a black background"
@@ -74,27 +75,27 @@ def served(tiny, tmp_path_factory):
 
 
 class Talk:
-    """A client: JSON messages by type, chunks with their binary parts."""
+    """A client: JSON messages by type, segments with their binary parts."""
 
     def __init__(self, connection, *, takes=True):
         self.connection, self.takes = connection, takes
-        self.messages, self.chunks, self.header = [], [], None
+        self.messages, self.segments, self.header = [], [], None
 
     async def say(self, **message):
         await self.connection.send(json.dumps(message))
 
     async def hear(self):
-        """The next message; a chunk is acknowledged."""
+        """The next message; a segment is acknowledged."""
         message = json.loads(await asyncio.wait_for(self.connection.recv(), 60))
         self.messages.append(message)
         if message["type"] == "header" and message["format"] == "mp4":
             self.header = await self.connection.recv()
-        if message["type"] == "chunk":
-            count = 1 if self.header else message["images"]
-            self.chunks.append((message, [await self.connection.recv() for _ in range(count)]))
+        if message["type"] == "segment":
+            count = 1 if self.header else message["num_frames"]
+            self.segments.append((message, [await self.connection.recv() for _ in range(count)]))
             if self.takes:
                 with contextlib.suppress(websockets.ConnectionClosed):  # what came before the end can still be heard
-                    await self.say(type="ack", chunk=message["chunk"])
+                    await self.say(type="ack", segment=message["index"])
         return message
 
     async def until(self, **wanted):
@@ -104,9 +105,9 @@ class Talk:
             if all(message.get(name) == value for name, value in wanted.items()):
                 return message
 
-    async def hear_chunks(self, count):
-        wanted = len(self.chunks) + count
-        while len(self.chunks) < wanted:
+    async def hear_segments(self, count):
+        wanted = len(self.segments) + count
+        while len(self.segments) < wanted:
             await self.hear()
 
     @property
@@ -129,31 +130,31 @@ def run(coroutine):
 def test_a_session_from_the_first_prompt_to_its_files(served, tiny, tmp_path):
     async def go():
         async with talking(served, seed=5) as talk:
-            await talk.hear_chunks(3)
+            await talk.hear_segments(3)
             await talk.say(type="update", prompts=[{"text": OTHER}], transition={"keep_sink": False})
             assert (await talk.until(type="accepted"))["prompt"] == OTHER
-            await talk.until(type="chunk", prompt=OTHER, switched=True)
+            await talk.until(type="segment", prompt=OTHER, switched=True)
             await talk.say(type="update", paused=True)
             assert (await talk.until(type="state"))["paused"]
             with pytest.raises(asyncio.TimeoutError):
                 while True:
                     await asyncio.wait_for(talk.hear(), 1.0)
             await talk.say(type="update", paused=False)
-            await talk.hear_chunks(2)
+            await talk.hear_segments(2)
             await talk.say(type="stop")
             await talk.until(type="ended")
             return talk
 
     talk = run(go())
     name = talk.hello["session"]
-    assert talk.hello["version"] == 1 and talk.hello["seed"] == 5 and talk.hello["model"]["fps"] == 16
-    assert [about["chunk"] for about, _ in talk.chunks] == list(range(len(talk.chunks)))
-    frames = [about["frames"] for about, _ in talk.chunks]
+    assert talk.hello["version"] == 2 and talk.hello["seed"] == 5 and talk.hello["model"]["fps"] == 16
+    assert [about["index"] for about, _ in talk.segments] == list(range(len(talk.segments)))
+    frames = [about["latent_frames"] for about, _ in talk.segments]
     assert all(one[1] == two[0] for one, two in itertools.pairwise(frames))
     shown = tmp_path / "shown.mp4"
-    shown.write_bytes(talk.header + b"".join(part for _, parts in talk.chunks for part in parts))
+    shown.write_bytes(talk.header + b"".join(part for _, parts in talk.segments for part in parts))
     images = video.read_video(shown)
-    assert len(images) == sum(about["images"] for about, _ in talk.chunks)
+    assert len(images) == sum(about["num_frames"] for about, _ in talk.segments)
 
     status, recording, headers = served.get(f"/recording/{name}.mp4")
     (tmp_path / "recording.mp4").write_bytes(recording)
@@ -165,22 +166,22 @@ def test_a_session_from_the_first_prompt_to_its_files(served, tiny, tmp_path):
     pipe = LongLivePipeline.from_pretrained(tiny)
     session = pipe.session(timeline.schedule, num_latent_frames=timeline.num_latent_frames, seed=timeline.seed)
     prompts = [chunk.prompt for chunk in session]
-    assert prompts[: len(talk.chunks)] == [about["prompt"] for about, _ in talk.chunks]
+    assert prompts[: len(talk.segments)] == [about["prompt"] for about, _ in talk.segments]
 
 
 def test_jpeg_frames_and_another_video(served):
     async def go():
         async with talking(served, format="jpeg", seed=1) as talk:
-            await talk.hear_chunks(2)
+            await talk.hear_segments(2)
             await talk.say(type="update", reset_cache=True, seed=9)
-            assert (await talk.until(type="state", take=1))["seed"] == 9
-            chunk = await talk.until(type="chunk")
-            assert chunk["take"] == 1 and chunk["frames"] == [0, 3] and chunk["prompt"] == PROMPT
+            assert (await talk.until(type="state", video_index=1))["seed"] == 9
+            segment = await talk.until(type="segment")
+            assert segment["video_index"] == 1 and segment["latent_frames"] == [0, 3] and segment["prompt"] == PROMPT
             return talk
 
     talk = run(go())
-    assert all(part[:2] == b"\xff\xd8" for _, parts in talk.chunks for part in parts)
-    assert [len(parts) for _, parts in talk.chunks[:2]] == [9, 12]
+    assert all(part[:2] == b"\xff\xd8" for _, parts in talk.segments for part in parts)
+    assert [len(parts) for _, parts in talk.segments[:2]] == [9, 12]
 
 
 @pytest.mark.parametrize(
@@ -199,11 +200,11 @@ def test_jpeg_frames_and_another_video(served):
 def test_bad_messages_are_answered_and_the_session_goes_on(served, sent, code):
     async def go():
         async with talking(served) as talk:
-            await talk.hear_chunks(1)
+            await talk.hear_segments(1)
             await talk.connection.send(sent)
             error = await talk.until(type="error")
             assert error["code"] == code and not error["fatal"] and error["message"]
-            await talk.hear_chunks(2)
+            await talk.hear_segments(2)
 
     run(go())
 
@@ -238,7 +239,7 @@ def test_a_message_that_is_too_large_ends_its_connection_only(served):
                 while True:
                     await bad.hear()
             assert closed.value.rcvd.code == 1009
-            await good.hear_chunks(3)
+            await good.hear_segments(3)
 
     run(go())
 
@@ -246,13 +247,13 @@ def test_a_message_that_is_too_large_ends_its_connection_only(served):
 def test_a_thousand_prompts_at_once(served):
     async def go():
         async with talking(served) as good, talking(served) as bad:
-            await bad.hear_chunks(1)
+            await bad.hear_segments(1)
             for n in range(1000):
                 await bad.say(type="update", prompts=[f"prompt {n}"])
-            await bad.until(type="chunk", prompt="prompt 999")
+            await bad.until(type="segment", prompt="prompt 999")
             assert sum(message.get("code") == "rate_limited" for message in bad.messages) >= 1
             assert sum(message["type"] in ("error", "accepted") for message in bad.messages) < 200
-            await good.hear_chunks(3)
+            await good.hear_segments(3)
 
     run(go())
 
@@ -262,16 +263,16 @@ def test_a_connection_that_is_cut_goes_on_where_it_was(served):
         async with served.live() as connection:
             talk = Talk(connection)
             await talk.say(type="start", prompts=[PROMPT], seed=2)
-            await talk.hear_chunks(3)
-            connection.transport.abort()  # no goodbye, perhaps in the middle of a chunk
-        got = [about["chunk"] for about, _ in talk.chunks]
+            await talk.hear_segments(3)
+            connection.transport.abort()  # no goodbye, perhaps in the middle of a segment
+        got = [about["index"] for about, _ in talk.segments]
         await asyncio.sleep(0.5)
         async with served.live() as connection:
             back = Talk(connection)
             await back.say(type="resume", session=talk.hello["session"], next=got[-1] + 1)
-            await back.hear_chunks(4)
+            await back.hear_segments(4)
         assert back.hello["resumed"] and back.hello["prompt"] == PROMPT and back.header == talk.header
-        assert got + [about["chunk"] for about, _ in back.chunks] == list(range(len(got) + 4))
+        assert got + [about["index"] for about, _ in back.segments] == list(range(len(got) + 4))
 
     run(go())
 
@@ -279,14 +280,14 @@ def test_a_connection_that_is_cut_goes_on_where_it_was(served):
 def test_two_windows_on_one_session(served):
     async def go():
         async with talking(served) as one:
-            await one.hear_chunks(2)
+            await one.hear_segments(2)
             async with served.live() as connection:
                 two = Talk(connection)
                 await two.say(type="resume", session=one.hello["session"], next=2)
-                await two.hear_chunks(2)
+                await two.hear_segments(2)
                 error = await one.until(type="error")
                 assert error["code"] == "taken_over" and error["fatal"]
-                await two.hear_chunks(2)
+                await two.hear_segments(2)
 
     run(go())
 
@@ -294,8 +295,8 @@ def test_two_windows_on_one_session(served):
 def test_a_client_that_stops_reading_does_not_hold_up_others(served):
     async def go():
         async with talking(served, takes=False) as stuck, talking(served) as good:
-            await good.hear_chunks(8)
-            while len(stuck.chunks) < 3:
+            await good.hear_segments(8)
+            while len(stuck.segments) < 3:
                 await stuck.hear()
             with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(stuck.hear(), 1.0)
@@ -323,8 +324,8 @@ def test_what_programs_ask(served):
     assert json.loads(served.get("/health")[1]) == {"status": "ok"}
     (model,) = json.loads(served.get("/models")[1])
     assert (model["height"], model["width"], model["fps"]) == (32, 32, 16)
-    assert json.loads(served.get("/sessions")[1])["most"] >= 1
-    assert b"longlive_chunks_total" in served.get("/metrics")[1]
+    assert json.loads(served.get("/sessions")[1])["max_sessions"] >= 1
+    assert b"longlive_segments_total" in served.get("/metrics")[1]
     assert "/timeline/{name}" in json.loads(served.get("/openapi.json")[1])["paths"]
     for path in ("/timeline/nobody", "/recording/nobody.mp4", "/recording/..%2F..%2Fetc%2Fpasswd.mp4", "/static/../app.py"):
         assert served.get(path)[0] == 404
@@ -349,7 +350,7 @@ def test_a_token_is_needed_elsewhere_and_ctrl_c_finishes_recordings(tiny, tmp_pa
                 first, second = Talk(one), Talk(two)
                 for talk in (first, second):
                     await talk.say(type="start", prompts=[PROMPT])
-                    await (talk.hear_chunks(2) if talk is first else talk.until(type="queued", place=1))
+                    await (talk.hear_segments(2) if talk is first else talk.until(type="queued", position=1))
                 server.process.send_signal(signal.SIGINT)
                 with pytest.raises(websockets.ConnectionClosed):
                     while True:
@@ -360,7 +361,7 @@ def test_a_token_is_needed_elsewhere_and_ctrl_c_finishes_recordings(tiny, tmp_pa
         server.said += server.process.communicate(timeout=60)[0]
         assert server.process.returncode == 130 and "Traceback" not in server.said, server.said
         recording = tmp_path / f"{first.hello['session']}.mp4"
-        assert video.probe(recording).images >= sum(about["images"] for about, _ in first.chunks)
+        assert video.probe(recording).images >= sum(about["num_frames"] for about, _ in first.segments)
         assert recording.read_bytes().find(b"moof") < 0  # rewritten with its index in front
     finally:
         server.end(signal.SIGKILL)
@@ -371,19 +372,19 @@ def test_what_a_killed_server_has_recorded_plays(tiny, tmp_path):
 
     async def go():
         async with talking(server) as talk:
-            await talk.hear_chunks(4)
+            await talk.hear_segments(4)
             server.process.kill()
             return talk
 
     talk = run(go())
     server.process.wait()
     name = talk.hello["session"]
-    shown = sum(about["images"] for about, _ in talk.chunks)
+    shown = sum(about["num_frames"] for about, _ in talk.segments)
     assert len(video.read_video(tmp_path / f"{name}.mp4")) >= shown
     assert Timeline.load(tmp_path / f"{name}.timeline.json").cues[0].prompt == PROMPT
 
 
-def test_what_cannot_be_served_is_said(tiny, tmp_path):
+def test_what_cannot_be_served_is_said(tiny, caplog):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -396,8 +397,14 @@ def test_what_cannot_be_served_is_said(tiny, tmp_path):
             (["max_session=3"], "did you mean 'max_sessions'"),
             (["--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),
         ):
-            found = subprocess.run([sys.executable, "-m", "longlive.serving", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
-            assert found.returncode == 2 and message in found.stderr and "Traceback" not in found.stderr, found.stderr
+            caplog.clear()
+            assert main(words) == 2 and message in caplog.text
+
+
+def test_a_mistake_on_the_command_line_is_one_line_and_status_2():
+    command = [sys.executable, "-m", "longlive.serving", "max_session=3"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 2 and "did you mean 'max_sessions'" in found.stderr and "Traceback" not in found.stderr, found.stderr
 
 
 def test_a_model_that_cannot_be_loaded_is_said_where_people_look(tmp_path):

@@ -134,7 +134,7 @@ def test_a_switch_is_read_and_recached_before_the_first_block_of_its_clip(keep_s
     assert asked(tuner.rollout, "switch") == [(39, 15, keep_sink)]
     place = log.index(("switch", 39, 15))
     assert log[place - 2 : place + 2] == [("remember", 36, 10), ("read", 15), ("switch", 39, 15), ("block", 39, 15)]
-    assert all(entry[2] == (15 if entry[1] >= 39 else 10) for entry in log if entry[0] in ("block", "remember"))
+    assert all(entry[-1] == (15 if entry[1] >= 39 else 10) for entry in log if entry[0] in ("block", "remember"))
 
 
 def test_lengths_and_switches_are_chosen_for_each_video_and_every_switch_happens():

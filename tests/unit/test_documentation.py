@@ -83,6 +83,16 @@ def test_exports_are_the_documented_ones():
     assert imported and {name.strip() for line in imported for name in line.split(",")} <= set(longlive.__all__)
 
 
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = [text for language, text in FENCE.findall((ROOT / "README.md").read_text(encoding="utf-8")) if language == "python"]
+    names: dict = {}
+    exec(blocks[0], names)
+    assert names["frames"].shape == (1, 165, 64, 64, 3) and (tmp_path / "timeline.json").is_file()
+    with pytest.raises(FileNotFoundError, match="hf download"):  # the second needs the released files
+        exec(blocks[1], names)
+
+
 class Parsed(Exception):
     """The command line was read to its end; what follows would run the program."""
 

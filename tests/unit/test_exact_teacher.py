@@ -75,7 +75,7 @@ def sample(teacher, text, shape, generator, **past):
 @pytest.mark.parametrize("t", [20.0, 400.0, 833.0, 937.5, 980.0, 1000.0, "per frame"])
 def test_equals_enumeration(t):
     captions, _, x0, generator = scene(2, 4)
-    captions[1] = [captions[1]] * 2 + [captions[1].with_one_change("motion", "up")] * 2
+    captions = [captions[0], [captions[1]] * 2 + [captions[1].with_one_change("motion", "up")] * 2]
     levels = 20 + 960 * torch.rand(2, 4, generator=generator) if t == "per frame" else torch.full((2, 4), t)
     noisy = add_noise(x0, torch.randn(x0.shape, generator=generator), levels)
     prediction = ExactTeacher()(noisy, t if isinstance(t, float) else levels, captions)

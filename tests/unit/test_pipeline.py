@@ -129,9 +129,13 @@ def test_callback_sees_every_step_and_may_change_it(pipe):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"num_latent_frames": 7}, "7 frames cannot be cut into blocks of 3"),
+        ({"num_latent_frames": 7}, "7 latent frames cannot be cut into blocks of 3"),
         ({"num_latent_frames": 6, "height": 40}, "height 40 is not divisible by 16"),
-        ({"num_latent_frames": 6, "seconds": 1}, "not both"),
+        ({"num_latent_frames": 6, "seconds": 1}, "both seconds and num_latent_frames are given; choose one"),
+        ({"num_frames": 33, "seconds": 1}, "both seconds and num_frames"),
+        ({"num_frames": 32}, r"num_frames 32 is not the length of a video in blocks of 3 .* choose 33"),
+        ({"num_frames": 21 + 4}, "choose 21"),
+        ({"num_frames": -5}, "choose 9"),
         ({"num_latent_frames": 6, "output_type": "gif"}, "output_type 'gif' is unknown"),
         ({"seconds": 0}, "above 0"),
         ({"prompt": "  ", "num_latent_frames": 6}, "empty"),
@@ -143,6 +147,12 @@ def test_callback_sees_every_step_and_may_change_it(pipe):
 def test_what_cannot_be_made_is_said(pipe, settings, words):
     with pytest.raises(ValueError, match=words):
         pipe(**{"prompt": PROMPT} | settings)
+
+
+def test_a_length_in_pixel_frames(pipe):
+    assert latents(pipe, num_frames=33).shape[1] == 9
+    session = pipe.session(PROMPT, num_frames=21, seed=0)
+    assert sum(block.images.shape[1] for block in session) == 21 and session.timeline.num_latent_frames == 6
 
 
 def test_settings_override_the_folder_and_full_attention_needs_a_length(tiny):

@@ -184,5 +184,5 @@ def test_ways_of_treating_the_past_at_a_switch(model, make):
 
 def test_frames_that_are_no_whole_blocks_are_refused(model):
     rollout = Rollout(Denoiser(model), ring(), steps=STEPS, draw=None)
-    with pytest.raises(ValueError, match="7 frames cannot be cut into blocks of 3"):
+    with pytest.raises(ValueError, match="7 latent frames cannot be cut into blocks of 3"):
         next(stream(rollout, PromptSchedule.single("a"), read=lambda _: None, noise=lambda _: None, block=3, num_latent_frames=7))

@@ -3,12 +3,15 @@
 import json
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 import torch
 
 from longlive import LongLivePipeline
 from longlive.generation.conditioning import Conditioner
+from longlive.generation.cues import Cue
+from longlive.generation.session import SessionVideo
 from longlive.generation.timeline import Timeline
 
 PROMPT = "a red circle moving right on a black background"
@@ -48,7 +51,7 @@ def test_a_session_without_a_seed_has_one_of_its_own(pipe):
     one, two = pipe.session(PROMPT, num_latent_frames=3), pipe.session(PROMPT, num_latent_frames=3)
     assert one.timeline.seed != two.timeline.seed
     assert torch.equal(next(one).images, next(pipe.session(PROMPT, num_latent_frames=3, seed=one.timeline.seed)).images)
-    with pytest.raises(ValueError, match="seed or generator"):
+    with pytest.raises(ValueError, match="both seed and generator"):
         pipe.session(PROMPT, seed=1, generator=torch.Generator())
 
 
@@ -96,12 +99,12 @@ def test_restart_is_another_video_with_the_prompt_in_force(pipe):
     first = [next(session), next(session)]
     session.restart()
     again = [next(session), next(session)]
-    assert torch.equal(images(again), images(first)) and [chunk.take for chunk in again] == [1, 1]
+    assert torch.equal(images(again), images(first)) and [chunk.video_index for chunk in again] == [1, 1]
     assert again[0].frames == range(3) and session.timeline.num_latent_frames == 6
     session.prompt(OTHER)
     session.restart(7)  # what was typed before it was shown counts
     other = next(session)
-    assert (other.prompt, other.take, session.timeline.seed) == (OTHER, 2, 7)
+    assert (other.prompt, other.video_index, session.timeline.seed) == (OTHER, 2, 7)
     assert torch.equal(other.images, next(pipe.session(OTHER, seed=7)).images)
     session.prompt(PROMPT)
     next(session)
@@ -109,26 +112,56 @@ def test_restart_is_another_video_with_the_prompt_in_force(pipe):
     assert next(session).prompt == PROMPT
 
 
-def test_a_block_is_begun_anew_for_a_prompt_that_comes_meanwhile(pipe, monkeypatch):
-    """Typed during the first pass of the third block, which shows it then; the timeline still makes the same video."""
+def test_a_block_is_made_again_with_a_prompt_that_comes_meanwhile(pipe, monkeypatch):
+    """The prompt comes during the first pass of the third block, which then shows it; the timeline still makes the same video."""
     passes, session = [], None
     forward = type(pipe.transformer).forward
 
     def watched(network, x, t, *rest, **settings):
         passes.append(float(t.flatten()[0]))
-        if session is not None and passes.count(1000.0) == 3 and len(session.timeline.cues) == 1 and not session._take.cues.pending:
+        if session is not None and passes.count(1000.0) == 3 and session.newest_prompt == PROMPT:
             session.prompt(OTHER)
         return forward(network, x, t, *rest, **settings)
 
     monkeypatch.setattr(type(pipe.transformer), "forward", watched)
     asked = []
-    session = pipe.session(PROMPT, num_latent_frames=15, seed=4, preempt=lambda: asked.append(1) is None)
-    chunks = list(session)
-    assert asked and [chunk.prompt for chunk in chunks] == [PROMPT] * 2 + [OTHER] * 3
-    assert passes.count(1000.0) == 6  # five blocks, one of them begun twice
+    session = pipe.stepped_session(PROMPT, num_latent_frames=15, seed=4, preempt=lambda: asked.append(1) is None)
+    blocks = []
+    while (step := session.advance()) is not None:
+        video, block = step
+        blocks.append(video.decode(block))
+    assert asked and [block.prompt for block in blocks] == [PROMPT] * 2 + [OTHER] * 3
+    assert passes.count(1000.0) == 6  # five blocks, one of them made twice
     monkeypatch.undo()
     again = list(pipe.session(session.timeline.schedule, num_latent_frames=15, seed=4))
-    assert torch.equal(images(again), images(chunks))
+    assert torch.equal(images(again), images(blocks))
+
+
+def test_a_stepped_session_switches_once_the_prompt_is_encoded_and_the_newest_wins(pipe):
+    session, encodings = pipe.stepped_session(PROMPT, seed=0), {}
+    session._encode = lambda text: encodings.setdefault(text, Future())
+
+    def prompt_shown():
+        return session.advance()[1].cue.prompt
+
+    assert session.newest_prompt == PROMPT and prompt_shown() == PROMPT
+    first, second = session.prompt_when_encoded("first"), session.prompt_when_encoded("second", keep_sink=False)
+    assert prompt_shown() == session.newest_prompt == PROMPT  # goes on with it meanwhile
+    encodings["first"].set_result(None)
+    assert first.result(0) is False and not second.done() and prompt_shown() == PROMPT
+    encodings["second"].set_result(None)
+    assert second.result(0) is True and session.newest_prompt == "second" and prompt_shown() == "second"
+    assert session.timeline.cues[-1].keep_sink is False
+    third = session.prompt_when_encoded("third")
+    session.prompt(OTHER)  # does not wait, and is newer
+    encodings["third"].set_result(None)
+    assert third.result(0) is False and prompt_shown() == OTHER
+    fourth = session.prompt_when_encoded("fourth")
+    encodings["fourth"].set_exception(RuntimeError("no"))
+    assert isinstance(fourth.exception(0), RuntimeError) and prompt_shown() == OTHER
+    for put in (session.prompt, session.prompt_when_encoded):
+        with pytest.raises(ValueError, match="the prompt is empty"):
+            put("  ")
 
 
 def test_a_slow_consumer_slows_generation(pipe):
@@ -146,7 +179,7 @@ def test_what_breaks_a_block_reaches_who_iterates(pipe, monkeypatch):
     def fail(*_):
         raise broken
 
-    monkeypatch.setattr(type(session._take), "advance", fail)
+    monkeypatch.setattr(SessionVideo, "next_block", fail)
     with pytest.raises(RuntimeError, match="the device is gone"):
         for _ in range(3):
             next(session)
@@ -183,14 +216,39 @@ def test_prompts_are_read_on_the_side_and_only_the_newest_of_many(pipe):
     assert encoder.asked.count("bad") == 2
 
 
+def test_a_timeline_of_version_1(tmp_path):
+    path = tmp_path / "timeline.json"
+    path.write_text(
+        """{
+  "version": 1,
+  "seed": 7,
+  "settings": {"height": 64, "width": 64, "block": 3, "window": 9, "sink": 3, "keep_sink": false},
+  "cues": [
+    {"frame": 0, "prompt": "a red circle", "keep_sink": null},
+    {"frame": 6, "prompt": "a blue square", "keep_sink": true}
+  ],
+  "num_frames": 12
+}
+"""
+    )
+    timeline = Timeline.load(path)
+    assert timeline.cues == [Cue(0, "a red circle"), Cue(6, "a blue square", True)]
+    assert (timeline.seed, timeline.num_latent_frames) == (7, 12) and timeline.settings["recache"] == "joint"
+    timeline.save(path)
+    assert json.loads(path.read_text())["version"] == 2 and Timeline.load(path) == timeline
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 2}, "timeline of version 2; this program reads version 1"),
-        ({"cues": None}, "is no timeline: TypeError"),
+        ({"version": 3}, "timeline of version 3; this program reads versions 1, 2"),
+        ({"cues": None}, "is not a timeline: TypeError"),
         ({"num_latent_frames": 0}, "ended before its first block"),
-        ({"cues": [{"frame": 3, "prompt": "a", "keep_sink": None}]}, "must begin at frame 0"),
-        ({"num_latent_frames": 3, "cues": [{"frame": f, "prompt": "a", "keep_sink": None} for f in (0, 3)]}, "beyond the video's end"),
+        ({"cues": [{"latent_frame": 3, "prompt": "a", "keep_sink": None}]}, "must begin at frame 0"),
+        (
+            {"num_latent_frames": 3, "cues": [{"latent_frame": n, "prompt": "a", "keep_sink": None} for n in (0, 3)]},
+            "beyond the video's end",
+        ),
     ],
 )
 def test_files_that_are_no_timelines(pipe, tmp_path, change, words):
@@ -201,7 +259,7 @@ def test_files_that_are_no_timelines(pipe, tmp_path, change, words):
     with pytest.raises(ValueError, match=words):
         Timeline.load(path)
     path.write_text("{")
-    with pytest.raises(ValueError, match="is no timeline"):
+    with pytest.raises(ValueError, match="is not a timeline"):
         Timeline.load(path)
     with pytest.raises(ValueError, match="there is no timeline"):
         Timeline.load(tmp_path / "other.json")

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -144,9 +145,7 @@ def test_bfloat16_where_the_processor_has_instructions_for_it(instructions, monk
 
 
 def test_bfloat16_linears_round_and_nothing_else(model):
-    plain, rounded = (WanTransformer.from_config(model.config) for _ in range(2))
-    plain.load_state_dict(model.state_dict())
-    rounded.load_state_dict(model.state_dict())
+    plain, rounded = deepcopy(model), deepcopy(model)
     use_bfloat16_linears(rounded)
     x, t, text = torch.randn(2, 3, 4, 4, 4), torch.full((2, 3), 400.0), torch.randn(2, 5, 8)
     outputs = [network(x, t, text) for network in (plain, rounded)]

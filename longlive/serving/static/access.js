@@ -1,11 +1,11 @@
-// Addresses on the server, with the token that the page was opened with.
+// URLs on the server, with the token from the address of the page.
 
 import { recall, remember } from "./storage.js";
 
 const page = new URL(location.href);
 if (page.searchParams.has("token")) {
   remember("token", page.searchParams.get("token"));
-  page.searchParams.delete("token"); // it would stay in the history, in bookmarks and in screenshots
+  page.searchParams.delete("token"); // otherwise it would stay in the history, in bookmarks and in screenshots
   history.replaceState(null, "", page);
 }
 const token = recall("token");

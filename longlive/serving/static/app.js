@@ -1,18 +1,18 @@
-// The page: wires its controls to a session and shows what the session says.
+// The page: connects its controls to a session and shows the session's state.
 
 import { address, parameters } from "./access.js";
 import { bestFormat } from "./player.js";
 import { PromptLine } from "./prompt_line.js";
-import { KEPT } from "./connection.js";
+import { RECONNECT_TIME } from "./connection.js";
 import { Session } from "./session.js";
 import { Stage } from "./stage.js";
 import { forget, recall, remember } from "./storage.js";
 import { Timeline, clock } from "./timeline.js";
 
-const POLL = 700; // milliseconds between two looks at a server that is not ready
-const KEPT_SESSION = "session";
+const POLL_INTERVAL = 700; // milliseconds between requests to a server that is not ready
+const STORED_SESSION = "session";
 
-const TINY = 128; // pixels; a model of such images knows only a small world
+const TINY = 128; // pixels; a model of images this small is the miniature
 const EXAMPLES = {
   tiny: [
     "a red circle moving right on a black background",
@@ -32,12 +32,12 @@ const line = new PromptLine(send);
 const format = bestFormat(parameters.get("format"));
 
 let session = null;
-let waiting = { title: "Connecting to the server", text: "" }; // until there is a model; null then
+let waiting = { title: "Connecting to the server", text: "" }; // null once there is a model
 
-// what the person does
+// actions of the user
 
 function start() {
-  const prompt = line.text || timeline.segments.at(-1)?.prompt || line.example;
+  const prompt = line.text || timeline.entries.at(-1)?.prompt || line.example;
   session?.close();
   timeline.clear();
   element("time").textContent = clock(0, 1);
@@ -66,7 +66,7 @@ function pause() {
   if (running() && session.state !== "queued") session.pause(!session.paused);
 }
 
-const running = () => session !== null && session.over === null;
+const running = () => session !== null && session.ended === null;
 
 function wantedSeed() {
   const digits = element("seed").value.trim();
@@ -79,7 +79,7 @@ element("examples").addEventListener("click", ({ target }) => {
   line.text = target.textContent;
   element("prompt").focus();
 });
-element("continue").addEventListener("click", () => session.takeBack());
+element("continue").addEventListener("click", () => session.takeOver());
 element("pause").addEventListener("click", pause);
 element("restart").addEventListener("click", restart);
 element("stop").addEventListener("click", () => session.stop());
@@ -94,7 +94,7 @@ element("seed").addEventListener("keydown", (event) => {
 });
 element("help").addEventListener("click", () => element("help-dialog").showModal());
 element("help-dialog").addEventListener("click", ({ target }) => {
-  if (target === element("help-dialog")) target.close(); // its backdrop
+  if (target === element("help-dialog")) target.close(); // the backdrop
 });
 element("help-dialog").addEventListener("close", () => line.focus());
 
@@ -107,28 +107,28 @@ document.addEventListener("keydown", (event) => {
   action();
 });
 
-// what the session says
+// events of the session
 
 const events = {
   changed: show,
   model: showModel,
   limits: ({ prompt_chars }) => (line.longest = prompt_chars),
-  chunk: (about) => {
-    timeline.add(about, session.seconds);
-    keep();
+  segment: (segment) => {
+    timeline.add(segment, session.seconds);
+    storeSession();
   },
-  shown: (about, time) => {
+  shown: (segment, time) => {
     element("time").textContent = clock(time, 1);
-    timeline.show(about);
+    timeline.show(segment);
   },
   notice: (text) => stage.notice(text),
 };
 
-/** So that a page that is reloaded goes on with its session. */
-function keep() {
-  if (running() && session.chunks > 0) remember(KEPT_SESSION, { ...session.kept, segments: timeline.segments, at: Date.now() });
+/** A page that is reloaded continues its session with this. */
+function storeSession() {
+  if (running() && session.segments > 0) remember(STORED_SESSION, { ...session.resumable, entries: timeline.entries, at: Date.now() });
 }
-addEventListener("pagehide", keep);
+addEventListener("pagehide", storeSession);
 
 function showModel({ name, width, height }) {
   element("model").textContent = `${name}, ${width} × ${height}`;
@@ -143,14 +143,14 @@ function show() {
   const words = waiting?.title ?? session?.words ?? "Ready";
   const status = element("state");
   status.dataset.state = state;
-  if (status.textContent !== words) status.textContent = words; // else screen readers would say it again
+  if (status.textContent !== words) status.textContent = words; // otherwise screen readers would read it again
   stage.panel(panel(state, words));
 
-  const live = running();
-  element("send").querySelector("span").textContent = live ? "Send" : "Start";
+  const isRunning = running();
+  element("send").querySelector("span").textContent = isRunning ? "Send" : "Start";
   element("send").disabled = waiting !== null;
-  element("stop").disabled = !live;
-  element("pause").disabled = !live || state === "queued";
+  element("stop").disabled = !isRunning;
+  element("pause").disabled = !isRunning || state === "queued";
   element("restart").disabled = session === null || state === "queued";
   element("pause").querySelector("span").textContent = session?.paused ? "Resume" : "Pause";
   element("pause").querySelector("use").setAttribute("href", session?.paused ? "#icon-play" : "#icon-pause");
@@ -161,18 +161,18 @@ function show() {
   showNumbers();
   timeline.announce(session.pending !== null && session.pending.first === null ? session.pending.prompt : null);
   stage.description = session.shown === null ? "Generated video" : `Generated video: ${session.shown.prompt}`;
-  if (session.over !== null) forget(KEPT_SESSION);
+  if (session.ended !== null) forget(STORED_SESSION);
 }
 
 function panel(state, words) {
   if (waiting !== null) return { ...waiting, actions: [] };
   if (state === "idle") {
-    const text = "Say what the video should show and press Enter. Go on typing while it plays: it follows.";
+    const text = "Say what the video should show and press Enter. Type other prompts while it plays: it follows.";
     return { title: "Describe a video", text, actions: ["examples", "start"] };
   }
-  if (state === "queued") return { title: words, text: "It begins by itself when a place is free.", actions: [] };
-  if (session.over === null) return null;
-  return { ...session.over, actions: session.over.theirs ? ["continue", "start"] : ["start"] };
+  if (state === "queued") return { title: words, text: "It starts by itself when there is room.", actions: [] };
+  if (session.ended === null) return null;
+  return { ...session.ended, actions: session.ended.takenOver ? ["continue", "start"] : ["start"] };
 }
 
 function showDownloads() {
@@ -181,7 +181,7 @@ function showDownloads() {
     ["download-timeline", `/timeline/${session?.id}`, "longlive.timeline.json"],
   ]) {
     const link = element(id);
-    const ready = session !== null && session.chunks > 0;
+    const ready = session !== null && session.segments > 0;
     link.ariaDisabled = String(!ready);
     if (ready) {
       link.href = address(path);
@@ -192,7 +192,7 @@ function showDownloads() {
   }
 }
 
-let seedShown = null; // what the server said last; anything else in the field was typed
+let seedShown = null; // the server's last seed; any other text in the field was typed
 
 function showSeed() {
   const seed = session.seed;
@@ -211,7 +211,7 @@ function showNumbers() {
   element("fps").textContent = fps === null ? "–" : fps.toFixed(1);
   if (timings !== null) {
     const parts = Object.entries(timings).map(([part, seconds]) => `${part} ${(1000 * seconds).toFixed(0)} ms`);
-    element("fps").title = `the chunk on screen took: ${parts.join(", ")}`;
+    element("fps").title = `the segment on screen took: ${parts.join(", ")}`;
   }
   if (pending === null || session.paused) {
     clearInterval(ticking);
@@ -221,7 +221,7 @@ function showNumbers() {
   }
 }
 
-// for debugging, and for tests from outside
+// for debugging, and for tests of the page
 window.longlive = {
   get state() {
     return element("state").dataset.state;
@@ -229,25 +229,25 @@ window.longlive = {
   get session() {
     return session?.id ?? null;
   },
-  get chunks() {
-    return session?.chunks ?? 0;
+  get segments() {
+    return session?.segments ?? 0;
   },
   get latency() {
     return session?.latency ?? null;
   },
 };
 
-// the beginning
+// start of the page
 
-const pauseFor = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+const delay = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
-/** What hinders us from starting, in words; null once nothing does. */
+/** Why a session cannot start yet, in words; null once it can. */
 async function obstacle() {
   let health;
   try {
     health = await fetch(address("/health"));
   } catch {
-    return { title: "The server does not answer", text: "The page goes on trying. Is the server running?" };
+    return { title: "The server does not answer", text: "The page keeps trying. Is the server running?" };
   }
   if (!health.ok) {
     const { detail } = await health.json().catch(() => ({}));
@@ -261,7 +261,7 @@ async function obstacle() {
   }
   const [model] = [await models.json()].flat();
   showModel(model);
-  element("keep-sink").checked = model.keep_sink ?? true; // what the model was made for
+  element("keep-sink").checked = model.keep_sink ?? true; // the model's own setting
   return null;
 }
 
@@ -269,14 +269,14 @@ async function begin() {
   show();
   while ((waiting = await obstacle()) !== null) {
     show();
-    await pauseFor(POLL);
+    await delay(POLL_INTERVAL);
   }
-  const kept = recall(KEPT_SESSION);
-  if (kept !== null && Date.now() - kept.at < KEPT) {
-    timeline.restore(kept.segments);
-    line.remember(kept.segments.map(({ prompt }) => prompt));
+  const stored = recall(STORED_SESSION);
+  if (stored !== null && Date.now() - stored.at < RECONNECT_TIME) {
+    timeline.restore(stored.entries);
+    line.remember(stored.entries.map(({ prompt }) => prompt));
     session = new Session(format, stage.screen, events);
-    session.resume(kept);
+    session.resume(stored);
   }
   show();
 }

@@ -1,38 +1,38 @@
-// The WebSocket of a session, docs/serving.md: joins each announcement with the binary messages that follow it, and comes back
-// when the connection is lost. Knows nothing about players or the page.
+// The WebSocket of a session, as docs/serving.md describes it: joins each message with the binary messages that follow it, and
+// reconnects when the connection is lost. Knows nothing about players or the page.
 
 import { socketAddress } from "./access.js";
 import { splitJpegs } from "./jpegs.js";
 
-const SHORTEST_WAIT = 250; // milliseconds before the first attempt to come back; doubled after each
+const SHORTEST_WAIT = 250; // milliseconds before the first attempt to reconnect; doubled after each
 const LONGEST_WAIT = 4000;
-const ATTEMPT = 5000; // after this long an attempt counts as failed
-export const KEPT = 30_000; // how long the server keeps a session that nobody watches
+const ATTEMPT_TIMEOUT = 5000; // milliseconds
+export const RECONNECT_TIME = 30_000; // milliseconds for which the server keeps a session without a client
 
 export class Connection {
-  next = 0; // number of the first chunk that has not come yet
+  next = 0; // index of the first segment that has not arrived
   #events;
   #format;
   #start; // the message that begins a new session
   #session = null;
   #socket = null;
-  #announced = null; // whose binary messages are expected
+  #announced = null; // the message whose binary messages are expected
   #parts = [];
   #lostAt = null;
   #wait = SHORTEST_WAIT;
   #timer = null;
   #finished = false;
-  #offline = () => this.#dropped(this.#socket);
-  #online = () => this.#again();
+  #offline = () => this.#onLost(this.#socket);
+  #online = () => this.#reconnect();
 
   /**
-   * `events`: `message(object)` for what has no binary part, `header(object, bytes)`, `chunk(object, parts)`, `lost()` when the
-   * connection broke and is being restored, `gone()` when it could not be restored in time.
+   * `events`: `message(message)` for those without a binary part, `header(message, bytes)`, `segment(message, parts)`, `lost()` when
+   * the connection is lost and being restored, `gone()` when it could not be restored in time.
    */
   constructor(format, events) {
     this.#format = format;
     this.#events = events;
-    // without this a laptop that lost its network would notice only minutes later
+    // otherwise a computer that has lost its network would notice minutes later
     addEventListener("offline", this.#offline);
     addEventListener("online", this.#online);
   }
@@ -48,14 +48,14 @@ export class Connection {
     this.#open();
   }
 
-  /** The same session from here on in another format. */
+  /** Continues the session in another format. */
   change(format) {
     this.#format = format;
     this.#abandon();
     this.#open();
   }
 
-  /** Whether it was sent. */
+  /** Returns whether the message was sent. */
   send(message) {
     if (this.#socket?.readyState !== WebSocket.OPEN || this.#lostAt !== null) return false;
     this.#socket.send(JSON.stringify(message));
@@ -71,7 +71,7 @@ export class Connection {
 
   #open() {
     const socket = new WebSocket(socketAddress("/live"));
-    const attempt = setTimeout(() => this.#dropped(socket), ATTEMPT);
+    const attempt = setTimeout(() => this.#onLost(socket), ATTEMPT_TIMEOUT);
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
       clearTimeout(attempt);
@@ -84,7 +84,7 @@ export class Connection {
     socket.onmessage = ({ data }) => (typeof data === "string" ? this.#text(JSON.parse(data)) : this.#binary(data));
     socket.onclose = () => {
       clearTimeout(attempt);
-      this.#dropped(socket);
+      this.#onLost(socket);
     };
     this.#socket = socket;
     this.#announced = null;
@@ -94,7 +94,7 @@ export class Connection {
     this.#lostAt = null;
     this.#wait = SHORTEST_WAIT;
     if (message.type === "hello") this.#session = message.session;
-    if (message.type === "chunk" || (message.type === "header" && message.format === "mp4")) {
+    if (message.type === "segment" || (message.type === "header" && message.format === "mp4")) {
       this.#announced = message;
       this.#parts = [];
     } else if (message.type === "header") {
@@ -105,35 +105,35 @@ export class Connection {
   }
 
   #binary(data) {
-    const about = this.#announced;
-    if (about === null) return;
-    if (about.type === "header") {
+    const message = this.#announced;
+    if (message === null) return;
+    if (message.type === "header") {
       this.#announced = null;
-      this.#events.header(about, data);
+      this.#events.header(message, data);
       return;
     }
     this.#parts.push(...(this.#format === "mp4" ? [data] : splitJpegs(data)));
-    if (this.#format === "jpeg" && this.#parts.length < about.images) return;
+    if (this.#format === "jpeg" && this.#parts.length < message.num_frames) return;
     this.#announced = null;
-    this.next = about.chunk + 1;
-    this.#events.chunk(about, this.#parts);
+    this.next = message.index + 1;
+    this.#events.segment(message, this.#parts);
   }
 
-  #dropped(socket) {
+  #onLost(socket) {
     if (this.#finished || socket === null || socket !== this.#socket) return;
     this.#abandon();
     this.#lostAt ??= performance.now();
-    if (performance.now() - this.#lostAt > KEPT) {
+    if (performance.now() - this.#lostAt > RECONNECT_TIME) {
       this.#events.gone();
       return;
     }
     this.#events.lost();
-    if (this.#finished) return; // by whoever was told
-    this.#timer = setTimeout(() => this.#again(), this.#wait);
+    if (this.#finished) return; // the listener has closed it
+    this.#timer = setTimeout(() => this.#reconnect(), this.#wait);
     this.#wait = Math.min(2 * this.#wait, LONGEST_WAIT);
   }
 
-  #again() {
+  #reconnect() {
     if (this.#finished || this.#socket !== null || this.#lostAt === null) return;
     clearTimeout(this.#timer);
     this.#open();

@@ -1,10 +1,10 @@
-// JPEG files that follow each other in one buffer.
+// Splits a buffer into the JPEG files that it holds one after the other.
 
 const MARKER = 0xff;
 const START_OF_SCAN = 0xda;
 const END_OF_IMAGE = 0xd9;
 
-/** Views of the files in `buffer`, in their order. Raises RangeError when one is cut off. */
+/** Views of the files in `buffer`, in order. Throws RangeError when the last one is incomplete. */
 export function splitJpegs(buffer) {
   const bytes = new Uint8Array(buffer);
   const files = [];
@@ -16,7 +16,7 @@ export function splitJpegs(buffer) {
   return files;
 }
 
-// Walks the segments by their lengths: the two bytes that end a file may also stand inside of a table.
+// Follows the lengths of the markers' segments: the two bytes that end a file may also occur inside a table.
 function endOfFile(bytes, start) {
   let at = start + 2;
   while (at + 1 < bytes.length) {
@@ -25,10 +25,10 @@ function endOfFile(bytes, start) {
     at += 2 + bytes[at + 2] * 256 + bytes[at + 3];
     if (kind === START_OF_SCAN) at = endOfScan(bytes, at);
   }
-  throw new RangeError("a JPEG file is cut off");
+  throw new RangeError("a JPEG file is incomplete");
 }
 
-// In the picture's own data FF is followed by 00, or by D0 to D7 where the decoder may begin anew.
+// In entropy-coded data FF is followed by 00, or by D0 to D7 for a restart marker.
 function endOfScan(bytes, at) {
   while (at < bytes.length && !(bytes[at] === MARKER && bytes[at + 1] !== 0 && (bytes[at + 1] & 0xf8) !== 0xd0)) at += 1;
   return at;

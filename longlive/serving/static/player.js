@@ -1,9 +1,9 @@
-// What players have in common: which one to take, which chunk is on screen, how fast to play.
+// The two players: which of them the browser can use, and their common interface.
 //
-// A player has `header(about, bytes)`, `push(about, parts)`, `play()`, `pause()`, `close()`. It calls `events`:
-// `appended(about, ahead)` when a chunk can be played, with the seconds left to play; `shown(about, time, at)` for what is on
-// screen, `time` in seconds of the video, `at` on the clock of `performance.now()`; `blocked()` when the browser plays only after
-// a click; `failed(reason)` when it cannot go on.
+// A player has `header(message, bytes)`, `push(segment, parts)`, `play()`, `pause()`, `close()`. It calls `events`:
+// `appended(segment, buffered)` when a segment can be played, with the seconds left to play; `shown(segment, time, at)` for the image
+// on screen, `time` in seconds of the video, `at` on the clock of `performance.now()`; `blocked()` when the browser plays only after a
+// click; `failed(reason)` when it cannot go on.
 
 import { JpegPlayer } from "./player_jpeg.js";
 import { Mp4Player, canPlayMp4 } from "./player_mp4.js";
@@ -12,7 +12,7 @@ export function bestFormat(wanted) {
   return wanted !== "jpeg" && canPlayMp4() ? "mp4" : "jpeg";
 }
 
-/** `begin`: seconds of the video that were shown before, by a page that was left. */
+/** `begin`: seconds of the video that were shown before the page was reloaded. */
 export function createPlayer(format, { video, canvas }, events, begin) {
   video.hidden = format !== "mp4";
   canvas.hidden = format !== "jpeg";

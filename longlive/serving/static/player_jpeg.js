@@ -1,22 +1,22 @@
-// Shows JPEG files on a canvas, in time: for browsers that cannot play the mp4.
+// Plays JPEG files on a canvas, for browsers that cannot play the mp4.
 
-import { Chunks, pace } from "./pacing.js";
+import { Segments, pace } from "./pacing.js";
 
-const LONGEST_STEP = 0.25; // seconds; a page that was hidden does not catch up in one leap
+const LONGEST_STEP = 0.25; // seconds; a page that was hidden does not skip ahead at once
 
 export class JpegPlayer {
   #canvas;
   #context;
   #events;
   #queue = []; // { image, time }, not shown yet
-  #chunks = new Chunks();
+  #segments = new Segments();
   #time; // of the playhead
   #end; // of what can be played
   #rate = 1;
-  #wanted = false;
+  #playing = false; // as `play` and `pause` say
   #closed = false;
   #request = null;
-  #before = null; // when the clock was last looked at
+  #before = null; // time of the tick before
   #decoding = Promise.resolve();
 
   constructor(canvas, events, begin) {
@@ -28,17 +28,17 @@ export class JpegPlayer {
 
   header() {}
 
-  push(about, parts) {
-    this.#decoding = this.#decoding.then(() => this.#decode(about, parts)).catch((error) => this.#events.failed(error.message));
+  push(segment, parts) {
+    this.#decoding = this.#decoding.then(() => this.#decode(segment, parts)).catch((error) => this.#events.failed(error.message));
   }
 
   play() {
-    this.#wanted = true;
+    this.#playing = true;
     this.#run();
   }
 
   pause() {
-    this.#wanted = false;
+    this.#playing = false; // as `play` and `pause` say
     cancelAnimationFrame(this.#request);
     this.#request = null;
   }
@@ -49,29 +49,29 @@ export class JpegPlayer {
     this.#drop(this.#queue.length);
   }
 
-  async #decode(about, parts) {
+  async #decode(segment, parts) {
     const images = await Promise.all(parts.map((part) => createImageBitmap(new Blob([part], { type: "image/jpeg" }))));
     if (this.#closed) {
       images.forEach((image) => image.close());
       return;
     }
     const start = this.#end;
-    this.#end += about.seconds;
-    images.forEach((image, index) => this.#queue.push({ image, time: start + (index * about.seconds) / images.length }));
-    this.#chunks.add(about, start, this.#end);
-    const current = this.#chunks.at(this.#time);
+    this.#end += segment.seconds;
+    images.forEach((image, index) => this.#queue.push({ image, time: start + (index * segment.seconds) / images.length }));
+    this.#segments.add(segment, start, this.#end);
+    const current = this.#segments.at(this.#time);
     const { jump, rate } = pace(this.#end - Math.max(current?.end ?? 0, this.#time), this.#rate);
     this.#rate = rate;
-    if (jump && this.#wanted) {
+    if (jump && this.#playing) {
       this.#time = start;
       this.#drop(this.#queue.findIndex(({ time }) => time >= start));
     }
-    this.#events.appended(about, this.#end - this.#time);
+    this.#events.appended(segment, this.#end - this.#time);
     this.#run();
   }
 
   #run() {
-    if (!this.#wanted || this.#request !== null || this.#queue.length === 0) return;
+    if (!this.#playing || this.#request !== null || this.#queue.length === 0) return;
     this.#before = performance.now();
     this.#request = requestAnimationFrame(() => this.#tick());
   }
@@ -86,10 +86,10 @@ export class JpegPlayer {
       const { image, time } = this.#queue[due];
       this.#draw(image);
       this.#drop(due + 1);
-      this.#events.shown(this.#chunks.at(time).about, time, now);
+      this.#events.shown(this.#segments.at(time).segment, time, now);
     }
-    // the clock runs until the last image has been seen for its time
-    if (this.#wanted && this.#time < this.#end) this.#request = requestAnimationFrame(() => this.#tick());
+    // until the last image has been on screen for its full time
+    if (this.#playing && this.#time < this.#end) this.#request = requestAnimationFrame(() => this.#tick());
   }
 
   #draw(image) {
@@ -101,6 +101,6 @@ export class JpegPlayer {
   }
 
   #drop(count) {
-    for (const { image } of this.#queue.splice(0, count)) image.close(); // at once: garbage collection does not see its size
+    for (const { image } of this.#queue.splice(0, count)) image.close(); // not left to garbage collection, which does not know its size
   }
 }

@@ -1,13 +1,13 @@
-// Plays H.264 in fragmented mp4 through a media source.
+// Plays H.264 in fragmented mp4 through Media Source Extensions.
 
-import { Chunks, pace } from "./pacing.js";
+import { Segments, pace } from "./pacing.js";
 
 const CODECS = ["avc1.64001E", "avc1.42E01E"]; // high and baseline profile
-const BEHIND = 30; // seconds kept behind the playhead
-const SLACK = 0.05; // seconds; times of buffers are not exact
-const REBUILDS = 3; // within a minute; then the stream itself is at fault
+const KEPT_BEHIND = 30; // seconds kept behind the playhead
+const TOLERANCE = 0.05; // seconds; the times of buffers are not exact
+const MAX_REBUILDS = 3; // per minute; after more of them the stream itself must be at fault
 
-const Source = () => globalThis.MediaSource ?? globalThis.ManagedMediaSource; // phones from Apple have only the latter
+const Source = () => globalThis.MediaSource ?? globalThis.ManagedMediaSource; // iPhones have only the latter
 
 export function canPlayMp4() {
   return CODECS.some((codec) => Source()?.isTypeSupported(`video/mp4; codecs="${codec}"`));
@@ -18,21 +18,21 @@ export class Mp4Player {
   #events;
   #source = null;
   #buffer = null;
-  #init = null; // { mime, bytes } of the header
-  #tasks = []; // what the source buffer has still to do; the first is under way while it is updating
-  #chunks = new Chunks();
-  #wanted = false; // to play
-  #rebuilt = [];
-  #gone = new AbortController();
+  #initialization = null; // { mime, bytes } of the header
+  #tasks = []; // for the source buffer; while it is updating it works on the first
+  #segments = new Segments();
+  #playing = false; // as `play` and `pause` say
+  #rebuiltAt = [];
+  #closed = new AbortController();
 
   constructor(video, events) {
     this.#video = video;
     this.#events = events;
-    const listen = (name, react, target = video) => target.addEventListener(name, react, { signal: this.#gone.signal });
-    listen("waiting", () => this.#place());
+    const listen = (name, react, target = video) => target.addEventListener(name, react, { signal: this.#closed.signal });
+    listen("waiting", () => this.#adjust());
     listen("error", () => this.#rebuild(video.error?.message || "the video cannot be decoded"));
-    // some browsers pause a video that nobody sees
-    listen("visibilitychange", () => !document.hidden && this.#wanted && this.play(), document);
+    // some browsers pause a video in a hidden page
+    listen("visibilitychange", () => !document.hidden && this.#playing && this.play(), document);
     const exact = "requestVideoFrameCallback" in video;
     listen("timeupdate", () => {
       if (!exact || document.hidden) this.#shown(video.currentTime, performance.now());
@@ -41,31 +41,31 @@ export class Mp4Player {
   }
 
   header({ mime }, bytes) {
-    const known = this.#init?.mime === mime;
-    this.#init = { mime, bytes };
+    const known = this.#initialization?.mime === mime;
+    this.#initialization = { mime, bytes };
     if (known && this.#source !== null) this.#do({ append: bytes });
     else this.#open();
   }
 
-  push(about, [bytes]) {
-    this.#do({ append: bytes, about });
+  push(segment, [bytes]) {
+    this.#do({ append: bytes, segment });
   }
 
   play() {
-    this.#wanted = true;
-    this.#place();
+    this.#playing = true;
+    this.#adjust();
     this.#video.play().catch((error) => {
       if (error.name === "NotAllowedError") this.#events.blocked();
     });
   }
 
   pause() {
-    this.#wanted = false;
+    this.#playing = false;
     this.#video.pause();
   }
 
   close() {
-    this.#gone.abort();
+    this.#closed.abort();
     this.#detach();
     this.#tasks = [];
     this.#video.removeAttribute("src");
@@ -76,7 +76,7 @@ export class Mp4Player {
     this.#detach();
     const source = new (Source())();
     this.#source = source;
-    this.#video.disableRemotePlayback = true; // a managed source is not opened without
+    this.#video.disableRemotePlayback = true; // otherwise a managed media source is not opened
     const url = URL.createObjectURL(source);
     source.addEventListener(
       "sourceopen",
@@ -92,7 +92,7 @@ export class Mp4Player {
   #opened() {
     let buffer;
     try {
-      buffer = this.#source.addSourceBuffer(this.#init.mime);
+      buffer = this.#source.addSourceBuffer(this.#initialization.mime);
     } catch (error) {
       this.#events.failed(error.message);
       return;
@@ -100,25 +100,25 @@ export class Mp4Player {
     buffer.mode = "segments";
     buffer.addEventListener("updateend", () => buffer === this.#buffer && this.#done());
     this.#buffer = buffer;
-    this.#tasks.unshift({ append: this.#init.bytes });
+    this.#tasks.unshift({ append: this.#initialization.bytes });
     this.#work();
-    if (this.#wanted) this.play();
+    if (this.#playing) this.play();
   }
 
   #detach() {
     this.#source = this.#buffer = null;
   }
 
-  // A decoder that broke stays broken; every chunk begins with a key frame, so a new one can go on with the next.
+  // A decoder that has failed cannot be used again. Every segment begins with a key frame, so a new decoder can go on with the next one.
   #rebuild(reason) {
     const now = performance.now();
-    this.#rebuilt = [...this.#rebuilt.filter((time) => now - time < 60_000), now];
-    if (this.#init === null) return;
-    if (this.#rebuilt.length > REBUILDS) {
+    this.#rebuiltAt = [...this.#rebuiltAt.filter((time) => now - time < 60_000), now];
+    if (this.#initialization === null) return;
+    if (this.#rebuiltAt.length > MAX_REBUILDS) {
       this.#events.failed(reason);
       return;
     }
-    this.#tasks = this.#tasks.filter((task, index) => task.about !== undefined && index > 0);
+    this.#tasks = this.#tasks.filter((task, index) => task.segment !== undefined && index > 0);
     this.#open();
   }
 
@@ -143,58 +143,58 @@ export class Mp4Player {
   #done() {
     const task = this.#tasks.shift();
     const buffered = this.#buffer.buffered;
-    if (task?.about !== undefined && buffered.length > 0) {
+    if (task?.segment !== undefined && buffered.length > 0) {
       const end = buffered.end(buffered.length - 1);
-      this.#chunks.add(task.about, end - task.about.seconds, end);
-      this.#place();
-      if (this.#video.currentTime - buffered.start(0) > 1.5 * BEHIND) {
-        this.#tasks.unshift({ remove: this.#video.currentTime - BEHIND });
+      this.#segments.add(task.segment, end - task.segment.seconds, end);
+      this.#adjust();
+      if (this.#video.currentTime - buffered.start(0) > 1.5 * KEPT_BEHIND) {
+        this.#tasks.unshift({ remove: this.#video.currentTime - KEPT_BEHIND });
       }
-      this.#events.appended(task.about, Math.max(0, end - this.#video.currentTime));
+      this.#events.appended(task.segment, Math.max(0, end - this.#video.currentTime));
     }
     this.#work();
   }
 
-  // The browser's limit is reached although old media is removed: less of it, and if there is none, the picture jumps.
+  // The browser's limit is reached although old media is removed: keep less of it; when there is none left to remove, skip ahead.
   #makeRoom() {
     const buffered = this.#buffer.buffered;
     if (buffered.length === 0) {
-      this.#rebuild("a chunk is larger than the browser's buffer");
+      this.#rebuild("a segment is larger than the browser's buffer");
       return;
     }
-    if (this.#video.currentTime - buffered.start(0) < 3) this.#video.currentTime = buffered.end(buffered.length - 1) - SLACK;
-    this.#tasks.unshift({ remove: Math.max(this.#video.currentTime - 2, buffered.start(0) + SLACK) });
+    if (this.#video.currentTime - buffered.start(0) < 3) this.#video.currentTime = buffered.end(buffered.length - 1) - TOLERANCE;
+    this.#tasks.unshift({ remove: Math.max(this.#video.currentTime - 2, buffered.start(0) + TOLERANCE) });
     this.#work();
   }
 
-  // Keeps the playhead inside of what is buffered and near its end.
-  #place() {
+  // Keeps the playhead inside the buffered ranges and near their end.
+  #adjust() {
     const video = this.#video;
     const ranges = this.#buffer?.buffered;
     if (ranges === undefined || ranges.length === 0) return;
-    const index = [...Array(ranges.length).keys()].find((each) => ranges.end(each) > video.currentTime + SLACK);
+    const index = [...Array(ranges.length).keys()].find((each) => ranges.end(each) > video.currentTime + TOLERANCE);
     if (index === undefined) return;
     if (ranges.start(index) > video.currentTime) {
-      video.currentTime = ranges.start(index); // after a gap, or where a page that was reloaded comes in
+      video.currentTime = ranges.start(index); // after a gap, or when the page was reloaded
     }
-    if (!this.#wanted) return;
+    if (!this.#playing) return;
     const end = ranges.end(ranges.length - 1);
-    const current = this.#chunks.at(video.currentTime);
+    const current = this.#segments.at(video.currentTime);
     const { jump, rate } = pace(end - Math.max(current?.end ?? 0, video.currentTime), video.playbackRate);
-    if (jump) video.currentTime = this.#chunks.at(end).start;
+    if (jump) video.currentTime = this.#segments.at(end).start;
     if (video.playbackRate !== rate) video.playbackRate = rate;
   }
 
   #watch() {
     this.#video.requestVideoFrameCallback((now, { mediaTime, expectedDisplayTime }) => {
-      if (this.#gone.signal.aborted) return;
+      if (this.#closed.signal.aborted) return;
       this.#shown(mediaTime, expectedDisplayTime);
       this.#watch();
     });
   }
 
   #shown(time, at) {
-    const current = this.#chunks.at(time);
-    if (current !== undefined) this.#events.shown(current.about, time, at);
+    const current = this.#segments.at(time);
+    if (current !== undefined) this.#events.shown(current.segment, time, at);
   }
 }

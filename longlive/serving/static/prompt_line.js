@@ -1,15 +1,15 @@
-// The line into which prompts are typed: where typing goes, and the prompts from before on the arrow keys.
+// The input line for prompts: it receives all typing, and the arrow keys recall earlier prompts.
 
-// On a phone focus opens the keyboard, so there only a tap on the line does that.
+// On a phone, focus opens the keyboard, so only a tap on the line sets it there.
 const KEYBOARD = matchMedia("(hover: hover) and (pointer: fine)");
 
 export class PromptLine {
   #input = document.getElementById("prompt");
   #history = [];
-  #at = 0; // which of the history is in the line; its length: none of it
+  #at = 0; // index of the history's prompt that is in the line; the history's length: none
   #draft = "";
 
-  /** `sent(text)`: Enter, or the button. */
+  /** `sent(text)`: Enter or the button was pressed. */
   constructor(sent) {
     document.getElementById("prompt-form").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -18,7 +18,7 @@ export class PromptLine {
     this.#input.addEventListener("input", () => (this.#at = this.#history.length));
     this.#input.addEventListener("keydown", (event) => this.#walk(event));
     document.addEventListener("keydown", (event) => this.#catch(event));
-    document.addEventListener("click", (event) => this.#comeBack(event));
+    document.addEventListener("click", (event) => this.#restoreFocus(event));
     this.focus();
   }
 
@@ -46,7 +46,7 @@ export class PromptLine {
     if (KEYBOARD.matches) this.#input.focus({ preventScroll: true });
   }
 
-  /** Stays in the line, selected: the next prompt is often the same but for a word. */
+  /** A prompt was sent. It stays in the line, selected: the next prompt often differs in a word only. */
   sent(text) {
     this.remember([text]);
     this.#input.value = text;
@@ -71,15 +71,15 @@ export class PromptLine {
     this.#input.setSelectionRange(this.#input.value.length, this.#input.value.length);
   }
 
-  // A character typed anywhere else goes here; the browser enters it where the focus is after this event.
+  // A character typed anywhere else goes into the line: the browser enters it where the focus is after this event.
   #catch({ key, ctrlKey, metaKey, altKey, target }) {
     if (key.length !== 1 || ctrlKey || metaKey || altKey || target.closest("input, dialog")) return;
-    if (key === " " && target.closest("button, a")) return; // presses it
+    if (key === " " && target.closest("button, a")) return; // a space presses it
     this.#input.focus();
   }
 
-  // A click leaves the focus on what was clicked. `detail` is 0 for a press by keyboard, whose focus must stay.
-  #comeBack({ detail, target }) {
+  // A click moves the focus to what was clicked; move it back. `detail` is 0 for a press by keyboard, which must keep the focus.
+  #restoreFocus({ detail, target }) {
     if (detail === 0 || target.closest("input:not([type=checkbox]), dialog, #help")) return;
     if (getSelection().isCollapsed) this.focus();
   }

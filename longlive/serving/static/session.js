@@ -1,44 +1,43 @@
-// One session as the person sees it: what was asked for, what is made, what is on screen. Knows nothing about the page.
+// A session as its user sees it: what was requested, what is made, what is on screen. Knows nothing about the page.
 
 import { Connection } from "./connection.js";
 import { createPlayer } from "./player.js";
 
-/** Whole words for `queued`. */
-function inQueue(place) {
-  if (place === 0) return "In the queue: you are next";
-  return `In the queue: ${place} ${place === 1 ? "session comes" : "sessions come"} before yours`;
+/** Words for `queued`. */
+function inQueue(position) {
+  return position === 1 ? "In the queue: you are next" : `In the queue: position ${position}`;
 }
 
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
-const NO_ANSWER = { state: "error", title: "The server does not answer", text: "It was tried for half a minute. Is it running?" };
-const GONE = { state: "ended", title: "The session is over", text: "The server does not have it any more. Start another one." };
+const NO_ANSWER = { state: "error", title: "The server does not answer", text: "The page tried for half a minute. Is the server running?" };
+const GONE = { state: "ended", title: "The session has ended", text: "The server no longer has it. Start another one." };
 
 export class Session {
   id = null;
-  over = null; // { state, title, text, theirs } once it is; `theirs`: another tab has it
+  ended = null; // { state, title, text, takenOver } once it has; `takenOver`: another tab shows it
   paused = false;
   seed = null;
-  chunks = 0; // that can be played
+  segments = 0; // that can be played
   seconds = 0; // of video that can be played
-  fps = null; // of generation, images a second
+  fps = null; // of generation, frames per second
   timings = null;
   latency = null; // seconds from the last prompt until its first image
-  pending = null; // what was asked for and is not on screen yet
-  shown = null; // what is said of the chunk on screen
+  pending = null; // what was requested and is not on screen yet
+  shown = null; // the message of the segment on screen
   #format;
   #screen;
   #events;
   #connection;
   #player = null;
   #connected = false;
-  #greeted = false; // the server has answered at least once
-  #place = null; // in the queue, until it is admitted
-  #newest = null; // what is said of the chunk that came last
+  #answered = false; // whether the server has answered since the connection was opened
+  #position = null; // in the queue, until it is admitted
+  #newest = null; // the message of the newest segment
 
   /**
-   * `screen`: the elements `{ video, canvas }`. `events`: `changed()`; `model(about)`; `limits(about)`; `chunk(about)` when it can
-   * be played; `shown(about, time)` for every image; `notice(text)` for what the person should read.
+   * `screen`: the elements `{ video, canvas }`. `events`: `changed()`; `model(description)`; `limits(limits)`; `segment(message)` when
+   * it can be played; `shown(message, time)` for every image; `notice(text)` for what the user should read.
    */
   constructor(format, screen, events) {
     this.#format = format;
@@ -47,38 +46,38 @@ export class Session {
     this.#connection = this.#connect();
   }
 
-  // what the person does
+  // actions of the user
 
   start({ prompt, seed, keepSink }) {
-    this.pending = { prompt, message: null, since: performance.now(), again: false, take: null, first: null, words: "Starting" };
+    this.pending = { prompt, message: null, since: performance.now(), repeats: false, after: null, first: null, words: "Starting" };
     const message = { prompts: [{ text: prompt }], keep_sink: keepSink };
     if (seed !== null) message.seed = seed;
     this.#connection.start(message);
     this.#events.changed();
   }
 
-  /** What a page that was reloaded has kept of its session: see `kept`. */
+  /** Continues a session after the page was reloaded, with what `resumable` gave. */
   resume({ session, next, seconds }) {
     this.id = session;
     this.seconds = seconds;
-    this.chunks = next;
+    this.segments = next;
     this.#connection.resume(session, next);
     this.#events.changed();
   }
 
-  get kept() {
+  get resumable() {
     return { session: this.id, next: this.#connection.next, seconds: this.seconds };
   }
 
   prompt(text, keepSink) {
-    this.#ask({ prompt: text, words: "Switching to the new prompt" }, { prompts: [{ text }], transition: { keep_sink: keepSink } });
+    this.#request({ prompt: text, words: "Switching to the new prompt" }, { prompts: [{ text }], transition: { keep_sink: keepSink } });
   }
 
   restart(seed) {
     const message = { reset_cache: true };
     if (seed !== null) message.seed = seed;
     const prompt = this.pending?.prompt ?? this.#newest?.prompt;
-    this.#ask({ prompt, words: "Starting again", take: this.#newest?.take ?? null }, message);
+    this.#request({ prompt, words: "Starting again", after: this.#newest?.video_index ?? null }, message);
   }
 
   pause(paused) {
@@ -93,29 +92,29 @@ export class Session {
     this.#end({ state: "ended", title: "The session has ended", text: "You can still download its recording and its timeline." });
   }
 
-  /** After another tab has taken the session: take it back. */
-  takeBack() {
+  /** Continues the session here after another tab has taken it over. */
+  takeOver() {
     const { next } = this.#connection;
-    this.over = null;
-    this.#greeted = false;
+    this.ended = null;
+    this.#answered = false;
     this.#connection = this.#connect();
     this.#connection.resume(this.id, next);
     this.#play();
     this.#events.changed();
   }
 
-  /** Makes place for another session on the same screen. */
+  /** Closes the connection and the player, so that another session can use the screen. */
   close() {
     this.#connection.close();
     this.#player?.close();
   }
 
-  // what can be seen of it
+  // its state
 
   get state() {
-    if (this.over !== null) return this.over.state;
-    if (!this.#connected) return this.#greeted ? "reconnecting" : "connecting";
-    if (this.#place !== null) return "queued";
+    if (this.ended !== null) return this.ended.state;
+    if (!this.#connected) return this.#answered ? "reconnecting" : "connecting";
+    if (this.#position !== null) return "queued";
     if (this.paused) return "paused";
     return this.pending === null ? "generating" : "switching";
   }
@@ -125,9 +124,9 @@ export class Session {
       case "connecting":
         return "Connecting";
       case "reconnecting":
-        return "Connection lost, coming back";
+        return "Connection lost, reconnecting";
       case "queued":
-        return inQueue(this.#place);
+        return inQueue(this.#position);
       case "paused":
         return "Paused";
       case "switching":
@@ -135,54 +134,55 @@ export class Session {
       case "generating":
         return "Generating";
       default:
-        return this.over.title;
+        return this.ended.title;
     }
   }
 
-  // asking
+  // requests
 
-  #ask({ prompt, words, take = this.pending?.take ?? null }, content) {
+  // `after`: the index of the video that a restart ends.
+  #request({ prompt, words, after = this.pending?.after ?? null }, content) {
     const message = { type: "update", ...content };
     if (this.paused) {
-      message.paused = this.paused = false; // who asks for something wants to see it
+      message.paused = this.paused = false; // whoever requests something wants to see it
       this.#play();
     }
-    const inForce = this.#newest?.prompt;
-    this.pending = { prompt, words, take, message, since: performance.now(), again: prompt === inForce && take === null, first: null };
-    if (this.#place === null) this.#connection.send(message); // if it is not sent now, it is when the server greets
+    const repeats = prompt === this.#newest?.prompt && after === null;
+    this.pending = { prompt, words, after, message, since: performance.now(), repeats, first: null };
+    if (this.#position === null) this.#connection.send(message); // if there is no connection, it is sent after `hello`
     this.#events.changed();
   }
 
-  // Whether a chunk that has come is the first of what was asked for last.
-  #answers(about) {
-    const { prompt, take, again, message } = this.pending;
-    if (about.prompt !== prompt || (take !== null && about.take <= take)) return false;
-    return !again || message === null; // the same prompt again: chunks from before look alike, until it was accepted
+  // Whether a segment shows what was requested last.
+  #answers(segment) {
+    const { prompt, after, repeats, message } = this.pending;
+    if (segment.prompt !== prompt || (after !== null && segment.video_index <= after)) return false;
+    return !repeats || message === null; // when the same prompt is sent again, only segments after `accepted` answer it
   }
 
-  // what the server says
+  // messages of the server
 
   #connect() {
     return new Connection(this.#format, {
-      message: (message) => this.#told(message),
-      header: (about, bytes) => this.#header(about, bytes),
-      chunk: (about, parts) => this.#chunk(about, parts),
-      lost: () => this.#lost(),
+      message: (message) => this.#onMessage(message),
+      header: (message, bytes) => this.#onHeader(message, bytes),
+      segment: (segment, parts) => this.#onSegment(segment, parts),
+      lost: () => this.#onLost(),
       gone: () => this.#end(this.id === null ? NO_ANSWER : GONE),
     });
   }
 
-  #told(message) {
+  #onMessage(message) {
     switch (message.type) {
       case "hello":
-        this.#hello(message);
+        this.#onHello(message);
         break;
       case "queued":
-        this.#connected = this.#greeted = true;
-        this.#place = message.place;
+        this.#connected = this.#answered = true;
+        this.#position = message.position;
         break;
       case "admitted":
-        this.#place = null;
+        this.#position = null;
         break;
       case "accepted":
         if (message.prompt === this.pending?.prompt) this.pending.message = null;
@@ -191,7 +191,7 @@ export class Session {
         this.seed = message.seed;
         break;
       case "error":
-        this.#error(message);
+        this.#onError(message);
         break;
       case "ended":
         this.#end({ state: "ended", title: "The session has ended", text: sentence(message.reason) });
@@ -200,27 +200,27 @@ export class Session {
     this.#events.changed();
   }
 
-  #hello({ session, model, limits, resumed, seed, paused, prompt, take }) {
+  #onHello({ session, model, limits, resumed, seed, paused, prompt, video_index }) {
     const reloaded = resumed && this.#newest === null && this.pending === null;
     this.id = session;
     this.seed = seed;
-    this.#connected = this.#greeted = true;
-    this.#place = null;
+    this.#connected = this.#answered = true;
+    this.#position = null;
     this.#events.model(model);
     this.#events.limits(limits);
     if (reloaded) {
       this.paused = paused;
-      this.#newest = { prompt, take };
+      this.#newest = { prompt, video_index };
     } else if (paused !== this.paused) {
       this.#connection.send({ type: "update", paused: this.paused });
     }
     if (this.pending?.message) this.#connection.send(this.pending.message);
   }
 
-  #error({ code, message, fatal }) {
+  #onError({ code, message, fatal }) {
     const text = sentence(message);
     if (code === "taken_over") {
-      this.#end({ state: "ended", title: "Continued in another tab", text: "Another tab or window shows this session now.", theirs: true });
+      this.#end({ state: "ended", title: "Continued in another tab", text: "Another tab or window shows this session now.", takenOver: true });
     } else if (code === "unknown_session") {
       this.#end(GONE);
     } else if (code === "idle") {
@@ -233,14 +233,14 @@ export class Session {
     }
   }
 
-  #lost() {
+  #onLost() {
     this.#connected = false;
     this.#events.changed();
   }
 
-  #end(over) {
-    if (this.over !== null) return; // the first reason is the one that explains
-    this.over = over;
+  #end(ended) {
+    if (this.ended !== null) return; // the first reason explains the end
+    this.ended = ended;
     this.pending = null;
     this.#connection.close();
     this.#connected = false;
@@ -249,19 +249,19 @@ export class Session {
 
   // playing
 
-  #header(about, bytes) {
+  #onHeader(message, bytes) {
     this.#player ??= createPlayer(
       this.#format,
       this.#screen,
       {
-        appended: (about, ahead) => this.#appended(about, ahead),
-        shown: (about, time, at) => this.#onScreen(about, time, at),
-        blocked: () => this.#blocked(),
-        failed: (reason) => this.#failed(reason),
+        appended: (segment, buffered) => this.#onAppended(segment, buffered),
+        shown: (segment, time, at) => this.#onShown(segment, time, at),
+        blocked: () => this.#onBlocked(),
+        failed: (reason) => this.#onFailed(reason),
       },
       this.seconds,
     );
-    this.#player.header(about, bytes);
+    this.#player.header(message, bytes);
     this.#play();
   }
 
@@ -270,50 +270,50 @@ export class Session {
     else this.#player?.play();
   }
 
-  #chunk(about, parts) {
-    this.#newest = about;
-    if (this.pending !== null && this.pending.first === null && this.#answers(about)) {
-      this.pending.first = about.chunk;
+  #onSegment(segment, parts) {
+    this.#newest = segment;
+    if (this.pending !== null && this.pending.first === null && this.#answers(segment)) {
+      this.pending.first = segment.index;
       this.pending.message = null;
     }
-    this.#player.push(about, parts);
+    this.#player.push(segment, parts);
   }
 
-  #appended(about, ahead) {
-    this.chunks = about.chunk + 1;
-    this.seconds += about.seconds;
-    this.#connection.send({ type: "ack", chunk: about.chunk, ahead });
-    this.#events.chunk(about);
+  #onAppended(segment, buffered) {
+    this.segments = segment.index + 1;
+    this.seconds += segment.seconds;
+    this.#connection.send({ type: "ack", segment: segment.index, buffered });
+    this.#events.segment(segment);
   }
 
-  #onScreen(about, time, at) {
-    this.fps = about.fps;
-    this.timings = about.timings;
+  #onShown(segment, time, at) {
+    this.fps = segment.fps;
+    this.timings = segment.timings;
     const { pending } = this;
-    if (pending !== null && pending.first !== null && about.chunk >= pending.first) {
+    if (pending !== null && pending.first !== null && segment.index >= pending.first) {
       this.latency = (at - pending.since) / 1000;
       this.pending = null;
     }
-    const another = this.shown?.chunk !== about.chunk;
-    this.shown = about;
-    this.#events.shown(about, time);
-    if (another || pending !== this.pending) this.#events.changed();
+    const isNew = this.shown?.index !== segment.index;
+    this.shown = segment;
+    this.#events.shown(segment, time);
+    if (isNew || pending !== this.pending) this.#events.changed();
   }
 
-  // A phone that saves power plays nothing by itself, not even a muted video.
-  #blocked() {
+  // A phone in power-saving mode does not even play a muted video by itself.
+  #onBlocked() {
     this.#events.notice("Tap the page to play.");
     addEventListener("pointerdown", () => this.#play(), { once: true });
   }
 
-  #failed(reason) {
+  #onFailed(reason) {
     this.#player.close();
     this.#player = null;
     if (this.#format === "jpeg") {
       this.#end({ state: "error", title: "The video cannot be shown", text: sentence(reason) });
       return;
     }
-    this.#events.notice("This browser cannot play the video stream; single images follow instead.");
+    this.#events.notice("This browser cannot play the video stream; it is sent as single images instead.");
     this.#format = "jpeg";
     this.#connection.change("jpeg");
   }

@@ -1,7 +1,7 @@
-// The place of the video: how large it is shown, and what is said there while there is none.
+// The area of the video: how large the video is shown, and the text in its place while there is none.
 
-const ENLARGED = 3; // from here on pixels stay squares instead of being smoothed
-const NOTICE = 6000; // milliseconds
+const PIXELATED_FROM = 3; // enlargement from which pixels are shown as squares instead of being smoothed
+const NOTICE_TIME = 6000; // milliseconds
 
 export class Stage {
   #stage = document.getElementById("stage");
@@ -12,7 +12,7 @@ export class Stage {
   #text = document.getElementById("panel-text");
   #actions = document.getElementById("panel-actions");
   #notice = document.getElementById("notice");
-  #model = null; // size of the model's images; what is sent may already be enlarged
+  #model = null; // size of the model's images; those that are sent may be enlarged
   #timer = null;
 
   constructor() {
@@ -34,7 +34,7 @@ export class Stage {
     this.#video.ariaLabel = this.#canvas.ariaLabel = text;
   }
 
-  /** `content`: `{ title, text, actions }`, the ids of the buttons that go with it; null: nothing but the video. */
+  /** Shows text over the video. `content`: `{ title, text, actions }`, where actions are ids of buttons; null: only the video. */
   panel(content) {
     this.#panel.hidden = content === null;
     if (content === null) return;
@@ -43,12 +43,12 @@ export class Stage {
     for (const action of this.#actions.children) action.hidden = !content.actions.includes(action.id);
   }
 
-  /** For some seconds, over the picture. */
+  /** Shows a text over the video for some seconds. */
   notice(text) {
     this.#notice.textContent = text;
     this.#notice.hidden = false;
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => (this.#notice.hidden = true), NOTICE);
+    this.#timer = setTimeout(() => (this.#notice.hidden = true), NOTICE_TIME);
   }
 
   #fit() {
@@ -57,8 +57,8 @@ export class Stage {
     const height = this.#model?.height ?? this.#video.videoHeight;
     if (!width || !height) return;
     let scale = Math.min(clientWidth / width, clientHeight / height);
-    const pixelated = scale > ENLARGED;
-    if (pixelated) scale = Math.floor(scale * devicePixelRatio) / devicePixelRatio; // every pixel equally large
+    const pixelated = scale > PIXELATED_FROM;
+    if (pixelated) scale = Math.floor(scale * devicePixelRatio) / devicePixelRatio; // all pixels equally large
     for (const element of [this.#video, this.#canvas]) {
       element.classList.toggle("pixelated", pixelated);
       element.style.width = `${width * scale}px`;

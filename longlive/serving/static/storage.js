@@ -1,4 +1,4 @@
-// What this tab remembers. Browsers may forbid storage; then everything works, only nothing is remembered.
+// Values that this tab keeps when it is reloaded. Where the browser forbids storage, nothing is kept and everything else works.
 
 const PREFIX = "longlive.";
 
@@ -14,7 +14,7 @@ export function remember(key, value) {
   try {
     sessionStorage.setItem(PREFIX + key, JSON.stringify(value));
   } catch {
-    // forbidden or full
+    // forbidden, or full
   }
 }
 

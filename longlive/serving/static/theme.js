@@ -1,4 +1,4 @@
-// Dark or light: as the system says, unless the person has chosen. A classic script in <head>, so that the first paint is right.
+// Dark or light theme: the system's, unless the user has chosen one. A classic script in <head>, so that the first paint is right.
 
 (() => {
   const KEY = "longlive.theme";
@@ -26,7 +26,7 @@
       try {
         localStorage.setItem(KEY, other);
       } catch {
-        // forbidden: it holds until the page is left
+        // forbidden: the choice lasts until the page is closed
       }
     });
   });

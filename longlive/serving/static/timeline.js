@@ -1,4 +1,4 @@
-// The prompts of a session under its video, as long as they play. Each is a button that puts its prompt into the line again.
+// The prompts of a session, below its video, each as wide as it plays long. Each is a button that puts its prompt into the prompt line.
 
 export function clock(seconds, digits = 0) {
   const unit = 10 ** digits;
@@ -8,15 +8,15 @@ export function clock(seconds, digits = 0) {
 }
 
 export class Timeline {
-  segments = []; // { prompt, take, chunk: the first, start, end: seconds of the video }
+  entries = []; // { prompt, videoIndex, firstSegment: index, start, end: seconds of the video }
   #track = document.getElementById("timeline");
   #buttons = [];
   #current = null;
-  #coming = document.createElement("span");
+  #upcoming = document.createElement("span");
 
-  /** `chosen(prompt)`: a segment was clicked. */
+  /** `chosen(prompt)`: an entry was clicked. */
   constructor(chosen) {
-    this.#coming.className = "segment coming";
+    this.#upcoming.className = "entry upcoming";
     this.#track.addEventListener("click", ({ target }) => {
       const button = target.closest("[data-prompt]");
       if (button !== null) chosen(button.dataset.prompt);
@@ -25,33 +25,32 @@ export class Timeline {
   }
 
   clear() {
-    this.segments = [];
+    this.entries = [];
     this.#buttons = [];
     this.#current = null;
     this.#track.replaceChildren();
   }
 
-  /** As a page before this one has left it. */
-  restore(segments) {
+  /** Entries as the page had them before it was reloaded. */
+  restore(entries) {
     this.clear();
-    for (const segment of segments) this.#begin(segment);
+    for (const entry of entries) this.#begin(entry);
   }
 
-  /** A chunk that ends at `end` seconds of the video. */
-  add({ prompt, take, chunk, seconds }, end) {
-    const last = this.segments.at(-1);
-    if (last !== undefined && last.prompt === prompt && last.take === take) {
+  /** A segment of the video, which ends at `end` seconds. */
+  add({ prompt, video_index: videoIndex, index, seconds }, end) {
+    const last = this.entries.at(-1);
+    if (last !== undefined && last.prompt === prompt && last.videoIndex === videoIndex) {
       last.end = end;
       this.#label(last, this.#buttons.at(-1));
     } else {
-      this.#begin({ prompt, take, chunk, start: end - seconds, end });
+      this.#begin({ prompt, videoIndex, firstSegment: index, start: end - seconds, end });
     }
   }
 
-  /** Marks the one that is on screen. */
-  show({ chunk }) {
-    const index = this.segments.findLastIndex((segment) => segment.chunk <= chunk);
-    const button = this.#buttons[index];
+  /** Marks the prompt of the segment that is on screen. */
+  show({ index }) {
+    const button = this.#buttons[this.entries.findLastIndex((entry) => entry.firstSegment <= index)];
     if (button === undefined || button === this.#current) return;
     this.#current?.removeAttribute("aria-current");
     button.setAttribute("aria-current", "true");
@@ -59,28 +58,28 @@ export class Timeline {
     this.#reach(button);
   }
 
-  /** The prompt that was asked for and is not on screen yet; null: none. */
+  /** Shows the prompt that was sent and is not on screen yet; null: none. */
   announce(prompt) {
     if (prompt === null) {
-      this.#coming.remove();
+      this.#upcoming.remove();
       return;
     }
-    this.#coming.textContent = prompt;
-    if (!this.#coming.isConnected) this.#track.append(this.#coming);
+    this.#upcoming.textContent = prompt;
+    if (!this.#upcoming.isConnected) this.#track.append(this.#upcoming);
     this.#end();
   }
 
-  #begin(segment) {
+  #begin(entry) {
     const button = document.createElement("button");
     button.type = "button";
-    button.className = "segment";
-    button.dataset.prompt = segment.prompt;
-    button.dataset.start = clock(segment.start);
-    button.textContent = segment.prompt;
-    this.#label(segment, button);
-    this.segments.push(segment);
+    button.className = "entry";
+    button.dataset.prompt = entry.prompt;
+    button.dataset.start = clock(entry.start);
+    button.textContent = entry.prompt;
+    this.#label(entry, button);
+    this.entries.push(entry);
     this.#buttons.push(button);
-    this.#coming.remove();
+    this.#upcoming.remove();
     this.#track.append(button);
     this.#reach(this.#current ?? button);
     this.#end();
@@ -89,14 +88,14 @@ export class Timeline {
   #label({ prompt, start, end }, button) {
     const label = `${prompt} (${clock(start)} to ${clock(end)})`;
     button.title = button.ariaLabel = label;
-    button.style.flexGrow = Math.max(1, 100 * (end - start)); // in sum more than 1, so that they fill the line;
+    button.style.flexGrow = Math.max(1, 100 * (end - start)); // above 1, so that together they fill the line
   }
 
   #end() {
     if (!this.#track.matches(":hover, :focus-within")) this.#track.scrollLeft = this.#track.scrollWidth;
   }
 
-  // One stop for the tab key, arrows from there: an hour may have hundreds of prompts.
+  // Only one button is reached with the tab key, the others with the arrow keys: an hour may have hundreds of prompts.
   #reach(reachable) {
     for (const button of this.#buttons) button.tabIndex = button === reachable ? 0 : -1;
   }

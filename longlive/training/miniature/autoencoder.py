@@ -29,7 +29,7 @@ from longlive.miniature.world import (
     render,
     validation_set,
 )
-from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video, settings_of
+from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video, latent_statistics, settings_of
 from longlive.training.miniature.caption_texts import weights
 from longlive.training.miniature.latent_videos import save_strips, to_float, to_uint8
 from longlive.training.miniature.reconstruction import reconstruction_loss
@@ -81,7 +81,14 @@ class EndlessVideos:
 
 
 class AutoencoderStage:
-    """Reconstruction with a light pull of the posterior to a unit Gaussian."""
+    """Reconstruction with a light pull of the posterior to a unit Gaussian.
+
+    Args:
+        decoder_only: the encoder and the latents' statistics stay as they are.
+        latent_noise: latents are decoded with noise of up to this share of each channel's deviation, as a generator makes errors.
+        hard, hard_weight: values of attributes with which scenes begin that much more often.
+        reset: chance, at every chunk, that new videos begin; until step `stream_from` it falls from 1 to this.
+    """
 
     def __init__(
         self,
@@ -91,6 +98,7 @@ class AutoencoderStage:
         steps: int,
         lr: float,
         seed: int,
+        decoder_only: bool,
         kl_weight: float,
         latent_noise: float,
         subject_weight: float,
@@ -108,6 +116,9 @@ class AutoencoderStage:
             reconstruction_loss, subject_weight=subject_weight, edge_weight=edge_weight, gradient_weight=gradient_weight
         )
         self.stream_from, self.images_per_chunk = stream_from, images_per_chunk
+        self.decoder_only = decoder_only
+        for part in (vae.encoder, vae.quant_conv):
+            part.requires_grad_(not decoder_only)
         self.optimizer = MatrixOptimizer(vae, lr=lr)
         self.generator = torch.Generator().manual_seed(seed)
         self.videos = EndlessVideos(batch, self.generator, hard=hard, hard_weight=hard_weight)
@@ -123,11 +134,13 @@ class AutoencoderStage:
         first = self.encoder.num_latent_frames == 0
         images = to_float(self.videos.next(self.images_per_chunk + (1 if first else 0)))
         self._batch = {"images": images, "images_before": self.encoder.num_latent_frames}
-        mean, log_variance = self.encoder.posterior(images).chunk(2, dim=1)
+        with torch.set_grad_enabled(not self.decoder_only):
+            mean, log_variance = self.encoder.posterior(images).chunk(2, dim=1)
         log_variance = log_variance.clamp(-20, 10)
-        variance = log_variance.exp() + self._noise(mean).square()  # of the posterior, and of errors that a generator makes
+        variance = log_variance.exp() + self._noise(mean).square()
         z = mean + variance.sqrt() * torch.randn(mean.shape, generator=self.generator)
-        decoded = self.decoder.decode(z.transpose(1, 2), clamp=False)
+        offset, scale = latent_statistics(self.vae, z)
+        decoded = self.decoder.decode(((z - offset) / scale).transpose(1, 2), clamp=False)
         loss = self.distance(decoded, images)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         self.optimizer.zero_grad()
@@ -181,7 +194,12 @@ class AutoencoderStage:
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
-        """Measure the latents' mean and scale per channel over long videos, put them into the configuration, save."""
+        """Save, with the latents' mean and scale per channel, measured over long videos, in the configuration."""
+        if not self.decoder_only:
+            self._measure_statistics()
+        self.vae.save_pretrained(folder / "vae")
+
+    def _measure_statistics(self) -> None:
         generator = torch.Generator().manual_seed(2)
         picks = torch.randperm(len(all_captioned()), generator=generator)[:64].tolist()
         captions = [all_captioned()[i] for i in picks]
@@ -192,4 +210,3 @@ class AutoencoderStage:
         # The square root of the deviation: faint channels stay fainter than strong ones instead of being blown up to noise of unit size.
         scale = (deviation * deviation.mean()).sqrt()
         self.vae.register_to_config(latents_mean=raw.mean((0, 1, 3, 4)).tolist(), latents_std=scale.tolist())
-        self.vae.save_pretrained(folder / "vae")

@@ -146,13 +146,13 @@ class CausalInitStage(PretrainingStage):
 
     def generate(self, prompts: list[str], num_latent_frames: int, *, seed: int) -> Tensor:
         """Latents of one video a prompt, all in one batch, from the averaged weights."""
-        network, latent_size = self.learner.ema.average, self.clips.latents.shape[-2:]
+        network, (height, width) = self.learner.ema.average, self.clips.latents.shape[-2:]
         blocks = sample(
             network,
             PromptSchedule.single("all"),
             lambda _: self.text_encoder.encode(prompts),
-            cache=ring_cache(network, *latent_size, window=self.window, batch=len(prompts)),
-            latent_size=latent_size,
+            cache=ring_cache(network, height, width, window=self.window, batch=len(prompts)),
+            latent_size=(height, width),
             steps=self.sampling,
             fresh_noise=False,
             generator=torch.Generator().manual_seed(seed),

@@ -1,0 +1,175 @@
+"""From settings to a model that is ready to make videos: load it, check what the videos need, move it to its device.
+
+Knows nothing about command lines, prompts or files of videos.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers.utils.logging
+import torch
+import transformers.utils.logging
+
+from longlive import video
+from longlive.config import InferenceConfig
+from longlive.generation.cues import PromptQueue, PromptSchedule
+from longlive.generation.dimensions import check_size, resolve_length
+from longlive.generation.pipeline import LongLivePipeline
+from longlive.parallel.world import choose_dtype, free_memory
+
+log = logging.getLogger(__name__)
+
+SMALL_MODEL = 50_000_000  # weights; below this a CPU runs a pipeline fastest with one thread
+ENDLESS_SECONDS = 600  # for which there must be disk space when a video has no fixed length
+SAMPLING_SETTINGS = (
+    "window",
+    "sink",
+    "denoising_steps",
+    "timestep_shift",
+    "context_timestep",
+    "keep_sink",
+    "recache",
+    "relative_rope",
+)
+DOWNLOAD_HINT = """get the released weights, then use --config configs/inference.yaml:
+  hf download Wan-AI/Wan2.1-T2V-1.3B --local-dir wan_models/Wan2.1-T2V-1.3B
+  hf download Efficient-Large-Model/LongLive-1.3B --local-dir longlive_models"""
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoRequest:
+    """A video to be made: seed, prompts, length (None: until a person stops it) and the path of its mp4."""
+
+    seed: int
+    prompts: PromptSchedule | PromptQueue
+    num_latent_frames: int | None
+    path: Path
+
+
+def load_pipeline(config: InferenceConfig, dtype: torch.dtype) -> LongLivePipeline:
+    """The model that the settings name, on the CPU. Raises ValueError, with what to download, when it is missing."""
+    for path in filter(None, (config.wan_dir, config.checkpoint, config.lora)):
+        if not Path(path).exists():
+            raise ValueError(f"{path} is not there; {DOWNLOAD_HINT}")
+    sampling = {name: getattr(config, name) for name in SAMPLING_SETTINGS if getattr(config, name) is not None}
+    if config.wan_dir is not None:
+        if config.checkpoint is None:
+            raise ValueError("wan_dir is given without checkpoint; give longlive_base.pt or another checkpoint of the same layout")
+        return LongLivePipeline.from_original(
+            config.wan_dir, config.checkpoint, config.lora, torch_dtype=dtype, attention=config.attention, **sampling
+        )
+    model = config.model or "miniature"
+    if model != "miniature" and not Path(model).is_dir():
+        raise ValueError(f"there is no model folder {model}; {DOWNLOAD_HINT}")
+    pipe = LongLivePipeline.from_pretrained(model, torch_dtype=dtype, attention=config.attention, **sampling)
+    if config.lora is not None:
+        pipe.load_lora_weights(config.lora)
+    return pipe
+
+
+def move_to_device(config: InferenceConfig, pipe: LongLivePipeline, device: torch.device) -> None:
+    """Move the pipeline to its device and choose the number of CPU threads.
+
+    A small model on a CPU gets one thread. Its operations are too short to be shared, and threads that wait for each other by spinning
+    come to a halt when another program takes a core (miniature, 2 cores: 115 images/s with two threads and 106 with one when nothing
+    else runs, 2 and 99 beside one busy process).
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    elif device.type == "cpu" and sum(weight.numel() for weight in _weights(pipe)) < SMALL_MODEL:
+        torch.set_num_threads(1)
+    if config.text_encoder == "on_demand":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+
+
+def video_length(config: InferenceConfig, pipe: LongLivePipeline) -> int | None:
+    """The number of latent frames that the settings ask for; None when they do not say. Raises ValueError as `resolve_length` does."""
+    return resolve_length(
+        seconds=config.seconds,
+        num_latent_frames=config.num_latent_frames,
+        num_frames=config.num_frames,
+        block=pipe.info.block,
+        fps=pipe.info.fps,
+    )
+
+
+def video_size(config: InferenceConfig, pipe: LongLivePipeline) -> tuple[int, int]:
+    """Height and width in pixels, from the settings or the model. Raises ValueError as `check_size` does."""
+    height = pipe.info.height if config.height is None else config.height
+    width = pipe.info.width if config.width is None else config.width
+    check_size(height, width, pipe.info.spatial_stride)
+    return height, width
+
+
+def pixel_scale(config: InferenceConfig, height: int, width: int) -> int:
+    """How often every pixel is repeated, each way: as the settings say, or until the video is at least 256 pixels wide or high."""
+    return config.scale or max(1, math.ceil(256 / max(height, width)))
+
+
+def picture_settings(config: InferenceConfig, pipe: LongLivePipeline, device: torch.device) -> dict[str, Any]:
+    """Everything that decides what a video of given prompts, length and seed looks like."""
+    height, width = video_size(config, pipe)
+    return {
+        "model": config.model or config.wan_dir or "miniature",
+        "checkpoint": config.checkpoint,
+        "lora": config.lora,
+        **pipe.info._asdict(),
+        "context_timestep": config.context_timestep,
+        "height": height,
+        "width": width,
+        "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
+        "scale": pixel_scale(config, height, width),
+        "crf": config.crf,
+    }
+
+
+def check_resources(config: InferenceConfig, requests: Sequence[VideoRequest], pipe: LongLivePipeline, device: torch.device) -> None:
+    """Log what the videos need; raises ValueError when there is not enough memory or disk space."""
+    info, (height, width) = pipe.info, video_size(config, pipe)
+    scale = pixel_scale(config, height, width)
+    disk = 0
+    for length in sorted({request.num_latent_frames or 0 for request in requests}):
+        count = sum((request.num_latent_frames or 0) == length for request in requests)
+        images = pipe.num_images(length) if length else round(ENDLESS_SECONDS * info.fps)
+        disk += count * video.video_bytes(images, height * scale, width * scale)
+        words = f"{images / info.fps:.1f} s = {length} latent frames in {length // info.block} blocks = {images} pixel frames"
+        what = words if length else "until the prompts end"
+        log.info("%d video%s: %s, %dx%d at %g fps", count, "s"[: count > 1], what, height, width, info.fps)
+    longest = max(request.num_latent_frames or max(info.window, info.block) for request in requests)
+    needed = pipe.memory_needed(longest, height, width)
+    if config.text_encoder == "on_demand":
+        needed -= sum(weight.numel() * weight.element_size() for weight in pipe.components["text_encoder"].parameters())
+    loaded = sum(weight.numel() * weight.element_size() for weight in _weights(pipe)) if device.type == "cpu" else 0
+    available = free_memory(device) + loaded
+    log.info("memory on %s: about %.2f GiB needed, %.2f GiB available", device, needed / 2**30, available / 2**30)
+    if needed > available:
+        raise ValueError(
+            f"about {needed / 2**30:.2f} GiB of memory needed on {device}, {available / 2**30:.2f} GiB available; "
+            "choose a smaller height and width, another dtype or another device"
+        )
+    video.check_disk(config.output, disk)
+
+
+def _weights(pipe: LongLivePipeline) -> Iterable[torch.Tensor]:
+    """Parameters and buffers of every network of a pipeline."""
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            yield from part.parameters()
+            yield from part.buffers()
+
+
+def quiet_libraries() -> None:
+    """Turn off the progress bars of diffusers and transformers, and their warnings that are meant for developers."""
+    diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")

@@ -1,0 +1,315 @@
+"""One live session of the server: blocks become segments, which a client takes and a recording keeps.
+
+Two threads work on it: the scheduler's calls `make_block`, and one of its own decodes, encodes and records. Clients come and go
+(`attach`, `detach`) and are called back from these threads. Knows nothing about WebSockets.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import queue
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from longlive.generation.session import DecodedBlock, SessionVideo, SteppedSession
+from longlive.generation.stream import LatentBlock
+from longlive.generation.timeline import Timeline
+from longlive.serving.flow_control import MAX_UNACKNOWLEDGED, FlowControl
+from longlive.serving.fragments import FragmentEncoder, jpegs
+from longlive.serving.messages import Format
+from longlive.serving.recorder import Recorder, Segment
+
+log = logging.getLogger(__name__)
+
+
+class Client(Protocol):
+    """Shows a session to somebody. Its methods are called from any thread and return at once."""
+
+    def notify(self) -> None:
+        """There is something new: a segment, a state, the end."""
+        ...
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message."""
+        ...
+
+
+@dataclass
+class Cost:
+    """What a session has used: seconds of computation by part, segments, pixel frames, bytes sent."""
+
+    seconds: Counter[str] = field(default_factory=Counter)
+    segments: int = 0
+    frames: int = 0
+    bytes: int = 0
+
+
+class LiveSession:
+    """A session of the server, with its encoder, its recording and the client that is connected.
+
+    Args:
+        stepped: makes the videos, and knows their prompts.
+        flow: decides when the next block begins; `stepped` asks the same one before it drops a block for a new prompt.
+        keep_sink: what prompts that do not say it themselves do with the sink; None: as the model's settings say.
+        scale: how many times every pixel is repeated, each way, in what is sent and recorded.
+        wake: called when a block may have become ready to be made.
+        observe: called with the name and value of what is measured.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stepped: SteppedSession,
+        flow: FlowControl,
+        *,
+        keep_sink: bool | None,
+        folder: Path,
+        fps: float,
+        scale: int,
+        wake: Callable[[], None],
+        observe: Callable[[str, float], None] = lambda name, value: None,
+    ) -> None:
+        self.name, self.stepped, self.flow, self.fps = name, stepped, flow, fps
+        self.cost = Cost()
+        self.started_at = self.last_activity = time.monotonic()  # activity: the client took, typed or asked for something
+        self.client: Client | None = None
+        self.disconnected_at: float | None = time.monotonic()  # since when there has been no client
+        self.ended: str | None = None  # why
+        self.error: str | None = None
+        self._keep_sink, self._wake, self._observe = keep_sink, wake, observe
+        self._lock = threading.Lock()
+        self._awaited: tuple[str, float] | None = None  # the newest prompt that is not shown yet, and when it came
+        self._segments: deque[Segment] = deque(maxlen=MAX_UNACKNOWLEDGED + 1)
+        self._encoder = FragmentEncoder(fps=fps, scale=scale)
+        self._recorder = Recorder(folder / name)
+        self._recording_complete = False
+        self._blocks: queue.Queue[tuple[SessionVideo, LatentBlock, float] | None] = queue.Queue()  # to be encoded; None: the end
+        self._thread = threading.Thread(target=self._encode_blocks, name=f"live-{name[:6]}", daemon=True)
+        self._thread.start()
+        self._first_prompt_encoded = False
+        stepped.encode_first_prompt().add_done_callback(self._on_first_prompt)
+
+    def _on_first_prompt(self, encoding: Future[Any]) -> None:
+        if not encoding.cancelled() and (error := encoding.exception()) is not None:
+            self.end("failed", f"the prompt cannot be encoded: {error}")
+            return
+        self._first_prompt_encoded = True
+        self._wake()
+
+    # called for clients
+
+    def attach(self, client: Client, *, next_segment: int = 0) -> None:
+        """Connect `client`, which wants the segments from `next_segment` on; the client before is told that it was replaced."""
+        with self._lock:
+            before, self.client, self.disconnected_at = self.client, client, None
+            self.last_activity = time.monotonic()
+        self.flow.reconnect(next_segment)
+        if before is not None:
+            before.send({"type": "error", "code": "taken_over", "message": "another window shows this session now", "fatal": True})
+        client.notify()
+        self._wake()
+
+    def detach(self, client: Client) -> None:
+        """The connection of `client` is lost. Unless another one has replaced it, the session waits for a client."""
+        with self._lock:
+            if self.client is client:
+                self.client, self.disconnected_at = None, time.monotonic()
+
+    def acknowledge(self, segment: int, buffered: float | None) -> None:
+        """The client has the segments up to `segment`, and `buffered` seconds left to play."""
+        self.last_activity = time.monotonic()
+        self.flow.acknowledge(segment, buffered)
+        self._wake()
+
+    def update_prompt(self, text: str, keep_sink: bool | None) -> None:
+        """Switch to `text` at the first block after it has been encoded."""
+        keep_sink = self._keep_sink if keep_sink is None else keep_sink
+        self.last_activity = time.monotonic()
+        self._awaited = text, self.last_activity
+
+        def on_queued(queued: Future[bool]) -> None:
+            if (error := queued.exception()) is not None:
+                self._send({"type": "error", "code": "bad_prompt", "message": f"the prompt cannot be encoded: {error}", "fatal": False})
+            elif queued.result():
+                self._send({"type": "accepted", "prompt": text, "keep_sink": keep_sink})
+                self._wake()
+
+        self.stepped.prompt_when_encoded(text, keep_sink=keep_sink).add_done_callback(on_queued)
+
+    def pause(self, paused: bool) -> None:
+        """Make no more blocks, or go on with them."""
+        self.last_activity = time.monotonic()
+        if paused:
+            self.stepped.pause()
+        else:
+            self.flow.begin_at_once()
+            self.stepped.resume()
+        self._send(self.state())
+        self._wake()
+
+    def restart(self, seed: int | None) -> None:
+        """Begin another video with the newest prompt, from `seed` or from the same noise again."""
+        self.last_activity = time.monotonic()
+        self.flow.begin_at_once()
+        self.stepped.restart(seed)
+        self._wake()
+
+    @property
+    def recording(self) -> Path:
+        """The recording of the current video."""
+        return self._recorder.path
+
+    @property
+    def timeline_file(self) -> Path:
+        return self._recorder.timeline_path
+
+    def segments_from(self, index: int) -> list[Segment]:
+        """The segments from `index` on that are still kept."""
+        with self._lock:
+            return [segment for segment in self._segments if segment.index >= index]
+
+    def header(self, kind: Format) -> tuple[dict[str, Any], bytes | None]:
+        """What is sent before the first segment: a message and, for mp4, the initialization segment."""
+        if kind == "jpeg":
+            return {"type": "header", "format": "jpeg", "mime": "image/jpeg"}, None
+        return {"type": "header", "format": "mp4", "mime": self._encoder.mime}, self._encoder.header
+
+    def state(self) -> dict[str, Any]:
+        """The message that tells the state."""
+        stepped = self.stepped
+        return {"type": "state", "paused": stepped.paused, "seed": stepped.timeline.seed, "video_index": stepped.video_index}
+
+    def summary(self) -> dict[str, Any]:
+        """One entry of the server's list of sessions."""
+        return {
+            "session": self.name,
+            "state": self.ended or ("paused" if self.stepped.paused else "disconnected" if self.client is None else "running"),
+            "prompt": self.stepped.newest_prompt,
+            "age_seconds": round(time.monotonic() - self.started_at, 1),
+            "segments": self.cost.segments,
+            "frames": self.cost.frames,
+            "bytes": self.cost.bytes,
+            "seconds": {name: round(value, 3) for name, value in self.cost.seconds.items()},
+        }
+
+    # called by the scheduler
+
+    def ready_at(self) -> float | None:
+        """When the next block may begin (`time.monotonic`, may be past); None while something else has to happen first."""
+        if not self._first_prompt_encoded or self.ended is not None or self.stepped.paused or self.client is None:
+            return None
+        return self.flow.ready_at()
+
+    def make_block(self) -> None:
+        """Make one block. An error ends this session and no other."""
+        begun = self.flow.begin_block()
+        try:
+            step = self.stepped.advance()
+        except Exception as error:  # whatever it is, the other sessions go on
+            log.exception("session %s: a block failed", self.name)
+            self.end("failed", f"the model failed: {type(error).__name__}: {error}")
+            return
+        if step is None:
+            self.end("finished")
+            return
+        self.flow.end_block()
+        self._blocks.put((*step, begun))
+
+    def end(self, reason: str, error: str | None = None) -> None:
+        """Make no more blocks; the session's own thread completes the recording. The first reason counts."""
+        with self._lock:
+            if self.ended is not None:
+                return
+            self.ended, self.error = reason, error
+        self.stepped.stop()
+        self._blocks.put(None)
+        self._notify()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether segments may still come, or the recording is not complete yet."""
+        return not self._recording_complete
+
+    def join(self) -> None:
+        """Wait until the recording of an ended session is complete."""
+        self._thread.join()
+
+    # run by its own thread
+
+    def _encode_blocks(self) -> None:
+        index = 0
+        while (item := self._blocks.get()) is not None:
+            video, block, begun = item
+            try:
+                segment = self._make_segment(index, video.decode(block), begun)
+            except Exception as error:  # the encoder's, mostly; the other sessions go on
+                log.exception("session %s: a segment failed", self.name)
+                self.end("failed", f"the video cannot be encoded: {type(error).__name__}: {error}")
+                break
+            index += 1
+            self._record(segment, video.timeline)
+            with self._lock:
+                self._segments.append(segment)
+            self._notify()
+        self._recorder.close()
+        self._recording_complete = True
+        self._notify()
+
+    def _make_segment(self, index: int, block: DecodedBlock, begun: float) -> Segment:
+        encoding = time.monotonic()
+        images = block.images[0].numpy()
+        fragment = self._encoder.encode(images)
+        now, seconds = time.monotonic(), len(images) / self.fps
+        timings = asdict(block.seconds) | {"encode": now - encoding}
+        self.flow.end_segment(begun, seconds)
+        awaited = self._awaited
+        if block.switched and awaited is not None and awaited[0] == block.prompt:
+            self._observe("switch_latency", now - awaited[1])
+            if self._awaited is awaited:
+                self._awaited = None  # a restart begins with the same prompt, for which nobody waits
+        for name, value in timings.items():
+            self._observe(name, value)
+        self.cost.seconds.update(timings)
+        self.cost.segments, self.cost.frames = self.cost.segments + 1, self.cost.frames + len(images)
+        message = {
+            "type": "segment",
+            "index": index,
+            "latent_frames": [block.frames.start, block.frames.stop],
+            "num_frames": len(images),
+            "seconds": seconds,
+            "prompt": block.prompt,
+            "switched": block.switched,
+            "video_index": block.video_index,
+            "timings": {name: round(value, 4) for name, value in timings.items()},
+            "fps": round(len(images) / sum(timings.values()), 1),
+        }
+        return Segment(message, fragment, images)
+
+    def _record(self, segment: Segment, timeline: Timeline) -> None:
+        """`timeline`: of the segment's video; a restart may have begun another one meanwhile."""
+        try:
+            self._recorder.write(segment, self._encoder.header, timeline)
+        except OSError as error:
+            why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+            log.warning("session %s: %s; the recording ends here", self.name, why)
+            self._send({"type": "error", "code": "disk_full", "message": f"the recording ends here: {why}", "fatal": False})
+
+    def _notify(self) -> None:
+        if (client := self.client) is not None:
+            client.notify()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if (client := self.client) is not None:
+            client.send(message)
+
+
+def segment_messages(segment: Segment, kind: Format) -> tuple[dict[str, Any], list[bytes]]:
+    """A segment as it is sent: a JSON message, then binary messages."""
+    return segment.message, [segment.fragment] if kind == "mp4" else jpegs(segment.images)

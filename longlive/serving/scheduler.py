@@ -1,0 +1,228 @@
+"""Sessions that share one model: which of them are admitted, which clients wait, which session makes the next block.
+
+One thread owns the model and makes one block at a time, for every session that is ready in turn. Knows nothing about WebSockets.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from longlive.generation.pipeline import LongLivePipeline
+from longlive.serving.flow_control import FlowControl
+from longlive.serving.live_session import Client, LiveSession
+from longlive.serving.messages import Refused
+
+SWEEP_SECONDS = 0.25  # between two checks for sessions that have ended, or lost their client
+RECONNECT_SECONDS = 30.0  # that a session waits for its client to connect again
+MAX_ENDED_SESSIONS = 1000  # whose files are still found by name
+
+log = logging.getLogger(__name__)
+
+
+class SessionFiles(NamedTuple):
+    """The files of a session that has ended."""
+
+    recording: Path
+    timeline_file: Path
+
+
+class QueuedClient(Client, Protocol):
+    """A client that waits until it is admitted."""
+
+    def queued(self, position: int) -> None:
+        """Its position in the queue: 1 is next."""
+        ...
+
+    def admitted(self, session: LiveSession) -> None:
+        """It has a session of its own now."""
+        ...
+
+
+class _Request(NamedTuple):
+    """What a client asks for when it opens a session."""
+
+    prompt: str
+    seed: int | None
+    keep_sink: bool | None
+
+
+class SessionScheduler:
+    """The model, its sessions, and the queue of clients that wait for one.
+
+    Args:
+        pipe: the model, on its device.
+        folder: where recordings and timelines are written.
+        max_sessions: at a time.
+        height, width: of the videos, in pixels.
+        idle_seconds: after which a session ends when its client neither takes nor asks for anything.
+        reconnect_seconds: after which a session ends when its client is gone.
+        realtime: as in `FlowControl`.
+        scale, observe: as in `LiveSession`.
+    """
+
+    def __init__(
+        self,
+        pipe: LongLivePipeline,
+        *,
+        folder: Path,
+        max_sessions: int,
+        height: int,
+        width: int,
+        scale: int,
+        idle_seconds: float = 600.0,
+        reconnect_seconds: float = RECONNECT_SECONDS,
+        realtime: bool = True,
+        observe: Callable[[str, float], None] = lambda name, value: None,
+    ) -> None:
+        self.pipe, self.folder, self.max_sessions = pipe, folder, max_sessions
+        self.height, self.width, self.scale, self.realtime = height, width, scale, realtime
+        self.idle_seconds, self.reconnect_seconds = idle_seconds, reconnect_seconds
+        self.sessions: OrderedDict[str, LiveSession] = OrderedDict()
+        self.ended_sessions: OrderedDict[str, SessionFiles] = OrderedDict()
+        self._observe = observe
+        self._queue: OrderedDict[QueuedClient, _Request] = OrderedDict()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._next_index = 0  # of the session that is asked first for the next block
+        self._swept_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End every session and wait until their recordings are complete."""
+        with self._changed:
+            self._stopping = True
+            self._queue.clear()
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        for session in list(self.sessions.values()):
+            session.end("the server stops")
+        for session in list(self.sessions.values()):
+            session.join()
+
+    @property
+    def queue_length(self) -> int:
+        return len(self._queue)
+
+    def open(self, client: QueuedClient, prompt: str, *, seed: int | None, keep_sink: bool | None) -> None:
+        """Give a client a session of its own, at once or when there is room. Raises Refused when the server is stopping."""
+        with self._changed:
+            if self._stopping:
+                raise Refused("busy", "the server is stopping", fatal=True)
+            self._queue[client] = _Request(prompt, seed, keep_sink)
+            self._admit()
+
+    def leave(self, client: QueuedClient) -> None:
+        """Remove a client from the queue, if it is there."""
+        with self._changed:
+            if self._queue.pop(client, None) is not None:
+                self._send_positions()
+
+    def running(self, name: str) -> LiveSession:
+        """The running session of this name. Raises Refused when there is none."""
+        session = self.sessions.get(name)
+        if session is None or session.ended is not None:
+            raise Refused("unknown_session", "this session has ended; start a new one", fatal=True)
+        return session
+
+    def files_of(self, name: str) -> SessionFiles | None:
+        """The files of a session that runs or has ended; None when the name is unknown."""
+        if (session := self.sessions.get(name)) is not None:
+            return SessionFiles(session.recording, session.timeline_file)
+        return self.ended_sessions.get(name)
+
+    def wake(self) -> None:
+        """A session may have become ready."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _admit(self) -> None:
+        """Admit queued clients in order, as long as there is room; tell the others their positions. The caller holds the lock."""
+        while self._queue and sum(session.ended is None for session in self.sessions.values()) < self.max_sessions:
+            client, request = self._queue.popitem(last=False)
+            session = self._create(request)
+            self.sessions[session.name] = session
+            client.admitted(session)
+        self._send_positions()
+
+    def _send_positions(self) -> None:
+        for position, client in enumerate(self._queue, 1):
+            client.queued(position)
+
+    def _create(self, request: _Request) -> LiveSession:
+        seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+        flow = FlowControl(realtime=self.realtime)
+        session = self.pipe.stepped_session(request.prompt, height=self.height, width=self.width, seed=seed, preempt=flow.may_preempt)
+        return LiveSession(
+            secrets.token_urlsafe(12),
+            session,
+            flow,
+            keep_sink=request.keep_sink,
+            folder=self.folder,
+            fps=self.pipe.info.fps,
+            scale=self.scale,
+            wake=self.wake,
+            observe=self._observe,
+        )
+
+    def _run(self) -> None:
+        """Make one block after the other until the server stops."""
+        while True:
+            with self._changed:
+                self._sweep()
+                session, wait = self._next_ready()
+                while session is None and not self._stopping:
+                    self._changed.wait(wait)
+                    self._sweep()
+                    session, wait = self._next_ready()
+                if self._stopping:
+                    return
+            assert session is not None
+            with torch.no_grad():
+                session.make_block()
+
+    def _next_ready(self) -> tuple[LiveSession | None, float]:
+        """The session that makes the next block (round robin); when none is ready, None and for how many seconds that is known."""
+        now, wait = time.monotonic(), SWEEP_SECONDS
+        sessions = list(self.sessions.values())
+        for step in range(len(sessions)):
+            index = (self._next_index + step) % len(sessions)
+            ready_at = sessions[index].ready_at()
+            if ready_at is None:
+                continue
+            if ready_at <= now:
+                self._next_index = (index + 1) % len(sessions)
+                return sessions[index], 0.0
+            wait = min(wait, ready_at - now)
+        return None, wait
+
+    def _sweep(self) -> None:
+        """Every `SWEEP_SECONDS`: end abandoned and idle sessions, remove complete ones, admit clients. The caller holds the lock."""
+        now = time.monotonic()
+        if now - self._swept_at < SWEEP_SECONDS:
+            return
+        self._swept_at = now
+        for session in list(self.sessions.values()):
+            lost_at = session.disconnected_at
+            if session.ended is None and lost_at is not None and now - lost_at > self.reconnect_seconds:
+                session.end("the connection was lost")
+            elif session.ended is None and now - session.last_activity > self.idle_seconds:
+                session.end("idle", "the session was idle for too long")
+            if session.ended is not None and not session.is_working:
+                del self.sessions[session.name]
+                self.ended_sessions[session.name] = SessionFiles(session.recording, session.timeline_file)
+                if len(self.ended_sessions) > MAX_ENDED_SESSIONS:
+                    self.ended_sessions.popitem(last=False)
+        self._admit()
