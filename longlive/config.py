@@ -153,6 +153,7 @@ class AutoencoderConfig:
     initial: str | None = None  # folder of an autoencoder to start from, whose sizes count; None: random weights of these sizes
     decoder_only: bool = False  # leave the encoder of `initial` as it is, so that a transformer of its latents stays valid
     base_dim: int = 32
+    decoder_dim: int | None = None  # None: as base_dim; with decoder_only, an `initial` of another width gets a new decoder
     dim_mult: tuple[int, ...] = (1, 1, 1)
     num_res_blocks: int = 0
     z_dim: int = 16

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLWan
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.generation.cues import TEMPORAL_STRIDE
-from longlive.models.vae import settings_of
+from longlive.models.vae import decoder_width, settings_of
 from longlive.models.wan import WanTransformer
 
 
@@ -57,5 +57,5 @@ def activation_bytes(network: WanTransformer, vae: AutoencoderKLWan, height: int
     settings = settings_of(vae)
     patch = settings.patch_size or 1
     pixels = batch * TEMPORAL_STRIDE * block * height * width * settings.scale_factor_spatial**2
-    decoder = pixels // patch**2 * 6 * settings.base_dim * vae.dtype.itemsize
+    decoder = pixels // patch**2 * 6 * decoder_width(vae) * vae.dtype.itemsize
     return max(activations, decoder)

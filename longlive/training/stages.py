@@ -21,7 +21,7 @@ from longlive.generation.denoiser import Denoiser
 from longlive.generation.prompt_files import read_scripts
 from longlive.generation.rollout import Rollout
 from longlive.models.text import TextEncoder
-from longlive.models.vae import set_spatial_padding, settings_of
+from longlive.models.vae import decoder_width, set_spatial_padding, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.models.zoo import arguments
 from longlive.ops.flow_matching import warp_steps
@@ -31,7 +31,7 @@ from longlive.training.distillation import DistillationStage
 from longlive.training.dmd import DMD
 from longlive.training.ema import EMA
 from longlive.training.embeddings import TextEmbeddings, fingerprint
-from longlive.training.miniature.autoencoder import AutoencoderStage
+from longlive.training.miniature.autoencoder import AutoencoderStage, new_vae, with_new_decoder
 from longlive.training.miniature.causal_init import CausalInitStage
 from longlive.training.miniature.language import LanguageStage
 from longlive.training.miniature.teacher import TeacherStage
@@ -73,28 +73,16 @@ def build(config: TrainConfig, world: World, device: torch.device) -> Built:
     return _distillation(config, config.init if config.stage == "init" else config.long, world, device)
 
 
-def _new_vae(settings: AutoencoderConfig) -> AutoencoderKLWan:
-    """Random weights of the settings' sizes, made for 2 x 2 pixels of 3 colours as 12 channels."""
-    vae = AutoencoderKLWan(
-        base_dim=settings.base_dim,
-        dim_mult=list(settings.dim_mult),
-        num_res_blocks=settings.num_res_blocks,
-        z_dim=settings.z_dim,
-        temperal_downsample=[True] * (len(settings.dim_mult) - 1),
-        is_residual=True,
-        patch_size=2,
-        in_channels=12,
-        out_channels=12,
-        scale_factor_spatial=2 ** len(settings.dim_mult),
-    )
-    assert isinstance(vae, AutoencoderKLWan)
-    return vae
-
-
 def _autoencoder(config: TrainConfig, settings: AutoencoderConfig) -> AutoencoderStage:
-    if settings.decoder_only and settings.initial is None:
+    if settings.initial is None and settings.decoder_only:
         raise ValueError("autoencoder.decoder_only needs an encoder that is trained: autoencoder.initial=FOLDER")
-    vae = _new_vae(settings) if settings.initial is None else store.load_vae(settings.initial).train()
+    vae = new_vae(settings) if settings.initial is None else store.load_vae(settings.initial).train()
+    if settings.decoder_dim is not None and settings.decoder_dim != decoder_width(vae):
+        if not settings.decoder_only:
+            raise ValueError(
+                f"the decoder in {settings.initial} is {decoder_width(vae)} wide; a new one needs autoencoder.decoder_only=true"
+            )
+        vae = with_new_decoder(vae, settings.decoder_dim)
     set_spatial_padding(vae, settings.spatial_padding)
     z_dim = settings_of(vae).z_dim
     if not settings.decoder_only:

@@ -8,7 +8,7 @@ from longlive.checkpoints import store
 from longlive.config import TrainConfig, load
 from longlive.miniature import oracle
 from longlive.miniature.world import SHAPES, Captioned, Identity, all_captioned, draw_identity, held_out, render
-from longlive.models.vae import decode_video, encode_video, set_spatial_padding
+from longlive.models.vae import decode_video, decoder_width, encode_video, set_spatial_padding
 from longlive.parallel.world import World
 from longlive.training.miniature.autoencoder import EndlessVideos
 from longlive.training.miniature.caption_texts import weights
@@ -125,20 +125,27 @@ def test_on_a_circular_autoencoder_videos_are_drawn_at_every_place(padding, tmp_
         assert min((one - expected).abs().max() for one in latents) < 2e-3  # half precision on disk
 
 
-def test_a_decoder_trained_alone_leaves_the_latents_as_they_are(tmp_path):
+@pytest.mark.parametrize("width", [None, 24], ids=["its own", "a new one, wider"])
+def test_a_decoder_trained_alone_leaves_the_latents_as_they_are(width, tmp_path):
     words = ["stage=autoencoder", "steps=2", "autoencoder.base_dim=16", "autoencoder.batch=2", f"run={tmp_path}"]
     first = build(load(TrainConfig, None, words), World(), torch.device("cpu")).stage
     first.step(0)
     first.export(tmp_path / "first")
     again = [*words, f"autoencoder.initial={tmp_path / 'first'}", "autoencoder.decoder_only=true"]
+    again += [] if width is None else [f"autoencoder.decoder_dim={width}"]
     second = build(load(TrainConfig, None, again), World(), torch.device("cpu")).stage
     for number in range(2):
         second.step(number)
     second.export(tmp_path / "second")
     old, new = (store.load_vae(tmp_path / name).requires_grad_(False) for name in ("first", "second"))
+    assert decoder_width(old) == 16 and decoder_width(new) == (width or 16)
     images = one_image(Captioned("ring", "red", "gray", "still"))
     latents = encode_video(old, images)
     assert torch.equal(encode_video(new, images), latents) and latents.abs().max() > 0.1
     assert (decode_video(new, latents) - decode_video(old, latents)).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=r"first is 16 wide; a new one needs autoencoder.decoder_only=true"):
+        build(
+            load(TrainConfig, None, [*again, "autoencoder.decoder_dim=32", "autoencoder.decoder_only=false"]), World(), torch.device("cpu")
+        )
     with pytest.raises(ValueError, match="decoder_only needs an encoder that is trained"):
         build(load(TrainConfig, None, [*words, "autoencoder.decoder_only=true"]), World(), torch.device("cpu"))

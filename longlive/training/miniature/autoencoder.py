@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from longlive.config import AutoencoderConfig
 from longlive.miniature import oracle
 from longlive.miniature.world import (
     ATTRIBUTES,
@@ -29,7 +30,16 @@ from longlive.miniature.world import (
     render,
     validation_set,
 )
-from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video, latent_statistics, settings_of
+from longlive.models.vae import (
+    StreamDecoder,
+    StreamEncoder,
+    decode_video,
+    encode_video,
+    latent_statistics,
+    set_spatial_padding,
+    settings_of,
+    spatial_padding,
+)
 from longlive.training.miniature.caption_texts import weights
 from longlive.training.miniature.latent_videos import save_strips, to_float, to_uint8
 from longlive.training.miniature.reconstruction import reconstruction_loss
@@ -78,6 +88,36 @@ class EndlessVideos:
         name = names[int(torch.randint(len(names), (), generator=self.generator))]
         values = [value for value in ATTRIBUTES[name] if value != getattr(caption, name)]
         return caption.with_one_change(name, values[int(torch.randint(len(values), (), generator=self.generator))]), moved
+
+
+def new_vae(settings: AutoencoderConfig) -> AutoencoderKLWan:
+    """Random weights of the settings' sizes, made for 2 x 2 pixels of 3 colours as 12 channels."""
+    vae = AutoencoderKLWan(
+        base_dim=settings.base_dim,
+        decoder_base_dim=settings.decoder_dim,
+        dim_mult=list(settings.dim_mult),
+        num_res_blocks=settings.num_res_blocks,
+        z_dim=settings.z_dim,
+        temperal_downsample=[True] * (len(settings.dim_mult) - 1),
+        is_residual=True,
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+        scale_factor_spatial=2 ** len(settings.dim_mult),
+    )
+    assert isinstance(vae, AutoencoderKLWan)
+    return vae
+
+
+def with_new_decoder(vae: AutoencoderKLWan, width: int) -> AutoencoderKLWan:
+    """The same encoder and latents with a decoder `width` channels wide, from random weights."""
+    sizes = {name: value for name, value in settings_of(vae).items() if name != "spatial_padding"}
+    wider = AutoencoderKLWan.from_config(sizes | {"decoder_base_dim": width})
+    assert isinstance(wider, AutoencoderKLWan)
+    wider.encoder.load_state_dict(vae.encoder.state_dict())
+    wider.quant_conv.load_state_dict(vae.quant_conv.state_dict())
+    set_spatial_padding(wider, spatial_padding(vae))
+    return wider.train()
 
 
 class AutoencoderStage:
