@@ -13,16 +13,17 @@ from step_parts import PARTS, ROLLOUT, Held, Live, Parts, clips_of, held, told_a
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.config import DistillationConfig
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import FewStep
+from longlive.generation.transition import Transition
 from longlive.models.vae import settings_of
 from longlive.models.wan import WanTransformer
 from longlive.ops import attention
 from longlive.ops.flow_matching import warp_steps
-from longlive.ops.rope import rotation
 from longlive.parallel.world import SharedChoices, World
 from longlive.training.clips import StreamingTuner, anchor_frame
 from longlive.training.dmd import DMD
@@ -98,11 +99,9 @@ def imagine(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: Disti
 
     rollout = Rollout(
         Denoiser(networks[0]),
-        HistoryCache(window=window, theta=sizes.rope_theta),
-        steps=warp_steps(settings.denoising_steps, settings.timestep_shift),
-        draw=torch.empty_like,
+        history_cache(networks[0], settings.height // 8, settings.width // 8, window=window, batch=settings.batch),
+        FewStep(warp_steps(settings.denoising_steps, settings.timestep_shift), torch.empty_like),
         context_t=settings.context_timestep,
-        recache=settings.recache,
     )
     tuner = StreamingTuner(
         rollout,
@@ -115,9 +114,9 @@ def imagine(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: Disti
         overlap=settings.overlap,
         max_frames=[settings.clip_frames + (clips - 1) * stride],
         switch_at=[starts[clips - 1]] if settings.switch_at and clips > 1 else [],
-        keep_sink=settings.keep_sink,
+        transition=Transition(settings.keep_sink, settings.recache),
     )
-    objective = DMD(Denoiser(networks[2]), Denoiser(networks[1]), guidance=settings.guidance, shift=settings.timestep_shift)
+    objective = DMD(Denoiser(networks[2]), Denoiser(networks[1]), guidance_scale=settings.guidance_scale, shift=settings.timestep_shift)
     return Imagined(tuner, objective, generator, critic, clips)
 
 
@@ -192,7 +191,6 @@ def activations(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: D
             with Live(torch.device("meta")) as live:
                 for _ in range(stage.clips - 1):
                     stage.tuner.clip(grad=False)
-                rotation.cache_clear()
                 clip = held(live, lambda: stage.tuner.clip(grad=True).latents)
             with Live(torch.device("meta")) as live:
                 latents, text = stage.tuner.noise(settings.clip_frames), stage.tuner.embed([""] * settings.batch)

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longlive.ops.rope import rotation
 from longlive.training.clips import StreamingTuner
 from longlive.training.dmd import DMD
 from longlive.training.networks import Learner
@@ -62,7 +61,7 @@ def told_apart(parts: Parts, tuner: StreamingTuner, objective: DMD, generator: L
 
     changes: list[tuple[Any, str, Callable[..., Any]]] = [
         (tuner, "embed", parts.wrap("prompts", tuner.embed)),
-        (rollout.denoiser.network, "read", parts.wrap("prompts", rollout.denoiser.network.read)),
+        (rollout.denoiser.network, "project_text", parts.wrap("prompts", rollout.denoiser.network.project_text)),
         (rollout, "block", parts.wrap("denoise", rollout.block)),
         (rollout, "remember", parts.wrap("remember", rollout.remember)),
         (rollout, "switch", parts.wrap("recache", rollout.switch)),
@@ -164,7 +163,6 @@ def held_by_clips(tuner: StreamingTuner, clips: int) -> list[Held]:
     network, found = tuner.rollout.denoiser.network, []
     with Live(network.device) as live:
         for _ in range(clips):
-            rotation.cache_clear()  # rotations of earlier clips are kept there; they are not the clip's
             found.append(held(live, lambda: tuner.clip(grad=True).latents))
             network.zero_grad(set_to_none=True)
     return found

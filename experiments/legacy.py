@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from longlive.cache.history import HistoryCache, HistoryView, Page
+from longlive.cache.history import HistoryCache
+from longlive.cache.memory import CacheView, Places, ReadingMemory
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import FewStep
 from longlive.ops.flow_matching import add_noise
-from longlive.types import Heads, Latents, Seen, Text, TextKV
+from longlive.types import Attend, Heads, Latents, Text, TextKV
 
 Deviation = Literal["zero_sink", "context_noise", "gradient_leak"]
 CONTEXT_T = 4.98  # the public table's nearest entry to 0: sigma 0.00498
@@ -31,16 +33,17 @@ class ZeroSinkCache(HistoryCache):
         if self.end <= self.window.visible:
             return super().forget(keep_sink=False)
         span = super().forget(keep_sink=True)
-        self._pages = tuple(
-            Page(page.frames, tuple(map(torch.zeros_like, page.keys)), tuple(map(torch.zeros_like, page.values))) for page in self._pages
-        )
+        self._start_over()  # into rows that no earlier view reads
+        sink = self._places(list(self._row.values()))
+        for buffer in (*self._keys, *self._values):
+            buffer.index_fill_(1, sink, 0.0)
         return span
 
 
 class NoisedContext(Rollout):
     """Finished blocks are remembered with a little noise in them, as the public training does and its inference does not.
 
-    A recache reads the clean frames. Needs `draw`.
+    A recache reads the clean frames. Needs a `FewStep` solver, whose `draw` gives the noise.
     """
 
     @torch.no_grad()
@@ -48,56 +51,71 @@ class NoisedContext(Rollout):
         if span is not None:
             super().remember(x0, text, span)
             return
-        if self.draw is None:
-            raise ValueError("context noise is drawn by `draw`; give the rollout one")
+        if not isinstance(self.solver, FewStep):
+            raise ValueError(f"context noise is drawn by the solver; give the rollout FewStep, not {type(self.solver).__name__}")
         x0 = x0.detach()
-        super().remember(add_noise(x0, self.draw(x0), torch.full(x0.shape[:2], CONTEXT_T)), text)
-        assert self._clean is not None
-        self._clean = torch.cat([self._clean[:, : -x0.shape[1]], x0], dim=1)
+        super().remember(add_noise(x0, self.solver.draw(x0), torch.full(x0.shape[:2], CONTEXT_T)), text)
+        assert self._recent is not None
+        self._recent = torch.cat([self._recent[:, : -x0.shape[1]], x0], dim=1)
 
 
-class _Watching(HistoryView):
-    """A view that leaves the keys and values of the pass that carries a gradient with its cache."""
+KeysValues = tuple[Tensor, Tensor]
 
-    def __init__(self, view: HistoryView, kept: dict[int, tuple[Tensor, Tensor]]) -> None:
-        self.__dict__.update(view.__dict__)
-        self._kept = kept
 
-    def extend(self, layer: int, k: Heads, v: Heads) -> tuple[Seen, Seen]:
+class _LeakyMemory(NamedTuple):
+    """Adds gradients to the past that it reads, and keeps the keys and values of the pass that carries a gradient."""
+
+    inner: ReadingMemory
+    leaks: list[tuple[Places, KeysValues]]  # places among what is visible, and zeros that carry a gradient
+    kept: dict[int, KeysValues]
+    layer: int
+
+    def attend(self, q: Heads, k: Heads, v: Heads, attend: Attend) -> Heads:
         if k.requires_grad:
-            self._kept[layer] = (k, v)
-        return super().extend(layer, k, v)
+            self.kept[self.layer] = (k, v)
+        keys = self.inner.keys.index_select(1, self.inner.visible).index_copy(1, self.inner.own, k)
+        values = self.inner.values.index_select(1, self.inner.visible).index_copy(1, self.inner.own, v)
+        for places, (for_keys, for_values) in self.leaks:
+            keys, values = keys.index_add(1, places, for_keys), values.index_add(1, places, for_values)
+        return attend(q, keys, values)
 
 
 class LeakyCache(HistoryCache):
     """Straight-through context: remembered values are those of the clean pass, their gradient is that of the block's last denoising pass.
 
     So later blocks of a clip train earlier ones through numbers that were never used. In the public code the leak ends where a
-    full cache overwrites its slots; here it always lasts to the end of the clip. Pages of an earlier clip, or read again at a
+    full cache overwrites its slots; here it always lasts to the end of the clip. Frames of an earlier clip, or read again at a
     switch, are constants.
     """
 
     def reset(self) -> None:
         super().reset()
-        self._exit: dict[int, tuple[Tensor, Tensor]] = {}
+        self._exit: dict[int, KeysValues] = {}
+        self._leak: dict[int, dict[int, KeysValues]] = {}  # of each frame and layer
 
-    def view(self, span: range) -> HistoryView:
-        self._exit = {}
-        return _Watching(super().view(span), self._exit)
+    def view(self, span: range) -> CacheView:
+        view, self._exit = super().view(span), {}
+        sink, recent = self._extent.visible(span)
+        past = [frame for frame in (*sink, *recent) if frame < span.start]
+        leaks = [(self._places([index]), self._leak[frame]) for index, frame in enumerate(past) if frame in self._leak]
+        kept = self._exit
+
+        def at(layer: int) -> _LeakyMemory:
+            inner = view.at(layer)
+            assert isinstance(inner, ReadingMemory)
+            return _LeakyMemory(inner, [(places, leak[layer]) for places, leak in leaks], kept, layer)
+
+        return CacheView(view.rope, at)
 
     @contextmanager
-    def record(self, span: range) -> Iterator[HistoryView]:
-        made = self._exit
+    def record(self, span: range) -> Iterator[CacheView]:
         with super().record(span) as view:
             yield view
-        if not made:  # a clip without gradient, or a recache
-            self._pages = tuple(
-                Page(page.frames, tuple(k.detach() for k in page.keys), tuple(v.detach() for v in page.values)) for page in self._pages
-            )
-            return
-        *before, page = self._pages
+        if not self._exit:  # a clip without gradient, or a recache
+            self._leak = {}
         with torch.enable_grad():
-            keys = tuple(k + (made[layer][0] - made[layer][0].detach()) for layer, k in enumerate(page.keys))
-            values = tuple(v + (made[layer][1] - made[layer][1].detach()) for layer, v in enumerate(page.values))
-        self._pages = (*before, Page(page.frames, keys, values))
+            zeros = {layer: (k - k.detach(), v - v.detach()) for layer, (k, v) in self._exit.items()}
+        for index, frame in enumerate(span if zeros else ()):
+            part = slice(index * self._tokens, (index + 1) * self._tokens)
+            self._leak[frame] = {layer: (k[:, part], v[:, part]) for layer, (k, v) in zeros.items()}
         self._exit = {}

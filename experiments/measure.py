@@ -15,7 +15,7 @@ from experiments.state_model import BLOCK, CLIP, WINDOW
 from experiments.videos import Cut, Video, make, switch_pairs
 from longlive.cache.window import Window
 from longlive.evaluation.charts import Line
-from longlive.generation.rollout import Recache
+from longlive.generation.transition import Recache, Transition
 from longlive.models.wan import WanTransformer
 from longlive.types import Latents
 
@@ -44,7 +44,7 @@ def _stacked(scores: Sequence[SwitchScores] | Sequence[DriftScores]) -> Scores:
 def switch_video(network: WanTransformer, case: Case, num_videos: int) -> Latents:
     """Videos of `SWITCH + AFTER` frames whose prompt switches at `SWITCH`."""
     pairs = switch_pairs(num_videos)
-    cut = Cut(SWITCH, [pair.after for pair in pairs], case.recache, case.keep_sink)
+    cut = Cut(SWITCH, [pair.after for pair in pairs], Transition(case.keep_sink, case.recache))
     before = [pair.before for pair in pairs]
     return make(
         network, before, num_latent_frames=SWITCH + AFTER, seed=NOISE_SEED, window=case.window, relative=case.relative, cut=cut

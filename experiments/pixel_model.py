@@ -10,9 +10,11 @@ from torch import Tensor
 
 from experiments.videos import Cut, captions_by_cue, cues_of
 from longlive.cache.window import Window
+from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.sampling import sample
+from longlive.generation.transition import Transition
 from longlive.miniature import oracle
 from longlive.miniature.captions import canonical
 from longlive.miniature.world import ATTRIBUTES, MOTIONS, SIZE, SPEED, Captioned
@@ -48,18 +50,17 @@ class PixelModel:
         said = captions_by_cue(captions, cut)
         side = SIZE // settings_of(self.vae).scale_factor_spatial
         blocks = sample(
-            self.network,
+            Denoiser(self.network),
             cues_of(cut),
-            lambda prompt: self.encoder.encode([canonical(c) for c in said[prompt]]),
+            lambda prompt: self.network.project_text(self.encoder.encode([canonical(c) for c in said[prompt]])),
             cache=ring_cache(self.network, side, side, window=window or self.window, batch=len(captions)),
             latent_size=(side, side),
-            steps=self.steps,
+            timesteps=self.steps,
             generator=torch.Generator().manual_seed(seed),
             batch=len(captions),
             block=self.block,
             num_latent_frames=num_latent_frames,
-            recache="joint" if cut is None else cut.recache,
-            keep_sink=cut is not None and cut.keep_sink,
+            transition=Transition() if cut is None else cut.transition,
         )
         decoder = StreamDecoder(self.vae)
         return torch.cat([to_uint8(decoder.decode(made.latents)) for made in blocks], dim=1).movedim(-1, 2)

@@ -24,7 +24,7 @@ from experiments.summary import summarize
 from experiments.videos import Cut, switch_pairs
 from longlive.cache.window import Window
 from longlive.evaluation.charts import Panel
-from longlive.generation.rollout import Recache
+from longlive.generation.transition import Recache, Transition
 from longlive.miniature import oracle
 from longlive.miniature.captions import canonical
 from longlive.miniature.world import ATTRIBUTES
@@ -78,7 +78,7 @@ def drift_scores(images: Tensor, pairs: list[SwitchPair]) -> Scores:
 def switches(model: PixelModel, videos: int, output: Path) -> tuple[dict[str, Scores], list[Claim]]:
     pairs, scores, shown = switch_pairs(videos), {}, {}
     for name, mode in MODES.items():
-        cut = Cut(SWITCH, [pair.after for pair in pairs], mode)
+        cut = Cut(SWITCH, [pair.after for pair in pairs], Transition(keep_sink=False, recache=mode))
         images = model.make([pair.before for pair in pairs], num_latent_frames=SWITCH + AFTER, seed=SEED, cut=cut)
         scores[name], shown[name] = switch_scores(images, pairs), images[:4]
         logging.info("switch, %s: made and read", name)

@@ -22,7 +22,9 @@ from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.engine.low_precision import use_bfloat16_linears
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.rollout import Recache, Rollout
+from longlive.generation.rollout import Rollout
+from longlive.generation.solver import FewStep
+from longlive.generation.transition import Recache, Transition
 from longlive.miniature.captions import canonical, parse
 from longlive.miniature.prompt_pairs import draw_pair
 from longlive.miniature.world import Captioned, training_set
@@ -204,7 +206,7 @@ def distillation_stage(generator: WanTransformer, critic: WanTransformer, settin
     world = World()
     return _Distilled(
         _tuner(generator, settings, random["noise"], seed, world),
-        DMD(ExactTeacher(), Denoiser(critic), guidance=0.0, shift=SHIFT),
+        DMD(ExactTeacher(), Denoiser(critic), guidance_scale=1.0, shift=SHIFT),
         *learners,
         negative=negative(settings.batch),
         random=random,
@@ -227,10 +229,14 @@ def _tuner(network: WanTransformer, settings: Distillation, random: torch.Genera
     kind = NoisedContext if settings.deviation == "context_noise" else Rollout
     rollout = kind(
         Denoiser(network),
-        caches.get(settings.deviation or "", HistoryCache)(window=settings.window, theta=network.config.rope_theta),
-        steps=STEPS,
-        draw=draw,
-        recache=settings.recache,
+        caches.get(settings.deviation or "", HistoryCache)(
+            num_layers=network.config.num_layers,
+            batch=settings.batch,
+            num_heads=network.config.num_heads,
+            rope=network.rope(*LATENT_SHAPE[1:]),
+            window=settings.window,
+        ),
+        FewStep(STEPS, draw),
     )
     pairs_from = torch.Generator().manual_seed(seed)
     captions = training_set()
@@ -247,5 +253,5 @@ def _tuner(network: WanTransformer, settings: Distillation, random: torch.Genera
         overlap=OVERLAP,
         max_frames=settings.max_frames,
         switch_at=settings.switch_at,
-        keep_sink=settings.keep_sink,
+        transition=Transition(settings.keep_sink, settings.recache),
     )

@@ -11,9 +11,10 @@ from experiments.state_model import BLOCK, STEPS, WINDOW
 from experiments.state_world import LATENT_SHAPE, text_of
 from longlive.cache.window import KVCache, Window
 from longlive.generation.cues import PromptSchedule
+from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache
-from longlive.generation.rollout import Recache
 from longlive.generation.sampling import sample
+from longlive.generation.transition import Transition
 from longlive.miniature.captions import SwitchPair
 from longlive.miniature.world import ATTRIBUTES, Captioned, held_out
 from longlive.models.wan import WanTransformer
@@ -44,13 +45,12 @@ class Cut(NamedTuple):
 
     frame: int
     captions: Sequence[Captioned]
-    recache: Recache = "joint"
-    keep_sink: bool = False
+    transition: Transition = Transition(keep_sink=False)
 
 
 def cues_of(cut: Cut | None) -> PromptSchedule:
     """The prompts "before" and "after" the switch; without one "before" alone."""
-    return PromptSchedule.single("before") if cut is None else PromptSchedule.at_frames(["before", "after"], [cut.frame])
+    return PromptSchedule.single("before") if cut is None else PromptSchedule.at_latent_frames(["before", "after"], [cut.frame])
 
 
 def captions_by_cue(captions: Sequence[Captioned], cut: Cut | None) -> dict[str, Sequence[Captioned]]:
@@ -80,18 +80,17 @@ def make(
     said = captions_by_cue(captions, cut)
     blocks = list(
         sample(
-            network,
+            Denoiser(network),
             cues_of(cut),
-            lambda prompt: text_of(said[prompt]),
+            lambda prompt: network.project_text(text_of(said[prompt])),
             cache=cache,
             latent_size=LATENT_SHAPE[1:],
-            steps=STEPS,
+            timesteps=STEPS,
             generator=torch.Generator().manual_seed(seed),
             batch=len(captions),
             block=BLOCK,
             num_latent_frames=num_latent_frames,
-            recache="joint" if cut is None else cut.recache,
-            keep_sink=cut is not None and cut.keep_sink,
+            transition=Transition() if cut is None else cut.transition,
         )
     )
     return Video(torch.cat([made.latents for made in blocks], dim=1), [made.seconds.network for made in blocks])

@@ -241,7 +241,7 @@ class OdeConfig:
     num_pairs: int = 1500
     prompts: str | None = dataclasses.field(default=None, metadata=BESIDE)  # .txt, one a line; as many as there are pairs are used
     negative_prompt: str | None = None  # None: no text
-    guidance: float = 5.0  # w of the teacher: v_c + w (v_c - v_n), a scale of 6
+    guidance_scale: float = 6.0  # s of the teacher: v_n + s (v_c - v_n)
     num_steps: int = 48  # of the teacher's Euler solution
     height: int = 480
     width: int = 832
@@ -309,7 +309,7 @@ class DistillationConfig:
     betas: tuple[float, float] = (0.0, 0.999)
     weight_decay: float = 0.01
     max_norm: float = 10.0
-    guidance: float = 3.0  # w of the teacher: r_c + w (r_c - r_n)
+    guidance_scale: float = 4.0  # s of the teacher: r_n + s (r_c - r_n); 3.0 in the released configurations, which count s - 1
     guidance_rescale: float = 0.0  # share by which that is brought back to the norm of r_c
     lora_rank: int | None = None  # adapters on generator and critic instead of all weights
     lora_alpha: float | None = None  # None: the rank

@@ -15,8 +15,7 @@ from typing import Any
 def replacing(path: str | Path) -> Iterator[Path]:
     """A new file beside `path` to write to; it takes the place of `path` in one step when the block ends without an exception.
 
-    Whoever reads `path` meanwhile, or after a crash or power loss, finds the old file or the new one, never a part.
-    The parent folder is made.
+    A reader, also after a crash or power loss, finds the old file or the new one, never a part of one. The parent folder is made.
 
     >>> with replacing("weights.pt") as partial:
     ...     torch.save(state, partial)
@@ -42,6 +41,14 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON to `path` atomically (see `replacing`)."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json_if_whole(path: Path) -> Any:
+    """What a JSON file holds; None when it is missing or broken, so that what it describes counts as not made."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
 
 
 def file_digest(path: Path) -> str:

@@ -1,13 +1,12 @@
-"""The legend of letters, and the protocol where model and cache meet.
+"""Letters for tensor dimensions, aliases for tensors, and the protocols where model and cache meet.
 
 B batch · F latent frames · C H W latent channels, height, width · N tokens of a span of frames · K tokens visible ·
-A D attention heads, head width · L E text tokens, text width · T pixel frames. "Frames" are latent frames; pixel frames
-are `images`. `sigma` is a noise level in [0, 1]; `t` is 1000 sigma and exists only at the network.
+A D attention heads, head width · L E text tokens, text width · T pixel frames. In modules that know only latents
+"frames" are latent frames; pixel frames are `images`. `sigma` is a noise level in [0, 1], the timestep `t` is 1000 sigma.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from jaxtyping import Bool, Float
@@ -18,19 +17,19 @@ Images = Float[Tensor, "B 3 T Y X"]
 Timesteps = Float[Tensor, "B F"]
 Text = Float[Tensor, "B L E"]
 Heads = Float[Tensor, "B N A D"]
-Seen = Float[Tensor, "B K A D"]
+Visible = Float[Tensor, "B K A D"]
 Mask = Bool[Tensor, "N K"]
 
 
 class TextKV(NamedTuple):
-    """A prompt as the cross-attention of every layer reads it: keys and values `[B, L, A, D]`, one pair a layer."""
+    """A prompt as the cross-attention of every layer reads it: keys and values `[B, L, A, D]`, one pair per layer."""
 
     keys: tuple[Heads, ...]
     values: tuple[Heads, ...]
 
 
 class Estimate(Protocol):
-    """What noisy latents are taken for: two ways to say the same."""
+    """A prediction from noisy latents, in two equivalent parametrisations."""
 
     @property
     def x0(self) -> Latents: ...
@@ -40,24 +39,55 @@ class Estimate(Protocol):
 
 
 class Score(Protocol):
-    """A view of what clean latents look like: a denoising network, or the exact answer where it is known."""
+    """Predicts clean latents from noisy ones under a text: a denoising network, or the exact posterior mean where it is known."""
 
     def __call__(self, noisy: Latents, t: Timesteps, text: Text, /) -> Estimate: ...
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of the rotary angle of every pair, float32 `[N, D / 2]` (N tokens, or 1 when all have the same angle)."""
+
+    cos: Float[Tensor, "N halfD"]
+    sin: Float[Tensor, "N halfD"]
+
+
+class Attend(Protocol):
+    """An attention backend: queries `[B, N, A, D]`, keys and values `[B, K, A, D]` -> `[B, N, A, D]`.
+
+    `mask` `[N, K]` says which keys a query may see; None: all of them.
+    """
+
+    def __call__(self, q: Heads, k: Visible, v: Visible, mask: Mask | None = None, /) -> Heads: ...
+
+
+class Memory(Protocol):
+    """What one layer may attend to besides its own tokens: a `NamedTuple` of tensors, so that one compiled graph serves every layer."""
+
+    def attend(self, q: Heads, k: Heads, v: Heads, attend: Attend) -> Heads:
+        """Attention of rotated queries over what the span may see and over its own rotated keys and values."""
+        ...
 
 
 class KVView(Protocol):
     """What a span of frames may attend to. Its past never changes while the span is being denoised."""
 
     @property
-    def frames(self) -> Sequence[int]:
-        """Position in the video of every frame of the span; hashable."""
+    def rope(self) -> Rotation:
+        """Of the tokens of the span, on the device; computed once per view."""
         ...
 
-    @property
-    def mask(self) -> Mask | None:
-        """Which keys a query may see; None: all that `extend` returns (always so at inference)."""
+    def at(self, layer: int) -> Memory:
+        """The memory of one layer."""
         ...
 
-    def extend(self, layer: int, k: Heads, v: Heads) -> tuple[Seen, Seen]:
-        """Visible past and the span's own keys (rotated to `frames`) and values, in any order."""
+
+class Decoder(Protocol):
+    """Makes images from the latents of one video, a few frames at a time and in order."""
+
+    def decode(self, latents: Latents) -> Images:
+        """The next images, in [-1, 1]."""
+        ...
+
+    def reset(self) -> None:
+        """Start a new video."""
         ...

@@ -23,6 +23,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from longlive.files import replacing
+
 BT709 = 1  # the number of ITU-R BT.709 in the colour fields of H.264
 
 
@@ -126,18 +128,17 @@ def video_frame(image: np.ndarray, number: int, *, fps: Fraction, scale: int) ->
 
 
 def index_in_front(path: Path) -> None:
-    """Rewrites a fragmented mp4 as a plain one without encoding it again; replaces the file at once or not at all."""
-    plain = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with av.open(str(path)) as source, av.open(str(plain), "w", format="mp4", options={"movflags": "faststart"}) as target:
-            stream = target.add_stream_from_template(source.streams.video[0])
-            for packet in source.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    target.mux(packet)
-        os.replace(plain, path)
-    finally:
-        plain.unlink(missing_ok=True)
+    """Replace a fragmented mp4 by a plain one, atomically and without encoding it again."""
+    with (
+        replacing(path) as plain,
+        av.open(str(path)) as source,
+        av.open(str(plain), "w", format="mp4", options={"movflags": "faststart"}) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
 
 
 def images_of(path: str | Path, *, as_opencv: bool = False) -> Iterator[np.ndarray]:

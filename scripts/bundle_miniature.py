@@ -26,7 +26,7 @@ def transformer_of(runs: Path, stage: str) -> WanTransformer:
     return merge_lora(load_network(settings["generator"]), store.load_lora(export / "lora.pt"), alpha=settings["lora_alpha"])
 
 
-def bundle(runs: Path, to: Path, *, stage: str, guidance: float, teacher: bool = False) -> int:
+def bundle(runs: Path, to: Path, *, stage: str, guidance_scale: float, teacher: bool = False) -> int:
     """Write the pipeline with the settings its transformer was trained with; returns its size in bytes."""
     settings = json.loads((runs / stage / "settings.json").read_text())["settings"][stage]
     encoder, tokenizer = store.load_text_encoder(runs / "language" / "export")
@@ -42,7 +42,7 @@ def bundle(runs: Path, to: Path, *, stage: str, guidance: float, teacher: bool =
         denoising_steps=list(settings["denoising_steps"]),
         timestep_shift=settings["timestep_shift"],
         fresh_noise=distilled,  # before distillation: Euler steps of the flow, guided
-        guidance=0.0 if distilled else guidance,
+        guidance_scale=1.0 if distilled else guidance_scale,
         guided_blocks=None if distilled else 1,
         keep_sink=settings["keep_sink"] if distilled else True,
         height=SIZE,
@@ -60,14 +60,14 @@ def main() -> int:
     parser.add_argument("--to", type=Path, default=BUNDLED["miniature"])
     parser.add_argument("--stage", choices=STAGES, help="whose transformer; by default that of the last stage that is finished")
     parser.add_argument("--teacher", action="store_true", help="put the teacher beside it, in teacher/: what stages init and long need")
-    parser.add_argument("--guidance", type=float, default=2.0, help="w of causal_init's guidance (default %(default)s)")
+    parser.add_argument("--guidance-scale", type=float, default=3.0, help="of causal_init (default %(default)s)")
     arguments = parser.parse_args()
     finished = [stage for stage in STAGES if (arguments.runs / stage / "export").is_dir()]
     try:
         if not finished:
             raise ValueError(f"no stage in {arguments.runs} is finished")
         stage = arguments.stage or finished[0]
-        size = bundle(arguments.runs, arguments.to, stage=stage, guidance=arguments.guidance, teacher=arguments.teacher)
+        size = bundle(arguments.runs, arguments.to, stage=stage, guidance_scale=arguments.guidance_scale, teacher=arguments.teacher)
         print(f"{arguments.to}: the result of {stage}, {size / 2**20:.1f} MiB")
     except (ValueError, OSError) as error:
         print(f"error: {error}; train the stages first (configs/miniature/)", file=sys.stderr)

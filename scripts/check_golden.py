@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,9 @@ from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser, Prediction
 from longlive.generation.memory import ring_cache
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import FewStep
 from longlive.generation.stream import stream
+from longlive.generation.transition import Transition
 from longlive.models.lora import merge_lora
 from longlive.models.text import embed
 from longlive.models.vae import decode_video, encode_video
@@ -106,7 +107,7 @@ class Case:
         """The flow, and x0 at the table's level nearest to t: so the recorded x0 was made (the flow saw t itself)."""
         yield distance(prediction.velocity, self.tensors["flow"])
         level = flow_matching.nearest_timestep(prediction.t, self.settings.get("timestep_shift", 5.0))
-        yield distance(replace(prediction, t=level).x0, self.tensors["x0"])
+        yield distance(Prediction(prediction.noisy, prediction.velocity, level).x0, self.tensors["x0"])
 
     def weights(self) -> Iterator[float]:
         self.folder.tensors(self.name)
@@ -131,19 +132,18 @@ class Case:
         rollout = Rollout(
             Denoiser(model),
             self.ring(model, noise, noise.shape[1]),
-            steps=flow_matching.warp_steps(settings["denoising_steps"], settings["timestep_shift"]),
-            draw=lambda like: next(renoise),
+            FewStep(flow_matching.warp_steps(settings["denoising_steps"], settings["timestep_shift"]), lambda like: next(renoise)),
             context_t=settings["context_timestep"],
         )
         prompts = [f"prompt_embeds.{i}" for i in range(len(settings["switch_frames"]) + 1)]
         made = stream(
             rollout,
-            PromptSchedule.at_frames(prompts, settings["switch_frames"]),
-            read=lambda key: model.read(given[key]),
+            PromptSchedule.at_latent_frames(prompts, settings["switch_frames"]),
+            project_text=lambda key: model.project_text(given[key]),
             noise=lambda frames: noise[:, frames.start : frames.stop],
             block=block,
             num_latent_frames=noise.shape[1],
-            keep_sink=settings["global_sink"],
+            transition=Transition(keep_sink=settings["global_sink"]),
         )
         yield distance(torch.cat([part.latents for part in made], dim=1), given["latents"])
 
@@ -179,7 +179,7 @@ class Case:
         settings, given = self.settings, self.tensors
         critic = self.folder.transformer(settings["critic"])
         teacher = self.folder.transformer(settings["teacher"])
-        dmd = DMD(Denoiser(teacher), Denoiser(critic), guidance=settings["guidance"], shift=settings["timestep_shift"])
+        dmd = DMD(Denoiser(teacher), Denoiser(critic), guidance_scale=1 + settings["guidance"], shift=settings["timestep_shift"])
         text, negative = given["prompt_embeds"], given["negative_embeds"]
         yield distance(dmd.levels(given["drawn_step"]), given["t"])
         clip = given["clip"].clone().requires_grad_()

@@ -17,26 +17,31 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md"} | {
-    "benchmarks/RESULTS.md": "benchmarks/RESULTS.md"
-}
+PAGES = {"README.md": "index.md"} | {name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/RESULTS.md")}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def reference() -> dict[str, str]:
-    """Page of the site -> its Markdown: one per package of longlive, and one of the modules beside the packages."""
+    """Page of the site -> its Markdown: an overview, one page per package, and one for the modules beside the packages."""
     package = ROOT / "longlive"
-    pages = {"reference/longlive.md": page("longlive", [path for path in package.glob("*.py") if path.stem != "__init__"])}
+    pages = {"reference/longlive.md": reference_page("longlive", [path for path in package.glob("*.py") if path.stem != "__init__"])}
+    rows = ["| [longlive](longlive.md) | settings, types, files and video: what every package may use |"]
     for init in sorted(package.rglob("__init__.py"))[1:]:
         name = ".".join(init.parent.relative_to(ROOT).parts)
-        pages[f"reference/{name.removeprefix('longlive.')}.md"] = page(name, [p for p in init.parent.glob("*.py") if p.stem[0] != "_"])
-    return pages
+        file = f"{name.removeprefix('longlive.')}.md"
+        pages[f"reference/{file}"] = reference_page(name, [path for path in init.parent.glob("*.py") if path.stem[0] != "_"])
+        rows.append(f"| [{name}]({file}) | {about(name)} |")
+    overview = "\n".join(["# Reference", "", "Built from the docstrings.", "", "| package | what it holds |", "| --- | --- |", *rows])
+    return {"reference/index.md": overview + "\n", **pages}
 
 
-def page(name: str, modules: list[Path]) -> str:
-    about = ast.get_docstring(ast.parse((ROOT / name.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))) or ""
+def about(package: str) -> str:
+    return ast.get_docstring(ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))) or ""
+
+
+def reference_page(package: str, modules: list[Path]) -> str:
     shown = [f"::: {'.'.join(path.relative_to(ROOT).with_suffix('').parts)}" for path in sorted(modules)]
-    return "\n\n".join([f"# {name}", about, *shown]) + "\n"
+    return "\n\n".join([f"# {package}", about(package), *shown]) + "\n"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

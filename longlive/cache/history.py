@@ -1,148 +1,133 @@
-"""The cache of training: immutable pages, one for every finished span.
+"""The cache of training: rows are appended and never overwritten while a gradient may need them.
 
-A view holds its own tuple of pages, so that recomputing a layer under activation checkpointing sees exactly what the
+A view reads rows that stay as they are, so that recomputing a layer under activation checkpointing sees exactly what the
 forward pass saw, whatever was recorded since. Remembered keys and values are detached: context is a constant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from longlive.cache.window import Window, check_span, frames_to_reread
-from longlive.ops.rope import rotate, turn_in_time
-from longlive.types import Heads, Mask, Seen
-
-
-class Page(NamedTuple):
-    """Keys and values of some frames, one tensor `[B, N, A, D]` a layer; never written after it is made."""
-
-    frames: range
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-
-    def cut(self, frames: range) -> Page:
-        """The part of the page that lies in `frames`."""
-        kept = range(max(self.frames.start, frames.start), min(self.frames.stop, frames.stop))
-        tokens = self.keys[0].shape[1] // len(self.frames)
-        part = slice((kept.start - self.frames.start) * tokens, (kept.stop - self.frames.start) * tokens)
-        return Page(kept, tuple(k[:, part] for k in self.keys), tuple(v[:, part] for v in self.values))
-
-    def only(self, frames: range) -> Page:
-        """`cut`, in memory of its own: the rest of a page (a recache makes long ones) is let go."""
-        part = self.cut(frames)
-        if part.frames == self.frames:
-            return self
-        return Page(part.frames, tuple(k.clone() for k in part.keys), tuple(v.clone() for v in part.values))
-
-
-def _overlap(a: range, b: range) -> bool:
-    return max(a.start, b.start) < min(a.stop, b.stop)
-
-
-class HistoryView:
-    """A span and the pages it may see, fixed when the view was made."""
-
-    mask: Mask | None = None
-
-    def __init__(self, span: range, sink: tuple[Page, ...], recent: tuple[Page, ...], sink_turn: int, theta: float) -> None:
-        self.frames = span
-        self._sink, self._recent, self._sink_turn, self._theta = sink, recent, sink_turn, theta
-
-    def extend(self, layer: int, k: Heads, v: Heads) -> tuple[Seen, Seen]:
-        sink_keys = [page.keys[layer] for page in self._sink]
-        if self._sink_turn:
-            turn = turn_in_time(self._sink_turn, k.shape[-1], theta=self._theta, device=k.device)
-            sink_keys = [rotate(keys, turn) for keys in sink_keys]
-        keys = torch.cat([*sink_keys, *(page.keys[layer] for page in self._recent), k], dim=1)
-        values = torch.cat([*(page.values[layer] for page in (*self._sink, *self._recent)), v], dim=1)
-        return keys, values
-
-
-class _Recorder(HistoryView):
-    """A view that also keeps what passes through it, detached."""
-
-    def __init__(self, view: HistoryView) -> None:
-        self.__dict__.update(view.__dict__)
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def extend(self, layer: int, k: Heads, v: Heads) -> tuple[Seen, Seen]:
-        self.kept[layer] = (k.detach(), v.detach())
-        return super().extend(layer, k, v)
+from longlive.cache.memory import CacheView, Places, ReadingMemory, WritingMemory
+from longlive.cache.window import Extent, Window
+from longlive.ops.rope import Rope
 
 
 class HistoryCache:
-    """Pages of the sink and the recent frames; pages that no later block can see are dropped."""
+    """Keys and values of the sink and the recent frames, one buffer `[B, rows * tokens, A, D]` per layer and kind.
 
-    def __init__(self, *, window: Window, relative: bool = False, theta: float = 10000.0) -> None:
-        self.window, self.relative, self._theta = window, relative, theta
+    When the buffers are full, new ones take over the frames that can still be seen; old ones live as long as a gradient
+    refers to them.
+
+    Args:
+        rope: of the frames' tokens; its device is where the buffers are.
+        dtype: of the keys and values that the network computes.
+        rows: frames that fit the buffers, at least those visible and a block; twice the window if None.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        batch: int,
+        num_heads: int,
+        rope: Rope,
+        window: Window,
+        dtype: torch.dtype = torch.float32,
+        rows: int | None = None,
+    ) -> None:
+        self.window, self._rope, self._tokens = window, rope, rope.tokens_per_frame
+        self._rows = 2 * window.visible if rows is None else max(rows, 2 * window.visible)
+        shape = (batch, self._rows * self._tokens, num_heads, rope.head_dim)
+        self._new = lambda: tuple(torch.empty(shape, dtype=dtype, device=rope.device) for _ in range(num_layers))
+        self._extent = Extent(window)
         self.reset()
+
+    @property
+    def end(self) -> int:
+        return self._extent.end
 
     def reset(self) -> None:
         """Start a new video."""
-        self.end = 0
-        self._sink_start = 0
-        self._recent_start = self.window.sink
-        self._pages: tuple[Page, ...] = ()
+        self._extent.reset()
+        self._keys, self._values = self._new(), self._new()
+        self._row: dict[int, int] = {}  # where the newest version of each frame is that can still be seen
+        self._used = 0  # rows that must not be written any more
 
-    def view(self, span: range) -> HistoryView:
-        check_span(span, self.end, self.window)
-        oldest = max(self._recent_start, span.stop - self.window.recent)
-        sink = range(self._sink_start, self._sink_start + self.window.sink)
-        turn = oldest - sink.stop if self.relative and self.end >= sink.stop else 0
-        recent = range(max(oldest, sink.stop), self.end)
-        return HistoryView(span, self._cut(sink), self._cut(recent), turn, self._theta)
+    def reserve(self, num_frames: int) -> None:
+        """Make room for `num_frames` more, so that no frame has to be copied while they are made."""
+        if self._used + num_frames > self._rows:
+            self._start_over()
+
+    def view(self, span: range) -> CacheView:
+        """See `KVCache`. A pass leaves the buffers as they are and carries gradients."""
+        rows = self._rows_of(span)
+        visible, own = self._places(rows), self._places(range(len(rows) - len(span), len(rows)))
+        keys, values = self._keys, self._values
+        return CacheView(self._rope.at(span), lambda layer: ReadingMemory(keys[layer], values[layer], visible, own))
 
     @contextmanager
-    def record(self, span: range) -> Iterator[HistoryView]:
-        recorder = _Recorder(self.view(span))
-        yield recorder
-        layers = [recorder.kept[layer] for layer in sorted(recorder.kept)]
-        page = Page(span, tuple(k for k, _ in layers), tuple(v for _, v in layers))
-        self.end = span.stop
-        sink = range(self._sink_start, self._sink_start + self.window.sink)
-        still_seen = range(self.end - self.window.recent, self.end)
-        pages = (*self._pages, page)
-        self._pages = tuple(
-            p if _overlap(p.frames, still_seen) else p.only(sink)
-            for p in pages
-            if _overlap(p.frames, sink) or _overlap(p.frames, still_seen)
-        )
+    def record(self, span: range) -> Iterator[CacheView]:
+        rows = self._rows_of(span)
+        visible, own = self._places(rows), self._places(rows[-len(span) :])
+        keys, values = self._keys, self._values
+        yield CacheView(self._rope.at(span), lambda layer: WritingMemory(keys[layer], values[layer], own, visible))
+        self._row |= dict(zip(span, rows[-len(span) :]))
+        self._used += len(span)
+        self._extent.end = span.stop
+        self._drop_unseen()
 
     def forget(self, *, keep_sink: bool) -> range:
-        span = frames_to_reread(self.end, self.window, keep_sink=keep_sink)
-        if keep_sink and self.end > self.window.visible:
-            sink = range(self._sink_start, self._sink_start + self.window.sink)
-            self._pages, self._recent_start = self._cut(sink), span.start
-        else:
-            self._pages, self._sink_start, self._recent_start = (), span.start, span.start + self.window.sink
-        self.end = span.start
+        span = self._extent.forget(keep_sink=keep_sink)
+        self._row = {frame: row for frame, row in self._row.items() if frame < span.start and frame in self._extent.sink}
         return span
 
     def clear(self) -> None:
-        """Drop everything; the next frames are the sink."""
-        self._pages, self._sink_start, self._recent_start = (), self.end, self.end + self.window.sink
+        self._extent.clear()
+        self._row = {}
 
     def state(self) -> dict[str, Any]:
         """All that later blocks depend on, on the CPU: what a run stopped in the middle of a video saves."""
-        pages = [  # cloned: a page may be a part of a larger one, which would be saved whole
-            {"start": p.frames.start, "keys": [k.cpu().clone() for k in p.keys], "values": [v.cpu().clone() for v in p.values]}
-            for p in self._pages
-        ]
-        ends = [p.frames.stop for p in self._pages]
-        return {"end": self.end, "sink_start": self._sink_start, "recent_start": self._recent_start, "pages": pages, "ends": ends}
+        places = self._places(list(self._row.values()))
+        keys, values = ([buffer.index_select(1, places).cpu() for buffer in buffers] for buffers in (self._keys, self._values))
+        return {"extent": self._extent.state(), "frames": list(self._row), "keys": keys, "values": values}
 
-    def load(self, state: dict[str, Any], *, device: torch.device | str = "cpu") -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
-        self.end, self._sink_start, self._recent_start = state["end"], state["sink_start"], state["recent_start"]
-        self._pages = tuple(
-            Page(range(page["start"], end), tuple(k.to(device) for k in page["keys"]), tuple(v.to(device) for v in page["values"]))
-            for page, end in zip(state["pages"], state["ends"], strict=True)
-        )
+        self.reset()
+        self._extent.load(state["extent"])
+        self._take_over(state["frames"], state["keys"], state["values"])
 
-    def _cut(self, frames: range) -> tuple[Page, ...]:
-        return tuple(page.cut(frames) for page in self._pages if _overlap(page.frames, frames))
+    def _rows_of(self, span: range) -> list[int]:
+        """Rows of all frames that `span` may see, its own, which are still free, at the end."""
+        sink, recent = self._extent.visible(span)
+        self.reserve(len(span))
+        past = [frame for frame in (*sink, *recent) if frame < span.start]
+        return [self._row[frame] for frame in past] + list(range(self._used, self._used + len(span)))
+
+    def _places(self, rows: Sequence[int]) -> Places:
+        starts = torch.tensor(rows, dtype=torch.long).to(self._rope.device, non_blocking=True) * self._tokens
+        return (starts[:, None] + torch.arange(self._tokens, device=self._rope.device)).flatten()
+
+    def _drop_unseen(self) -> None:
+        oldest = self.end - self.window.recent
+        self._row = {frame: row for frame, row in self._row.items() if frame in self._extent.sink or frame >= oldest}
+
+    def _start_over(self) -> None:
+        """New buffers with the frames that can still be seen; views of the old ones stay valid."""
+        places = self._places(list(self._row.values()))
+        old = [[buffer.index_select(1, places) for buffer in buffers] for buffers in (self._keys, self._values)]
+        self._keys, self._values = self._new(), self._new()
+        self._take_over(list(self._row), *old)
+
+    def _take_over(self, frames: Sequence[int], keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        length = len(frames) * self._tokens
+        for buffers, contents in ((self._keys, keys), (self._values, values)):
+            for buffer, content in zip(buffers, contents, strict=True):
+                buffer[:, :length] = content.to(buffer.device)
+        self._row, self._used = {frame: row for row, frame in enumerate(frames)}, len(frames)

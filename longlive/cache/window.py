@@ -1,4 +1,4 @@
-"""What a block may see: a window with a frame sink, and the protocol of the two caches that keep it.
+"""What a block may see: a window with a frame sink, its arithmetic, and the protocol of the caches that store it.
 
 Knows nothing of denoising steps, gradients or prompts.
 """
@@ -30,7 +30,7 @@ class Window:
 
     @classmethod
     def of(cls, visible: int, sink: int) -> Window:
-        """From the number of frames visible in all (the released configurations' way of counting: 12 with a sink of 3)."""
+        """From the total number of visible frames, as the released configurations count them (12 with a sink of 3)."""
         if visible <= sink:
             raise ValueError(f"a window of {visible} frames with a sink of {sink} leaves no recent frame; choose a larger window")
         return cls(sink, visible - sink)
@@ -42,24 +42,31 @@ class Window:
 
     @property
     def visible(self) -> int:
-        """Frames visible in all."""
+        """Total number of visible frames."""
         return self.sink + self.recent
 
 
 class KVCache(Protocol):
     """Remembers keys and values of finished frames; what is visible follows from the window."""
 
-    end: int
-    """Frames remembered: the position where the video goes on."""
+    @property
+    def end(self) -> int:
+        """Frames remembered: the position where the video goes on."""
+        ...
 
-    window: Window
+    @property
+    def window(self) -> Window: ...
+
+    def reset(self) -> None:
+        """Start a new video."""
+        ...
 
     def view(self, span: range) -> KVView:
         """For reading, any number of denoising passes over `span`, which must begin at `end`; leaves nothing behind."""
         ...
 
     def record(self, span: range) -> AbstractContextManager[KVView]:
-        """For one pass over `span` that is remembered when the context ends without an exception."""
+        """For one pass over `span`, without gradient, that is remembered when the context ends without an exception."""
         ...
 
     def forget(self, *, keep_sink: bool) -> range:
@@ -71,23 +78,75 @@ class KVCache(Protocol):
         ...
 
 
-def check_span(span: range, end: int, window: Window) -> None:
-    """Raises ValueError when `span` does not begin where the video ends, is empty or is longer than the window."""
-    if span.start != end or span.step != 1:
-        raise ValueError(f"frames {span.start}..{span.stop - 1} do not go on from frame {end}")
-    if not 0 < len(span) <= window.visible:
-        raise ValueError(f"a span of {len(span)} frames does not fit a window of {window.visible}")
+class Extent:
+    """Which frames a cache holds, and which of them a span may see: all of the arithmetic of a window, and no tensor.
 
-
-def frames_to_reread(end: int, window: Window, *, keep_sink: bool) -> range:
-    """Frames a prompt switch at frame `end` reads again: the recent ones when the sink stays, else the whole window.
-
-    The sink stays only when the window is past it (`end > window.visible`); before that everything is rewritten. With the
-    sink kept, its frames would be queries whose keys are thrown away; leaving them out does not change the others.
+    What a span sees is a tuple of ranges of frames, in the order in which attention reads them: sink, recent; the span's own
+    frames are the last. A region between the two (a pinned shot, recalled frames) would be one more range.
     """
-    if keep_sink and end > window.visible:
-        return range(end - window.recent, end)
-    return range(end - min(window.visible, end), end)
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new video."""
+        self.end = 0  # frames remembered: the position where the video goes on
+        self._begin(0)
+
+    def _begin(self, frame: int) -> None:
+        self.sink = range(frame, frame + self.window.sink)  # the frames that are the sink, or will be once they are made
+        self._oldest = self.sink.stop  # no recent frame before this one is held
+
+    def visible(self, span: range) -> tuple[range, range]:
+        """The frames of sink and recent window that `span` may see, its own included.
+
+        Raises:
+            ValueError: when `span` does not begin where the video ends, is empty or is longer than the window.
+        """
+        if span.start != self.end or span.step != 1:
+            raise ValueError(f"frames {span.start}..{span.stop - 1} do not continue the video, which ends before frame {self.end}")
+        oldest = self.oldest_recent(span)
+        if not 0 < len(span) <= self.window.visible or oldest > max(span.start, self.sink.stop):
+            raise ValueError(
+                f"a span of {len(span)} frames does not fit a window of {self.window.visible} whose sink has {self.window.sink}"
+            )
+        return range(self.sink.start, min(self.sink.stop, span.stop)), range(oldest, span.stop)
+
+    def oldest_recent(self, span: range) -> int:
+        """The first frame behind the sink that `span` may see."""
+        return max(self._oldest, span.stop - self.window.recent)
+
+    @property
+    def sink_is_complete(self) -> bool:
+        return self.end >= self.sink.stop
+
+    def forget(self, *, keep_sink: bool) -> range:
+        """At a prompt switch: go back to the first frame that must be read again; returns the frames to read.
+
+        With the sink kept these are the recent ones: the sink's frames would be queries whose keys are thrown away, and leaving
+        them out does not change the others. Otherwise, and while the video is no longer than the window, it is all that is visible.
+        """
+        end = self.end
+        if keep_sink and end > self.window.visible:
+            self._oldest = self.end = end - self.window.recent
+        else:
+            self.end = end - min(self.window.visible, end)
+            self._begin(self.end)
+        return range(self.end, end)
+
+    def clear(self) -> None:
+        """Drop everything; the next frames are the sink."""
+        self._begin(self.end)
+
+    def state(self) -> dict[str, int]:
+        """Three numbers from which `load` restores it."""
+        return {"end": self.end, "sink_start": self.sink.start, "oldest": self._oldest}
+
+    def load(self, state: dict[str, int]) -> None:
+        """The inverse of `state`."""
+        self._begin(state["sink_start"])
+        self.end, self._oldest = state["end"], state["oldest"]
 
 
 def block_mask(

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,9 @@ from longlive.parallel.parts import Stored, read_parts, stored
 
 READ_APART = ("cross_attn.k", "cross_attn.norm_k", "cross_attn.v")
 """Modules of a block that reading a prompt calls, for all blocks, before the first block runs: they are gathered on their own."""
+
+_COMPUTES_IN: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()
+"""Sharded models, and the type in which they compute."""
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +98,13 @@ def shard(network: nn.Module, mesh: DeviceMesh | None = None, *, param_dtype: to
         fully_shard(block, mesh=mesh, mp_policy=policy)
     model = transformer_of(network)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    register_fsdp_forward_method(model, "read")
+    _COMPUTES_IN[model] = param_dtype
+    register_fsdp_forward_method(model, "project_text")
+
+
+def compute_dtype(network: ModelMixin) -> torch.dtype:
+    """The type in which a network computes: that of its weights, or of `shard`'s mixed precision."""
+    return _COMPUTES_IN.get(network, network.dtype)
 
 
 def full_state(network: nn.Module, *, trainable_only: bool = False) -> dict[str, Tensor]:

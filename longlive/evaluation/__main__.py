@@ -1,10 +1,10 @@
-"""Videos of a benchmark are prepared, measured and compared: `python -m longlive.evaluation COMMAND --help`.
+"""Prepare, measure and compare the videos of a benchmark: `python -m longlive.evaluation COMMAND --help`.
 
 prepare SUITE    make its videos (or adopt those of another program): prompts, seeds and names as the benchmark wants them
 run FOLDER       measure them: VBench's dimensions by the real vbench, the interactive protocol, or the miniature's oracle
-score FOLDER     tables and plots beside published rows
+score FOLDER     tables and charts beside published rows
 compare A B      two models on the same prompts and seeds: paired differences with intervals
-measure PATH …   what needs no weights: flicker, drift, collapse, loops, motion
+measure PATH …   metrics of pixels alone, which need no weights: flicker, drift, collapse, loops, motion
 rewrite          longer prompts by a language model of your own
 """
 
@@ -15,13 +15,13 @@ import logging
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from longlive.evaluation import commands
+from longlive.evaluation import commands, rewrite
 from longlive.evaluation.suites import SUITES
 from longlive.evaluation.vbench_score import DIMENSIONS
 from longlive.parallel.world import configure_logging, get_world
@@ -38,69 +38,70 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m longlive.evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     kinds = top.add_subparsers(required=True, metavar="COMMAND")
-    environment = {"type": Path, "metavar": "FOLDER", "help": "of vbench (default: $LONGLIVE_VBENCH, else .venv-vbench)"}
 
-    one = kinds.add_parser("prepare", help="make the videos of a suite")
-    one.add_argument("suite", choices=SUITES, metavar="SUITE", help="; ".join(f"{name}: {suite.title}" for name, suite in SUITES.items()))
-    one.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    one.add_argument("--config", type=Path, metavar="YAML", help="of the model, as inference.py reads them (default: the miniature)")
-    _add_part(one)
-    one.add_argument("--rewritten", type=Path, metavar="TXT", help="longer prompts to generate from, line i for entry i of VBench's list")
-    one.add_argument("--prompts", type=Path, metavar="JSONL", help="scripts of your own for the suite interactive")
-    one.add_argument("--videos", type=Path, metavar="FOLDER", help="take these videos, {prompt}-{i}.mp4, of another program")
-    one.add_argument("--name", help="of the model that made them, with --videos")
-    one.add_argument("--environment", **environment)
-    one.epilog = "Further words key=value: any setting of inference.py that the suite does not decide."
-    one.set_defaults(run=commands.prepare, settings=[])
+    def command(name: str, do: Callable[[argparse.Namespace], int], text: str) -> Callable[..., argparse.Action]:
+        added = kinds.add_parser(name, help=text, epilog=EPILOG if name == "prepare" else None)
+        added.set_defaults(run=do)
+        return added.add_argument
 
-    two = kinds.add_parser("run", help="measure prepared videos")
-    two.add_argument("folder", type=Path)
-    two.add_argument("--dimensions", nargs="+", metavar="NAME", choices=DIMENSIONS, help="of VBench (default: all that the suite has)")
-    two.add_argument("--device", default="auto", help="of vbench: auto (all GPUs, a dimension each), cpu, cuda, cuda:1 …")
-    two.add_argument("--clip-lengths", choices=("intended", "released"), default="intended", help="of VBench-Long; see docs/evaluation.md")
-    two.add_argument("--static-filter", action="store_true", help="for temporal flickering count still videos only (wants RAFT)")
-    two.add_argument("--slow-fast", type=Path, metavar="FOLDER", help="VBench-Long's tables: compare clips with each other too")
-    two.add_argument("--clip", default=commands.CLIP, metavar="FOLDER", help="CLIP for the suite interactive (default %(default)s)")
-    two.add_argument("--again", action="store_true", help="also what is measured already")
-    two.add_argument("--environment", **environment)
-    two.set_defaults(run=commands.run)
+    def environment(add: Callable[..., argparse.Action]) -> None:
+        add("--environment", type=Path, metavar="FOLDER", help="of vbench (default: $LONGLIVE_VBENCH, else .venv-vbench)")
 
-    three = kinds.add_parser("score", help="tables and plots of what was measured")
-    three.add_argument("folder", type=Path, help="prepared and measured, or one with results of vbench (*_eval_results.json)")
-    three.add_argument("--name", help="for the table")
-    three.add_argument("--long", action="store_true", help="of a folder that does not say so: results of VBench-Long")
-    three.set_defaults(run=commands.score)
+    add = command("prepare", commands.prepare, "make the videos of a suite")
+    add("suite", choices=SUITES, metavar="SUITE", help="; ".join(f"{name}: {suite.title}" for name, suite in SUITES.items()))
+    add("--output", type=Path, required=True, metavar="FOLDER")
+    add("--config", type=Path, metavar="YAML", help="of the model, as for inference.py (default: the miniature)")
+    add("--dimensions", nargs="+", metavar="NAME", choices=DIMENSIONS, help="only prompts of these dimensions of VBench")
+    add("--limit", type=int, help="only the first so many prompts (of each dimension asked for)")
+    add("--samples", type=int, help="videos per prompt (default: the benchmark's)")
+    add("--rewritten", type=Path, metavar="TXT", help="longer prompts to generate from, line i for entry i of VBench's list")
+    add("--prompts", type=Path, metavar="JSONL", help="your own scripts for the suites interactive and switch")
+    add("--videos", type=Path, metavar="FOLDER", help="take these videos, {prompt}-{i}.mp4, of another program")
+    add("--name", help="of the model that made them, with --videos")
+    environment(add)
 
-    four = kinds.add_parser("compare", help="two folders, same prompts and seeds")
-    four.add_argument("first", type=Path)
-    four.add_argument("second", type=Path)
-    four.add_argument("--names", nargs=2, metavar=("A", "B"))
-    four.add_argument("--resamples", type=int, default=10_000, help="of the bootstrap (default %(default)s)")
-    four.add_argument("--output", type=Path, metavar="FOLDER", help="table, JSON and plot go there (default: SECOND/results/compared)")
-    four.set_defaults(run=commands.compare)
+    add = command("run", commands.run, "measure prepared videos")
+    add("folder", type=Path)
+    add("--dimensions", nargs="+", metavar="NAME", choices=DIMENSIONS, help="of VBench (default: all that the suite has)")
+    add("--device", default="auto", help="of vbench: auto (all GPUs, one dimension each), cpu, cuda, cuda:1 …")
+    add("--clip-lengths", choices=("intended", "released"), default="intended", help="of VBench-Long; see docs/evaluation.md")
+    add("--static-filter", action="store_true", help="for temporal flickering count still videos only (needs RAFT)")
+    add("--slow-fast", type=Path, metavar="FOLDER", help="VBench-Long's tables: compare clips with each other, too")
+    add("--clip", default=commands.CLIP, metavar="FOLDER", help="CLIP for the suites interactive and switch (default %(default)s)")
+    add("--again", action="store_true", help="measure again what is measured already")
+    environment(add)
 
-    five = kinds.add_parser("measure", help="flicker, drift, collapse, loops and motion of videos, without weights")
-    five.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="videos, or prepared folders")
-    five.add_argument("--block", type=int, help="latent frames a block (default 3; a prepared folder says it itself)")
-    five.add_argument("--output", type=Path, metavar="FOLDER", help="a plot over time and a contact sheet of every video go there")
-    five.set_defaults(run=commands.measure)
+    add = command("score", commands.score, "tables and charts of what was measured")
+    add("folder", type=Path, help="prepared and measured, or one with results of vbench (*_eval_results.json)")
+    add("--name", help="for the table")
+    add("--long", action="store_true", help="the results are of VBench-Long, for a folder that does not say so itself")
 
-    six = kinds.add_parser("rewrite", help="longer prompts by a causal language model of your own")
-    six.add_argument("--environment", **environment)
-    commands.add_rewrite(six)
-    six.set_defaults(run=commands.rewrite_prompts)
+    add = command("compare", commands.compare, "two folders, same prompts and seeds")
+    add("first", type=Path)
+    add("second", type=Path)
+    add("--names", nargs=2, metavar=("A", "B"))
+    add("--resamples", type=int, default=10_000, help="of the bootstrap (default %(default)s)")
+    add("--output", type=Path, metavar="FOLDER", help="for table, JSON and charts (default: SECOND/results/compared)")
+
+    add = command("measure", commands.measure, "flicker, drift, collapse, loops and motion of videos, without weights")
+    add("paths", nargs="+", type=Path, metavar="PATH", help="videos, or prepared folders")
+    add("--block", type=int, help="latent frames per block (default 3; a prepared folder says it itself)")
+    add("--output", type=Path, metavar="FOLDER", help="for a chart over time and a contact sheet of every video")
+
+    add = command("rewrite", commands.rewrite_prompts, "longer prompts by a causal language model of your own")
+    add("--prompts", type=Path, metavar="TXT", help="short prompts, one per line (default: VBench's list)")
+    environment(add)
+    rewrite.add_arguments(kinds.choices["rewrite"])
     return top
 
 
-def _add_part(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--dimensions", nargs="+", metavar="NAME", choices=DIMENSIONS, help="only prompts of these dimensions of VBench")
-    one.add_argument("--limit", type=int, help="only the first so many prompts (of each dimension asked for)")
-    one.add_argument("--samples", type=int, help="videos a prompt (default: the benchmark's)")
+EPILOG = "Further words key=value: any setting of inference.py that the suite does not decide."
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command line without the settings of `prepare`, and these: `key=value` wherever it stands, but after an option that takes one
-    value. argparse itself would count it to an option before it that takes several.
+    """The command line without the settings of `prepare`, and these: words `key=value` that are not the value of an option.
+
+    argparse would take them for values of an option before them that takes several.
     """
     rest, settings = [], []
     for before, word in zip(("", *words), words):
@@ -111,7 +112,7 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done; 1 not all could be measured, or it broke; 2 a mistake of the user; 130 interrupted."""
+    """Exit status: 0 done; 1 not everything could be measured, or a failure; 2 a mistake of the user; 130 interrupted."""
     words, settings = split(list(sys.argv[1:] if argv is None else argv))
     arguments = parser().parse_args(words)
     arguments.settings = settings
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("error: %s", error)
         return 1
     except KeyboardInterrupt:
-        log.warning("interrupted; what was made so far stays, the same command goes on")
+        log.warning("interrupted; what was made so far stays, and the same command continues")
         return 130
 
 

@@ -1,7 +1,7 @@
 """CLIP score of every stretch of a video against the prompt that it should show (interactive protocol of the LongLive paper, table 2).
 
-Two images a second, mean cosine of their embeddings and the prompt's, times 100; OpenCLIP ViT-B/32 in transformers' layout. Knows nothing
-of how videos came to be.
+Two images per second, mean cosine of their embeddings and the prompt's, times 100; OpenCLIP ViT-B/32 in transformers' layout. Knows nothing
+of how videos were made.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from transformers import CLIPModel, CLIPProcessor
 
 from longlive import video
 
-IMAGES_A_SECOND = 2
+IMAGES_PER_SECOND = 2
 WEIGHTS = "hf download laion/CLIP-ViT-B-32-laion2B-s34B-b79K --local-dir FOLDER, then --clip FOLDER"
 
 
 class Stretch(NamedTuple):
-    """From `begin` to `end`, in seconds, the prompt should be seen."""
+    """Part of a video, `begin` to `end` in seconds, that should show the prompt."""
 
     begin: float
     end: float
@@ -30,21 +30,21 @@ class Stretch(NamedTuple):
 
 
 def stretches(prompts: Sequence[str], durations: Sequence[float]) -> list[Stretch]:
-    """Of prompts that follow each other, each so many seconds."""
+    """The stretches of consecutive prompts; `durations` in seconds."""
     ends = np.cumsum(durations).tolist()
     return [Stretch(begin, end, prompt) for begin, end, prompt in zip([0.0, *ends], ends, prompts)]
 
 
 def moments(stretch: Stretch, *, fps: float, num_images: int) -> list[int]:
-    """The images that are looked at, in the middle of equal parts of the stretch; none beyond the video's end."""
-    count = max(1, round((stretch.end - stretch.begin) * IMAGES_A_SECOND))
+    """The images to embed, in the middle of equal parts of the stretch; none beyond the video's end."""
+    count = max(1, round((stretch.end - stretch.begin) * IMAGES_PER_SECOND))
     step = (stretch.end - stretch.begin) / count
     seconds = [stretch.begin + (number + 0.5) * step for number in range(count)]
     return [index for second in seconds if (index := int(second * fps)) < num_images]
 
 
 def _digest(model: torch.nn.Module) -> str:
-    """SHA-256 of all weights, wherever they came from."""
+    """SHA-256 of all weights, independent of the files that they came from."""
     found = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         found.update(name.encode())
@@ -53,10 +53,10 @@ def _digest(model: torch.nn.Module) -> str:
 
 
 class ClipScore:
-    """A CLIP model with its processor; `digest`: of its weights.
+    """A CLIP model with its processor; `digest`: of its weights; `max_tokens`: how much of a prompt it reads.
 
     Raises:
-        ValueError: when it is not there, with how to get it.
+        ValueError: when the folder or model name cannot be loaded, with how to get it, or lacks weights.
     """
 
     def __init__(self, name: str, *, device: torch.device) -> None:
@@ -74,7 +74,7 @@ class ClipScore:
         self.max_tokens: int = self._model.config.text_config.max_position_embeddings
 
     def num_tokens(self, prompt: str) -> int:
-        """Of a prompt; beyond `max_tokens` CLIP reads nothing."""
+        """Of a prompt; CLIP ignores those beyond `max_tokens`."""
         return len(self._processor.tokenizer(prompt).input_ids)
 
     @torch.no_grad()
@@ -92,7 +92,7 @@ class ClipScore:
         return float(100 * (image @ words.T).mean())
 
     def of_video(self, path: Path, parts: Sequence[Stretch]) -> list[float]:
-        """One score a stretch; NaN for one that begins beyond the video's end."""
+        """One score per stretch; NaN for one that begins beyond the video's end."""
         info = video.probe(path)
         wanted = [moments(part, fps=info.fps, num_images=info.images) for part in parts]
         indices = sorted({index for part in wanted for index in part})

@@ -1,4 +1,4 @@
-"""What the commands of `python -m longlive.evaluation` do, given what the command line says; each returns an exit status."""
+"""What the commands of `python -m longlive.evaluation` do with the parsed command line; each returns an exit status."""
 
 from __future__ import annotations
 
@@ -11,26 +11,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from longlive import config as settings
 from longlive.evaluation import compare as comparison
 from longlive.evaluation import folder as folders
-from longlive.evaluation import oracle_report, report, rewrite, suites, values, vbench_run, weightless
+from longlive.evaluation import oracle_report, pixel_report, report, rewrite, suites, values, vbench_run
 from longlive.evaluation import prepare as preparation
-from longlive.evaluation.clip_score import IMAGES_A_SECOND, ClipScore, stretches
-from longlive.evaluation.folder import Prepared
-from longlive.evaluation.suites import find_suite, names_of
+from longlive.evaluation.clip_score import IMAGES_PER_SECOND, ClipScore, stretches
+from longlive.evaluation.folder import PlannedVideo, Prepared
 from longlive.evaluation.vbench_environment import VBenchEnvironment, default_environment
-from longlive.evaluation.vbench_score import PUBLISHED, PUBLISHED_LONG, read_results, table
+from longlive.evaluation.vbench_score import PUBLISHED, read_results, table
 from longlive.evaluation.vbench_score import score as score_of
 from longlive.files import file_digest
 from longlive.parallel.world import choose_device, get_world
-from longlive.provenance import commit, hardware, versions
 
 log = logging.getLogger(__name__)
 
-OWN_NAME = {"temporal_flickering": "temporal_flickering_of_all"}  # vbench's own is of five videos a prompt
 CLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 
 
@@ -41,9 +36,8 @@ def environment_of(arguments: argparse.Namespace) -> VBenchEnvironment:
 def prepare(arguments: argparse.Namespace) -> int:
     """`prepare SUITE`."""
     environment = environment_of(arguments)
-    full = suites.prompts_of(
-        arguments.suite, full_info=lambda: environment.full_info, prompts=arguments.prompts, rewritten=arguments.rewritten
-    )
+    files = {"prompts": arguments.prompts, "rewritten": arguments.rewritten}
+    full = suites.prompts_of(arguments.suite, full_info=lambda: environment.full_info, **files)
     part = {"dimensions": arguments.dimensions, "limit": arguments.limit, "samples": arguments.samples}
     prompts = suites.part_of(full, **part)
     if prompts.own and arguments.suite == "switch":
@@ -58,107 +52,82 @@ def prepare(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.name is not None:
         raise ValueError("--name belongs to --videos")
-    said = {word.partition("=")[0] for word in arguments.settings}
-    preparation.check_said(said)
+    given = {word.partition("=")[0] for word in arguments.settings}
+    preparation.check_settings(given)
     config = settings.load(settings.InferenceConfig, arguments.config, arguments.settings, {"prompts": None, "switch_frame_indices": None})
-    if not said & {"seconds", "num_latent_frames"}:  # the suite says how long a video is, unless the command line does
-        config = dataclasses.replace(config, seconds=None, num_latent_frames=None)
-    preparation.prepare(config, arguments.suite, prompts, arguments.output, part=part, rewritten=_rewritten(arguments.rewritten))
+    lengths = ("seconds", "num_latent_frames", "num_frames")
+    if given.isdisjoint(lengths):  # the suite says how long a video is, unless the command line does
+        config = dataclasses.replace(config, **dict.fromkeys(lengths))
+    rewritten = None
+    if (path := arguments.rewritten) is not None:
+        record = path.with_name(f"{path.name}.json")  # our own `rewrite` writes it
+        made = folders.read_json(record) if record.is_file() else None
+        rewritten = {"file": path.name, "sha256": file_digest(path), "made": made}
+    preparation.prepare(config, arguments.suite, prompts, arguments.output, part=part, rewritten=rewritten)
     return 0
-
-
-def _rewritten(path: Path | None) -> dict[str, Any] | None:
-    """What is known of a file of rewritten prompts: its digest, and what our own command left beside it."""
-    if path is None:
-        return None
-    beside = path.with_name(f"{path.name}.json")
-    made = folders.read_json(beside) if beside.is_file() else None
-    return {"file": path.name, "sha256": file_digest(path), "made": made}
 
 
 def run(arguments: argparse.Namespace) -> int:
     """`run FOLDER`; status 1 when something could not be measured."""
-    folder: Path = arguments.folder
+    folder, dimensions = arguments.folder, arguments.dimensions
     prepared = folders.load(folder)
-    kind = find_suite(prepared.suite).measured_by
-    options = vbench_run.Options(
-        clip_lengths=arguments.clip_lengths,
-        static_filter=arguments.static_filter,
-        slow_fast=arguments.slow_fast,
-        device=arguments.device,
-        again=arguments.again,
-    )
-    asked = [] if kind == "oracle" and arguments.dimensions is None else vbench_run.dimensions_of(prepared, arguments.dimensions)
+    judge = prepared.benchmark.measured_by
+    options = vbench_run.Options(**{name: vars(arguments)[name] for name in vbench_run.Options._fields})
+    asked = [] if judge == "oracle" and dimensions is None else vbench_run.dimensions_of(prepared, dimensions)
     vbench_run.check_options(prepared, asked, options)
-    if arguments.clip != CLIP and (kind != "interactive" or arguments.dimensions is not None):
+    if arguments.clip != CLIP and (judge != "interactive" or dimensions is not None):
         raise ValueError("--clip is for the CLIP score, which the suites interactive and switch have when no --dimensions are chosen")
     if not asked and (arguments.device != "auto" or arguments.environment is not None):
         raise ValueError("--device and --environment are for vbench, which measures nothing here; leave them out, or choose --dimensions")
     complete = True
-    if kind == "oracle":
-        _check(folder, prepared)
+    if judge == "oracle":
+        folders.check_or_raise(folder, prepared)
         run_oracle(folder, prepared)
         measure_folder(folder, prepared)
-    if kind == "interactive" and arguments.dimensions is None:
+    if judge == "interactive" and dimensions is None:
         complete = run_clip(folder, prepared, arguments)
-    if kind != "oracle" or arguments.dimensions is not None:
-        outcomes = vbench_run.run(folder, environment_of(arguments), dimensions=arguments.dimensions, options=options)
-        left = [dimension for dimension, average in outcomes.items() if average is None]
-        if left:
-            log.warning(
-                "%d of %d dimensions could not be measured: %s; the same command goes on with them",
-                len(left),
-                len(outcomes),
-                ", ".join(left),
-            )
+    if asked:
+        outcomes = vbench_run.run(folder, environment_of(arguments), dimensions=dimensions, options=options)
+        if left := [dimension for dimension, average in outcomes.items() if average is None]:
+            text = "%d of %d dimensions could not be measured: %s; the same command tries them again"
+            log.warning(text, len(left), len(outcomes), ", ".join(left))
         complete = complete and not left
     return 0 if complete else 1
 
 
-def _check(folder: Path, prepared: Prepared) -> None:
-    if (problems := folders.check(folder, prepared)).any:
-        raise ValueError(f"{folder / 'videos'}:\n{problems}")
-
-
-def _made_with(folder: Path, prepared: Prepared) -> dict[str, Any]:
-    videos = folders.digest_of_videos(folder, prepared.names)
-    return {"videos_digest": videos, "versions": versions(), "commit": commit(), "hardware": hardware()}
+def _measured_on(folder: Path, prepared: Prepared) -> dict[str, Any]:
+    return {"videos_digest": folders.digest_of_videos(folder, prepared.names), **preparation.made_with()}
 
 
 def run_oracle(folder: Path, prepared: Prepared) -> None:
-    """The miniature's oracle on all videos: values, and adherence over time as a plot."""
-    paths = {name: folders.video_path(folder, name) for name in prepared.names}
-    found, adherence = oracle_report.report(paths, prepared)
+    """The miniature's oracle on all videos: values, and adherence over time as a chart."""
+    found, adherence = oracle_report.report(folder, prepared)
     over_time = [[[None if math.isnan(x) else round(x, 4) for x in second] for second in row] for row in adherence.tolist()]
-    values.write(folder, "oracle", found, {**_made_with(folder, prepared), "adherence_over_seconds": over_time})
+    values.write(folder, "oracle", found, {**_measured_on(folder, prepared), "adherence_over_seconds": over_time})
     report.oracle_plot(adherence, prepared, folder / "results" / "adherence.png")
 
 
 def run_clip(folder: Path, prepared: Prepared, arguments: argparse.Namespace) -> bool:
-    """CLIP scores of all stretches of all videos; whether they could be measured."""
-    _check(folder, prepared)
+    """CLIP scores of all stretches of all videos; returns whether they could be measured."""
+    folders.check_or_raise(folder, prepared)
     device = choose_device(arguments.device, get_world())
     try:
         clip = ClipScore(arguments.clip, device=device)
     except ValueError as error:
         log.warning("the CLIP score cannot be measured: %s", error)
         return False
-    about = {"clip": arguments.clip, "clip_weights": clip.digest, "images_a_second": IMAGES_A_SECOND, **_made_with(folder, prepared)}
-    before = values.read(folder, "clip_score")
-    if before is not None and not arguments.again and all(before[1].get(key) == about[key] for key in ("clip_weights", "videos_digest")):
-        log.info("CLIP score: measured already")
-        return True
-    found: dict[str, dict[str, float]] = {}
-    cut_off = 0
-    for entry in tqdm(prepared.entries, unit="script", mininterval=1):
-        parts = stretches(entry.script.prompts, entry.script.durations or ())
-        cut_off += sum(clip.num_tokens(part.prompt) > clip.max_tokens for part in parts)
-        for name in names_of([entry]):
-            for part, value in zip(parts, clip.of_video(folders.video_path(folder, name), parts)):
-                found.setdefault(f"clip_{part.begin:g}_{part.end:g}", {})[name] = value
+    parts = {entry.name: stretches(entry.script.prompts, entry.script.durations or ()) for entry in prepared.entries}
+
+    def measure(planned: PlannedVideo) -> dict[str, float]:
+        of_it = parts[planned.entry.name]
+        scores = clip.of_video(folders.video_path(folder, planned.name), of_it)
+        return {f"clip_{part.begin:g}_{part.end:g}": value for part, value in zip(of_it, scores)}
+
+    about = {"clip": arguments.clip, "clip_weights": clip.digest, "images_per_second": IMAGES_PER_SECOND, **_measured_on(folder, prepared)}
+    cut_off = sum(clip.num_tokens(part.prompt) > clip.max_tokens for of_it in parts.values() for part in of_it)
     if cut_off:
-        log.info("CLIP reads %d tokens: of %d prompts it did not see the end", clip.max_tokens, cut_off)
-    values.write(folder, "clip_score", found, {**about, "prompts_cut_off": cut_off, "device": str(device)})
+        log.info("CLIP reads %d tokens; it did not see the end of %d prompts", clip.max_tokens, cut_off)
+    values.write(folder, "clip_score", values.collect(prepared, measure), {**about, "prompts_cut_off": cut_off, "device": str(device)})
     return True
 
 
@@ -173,7 +142,7 @@ def score(arguments: argparse.Namespace) -> int:
             log.error("error: %s", problem)
         return 2 if problems else 0
     results = read_results(arguments.folder)
-    published = PUBLISHED_LONG if arguments.long else PUBLISHED
+    published = PUBLISHED["vbench_long" if arguments.long else "vbench"]
     sys.stdout.write(table(results, name=arguments.name or "this run", published=published))
     totals = {name: round(value, 2) for name, value in score_of(results)._asdict().items()}
     sys.stdout.write(json.dumps(totals | {"dimensions": results}) + "\n")
@@ -195,47 +164,41 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def measure(arguments: argparse.Namespace) -> int:
-    """`measure PATH…`: a line of JSON a video; of a prepared folder `results/measured.json` too."""
+    """`measure PATH…`: a line of JSON per video; for a prepared folder `results/measured.json` and a table."""
     names = [path.resolve().name if path.is_dir() else path.stem for path in arguments.paths]
     if arguments.output is not None and (twice := [name for name in names if names.count(name) > 1]):
-        raise ValueError(f"{twice[0]} is the name of several, and their pictures would lie over each other; measure them one by one")
+        raise ValueError(f"{twice[0]} is the name of several, whose pictures would replace each other; measure them one by one")
     if arguments.block is not None and arguments.block < 1:
         raise ValueError(f"--block {arguments.block}: at least one latent frame")
     for path, name in zip(arguments.paths, names):
         if path.is_dir():
             prepared = folders.load(path)
-            _check(path, prepared)
+            folders.check_or_raise(path, prepared)
             if arguments.block is not None:
                 raise ValueError(f"{path} says itself how its videos were made; leave out --block")
             measure_folder(path, prepared, pictures=None if arguments.output is None else arguments.output / name)
         else:
-            block = 3 if arguments.block is None else arguments.block
-            found = weightless.measure_file(path, weightless.prompts_beside(path), block=block, pictures=arguments.output)
+            found = pixel_report.measure_file(
+                path, pixel_report.prompts_beside(path), block=arguments.block or 3, pictures=arguments.output
+            )
             line = {"video": str(path)} | {name: None if math.isnan(value) else round(value, 5) for name, value in found._asdict().items()}
             sys.stdout.write(json.dumps(line) + "\n")
     return 0
 
 
 def measure_folder(folder: Path, prepared: Prepared, *, pictures: Path | None = None) -> None:
-    """Measures without weights of all videos of a prepared folder."""
-    found: dict[str, dict[str, float]] = {}
-    for entry in tqdm(prepared.entries, unit="prompt", mininterval=1):
-        prompts = weightless.begun(prepared.schedule_of(entry).cues)
-        for name in names_of([entry]):
-            measured = weightless.measure_file(folders.video_path(folder, name), prompts, block=prepared.block, pictures=pictures)
-            for metric, value in measured._asdict().items():
-                if metric != "images":
-                    found.setdefault(OWN_NAME.get(metric, metric), {})[name] = value
+    """Pixel metrics of all videos of a prepared folder."""
+
+    def measure(planned: PlannedVideo) -> dict[str, float]:
+        path, prompts = folders.video_path(folder, planned.name), prepared.prompt_starts(planned.entry)
+        found = pixel_report.measure_file(path, prompts, block=prepared.block, pictures=pictures)._asdict()
+        del found["images"]
+        return {"temporal_flickering_of_all": found.pop("temporal_flickering"), **found}  # VBench's own is of five videos per prompt
+
+    found = values.collect(prepared, measure)
     found = {metric: of for metric, of in found.items() if not all(math.isnan(value) for value in of.values())}
-    values.write(folder, "measured", found, {**_made_with(folder, prepared), "block": prepared.block})
-    text, _ = report.values_report(folder, ("measured",))
-    sys.stdout.write(text)
-
-
-def add_rewrite(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `rewrite`."""
-    parser.add_argument("--prompts", type=Path, metavar="TXT", help="short prompts, one a line (default: VBench's list)")
-    rewrite.add_arguments(parser)
+    values.write(folder, "measured", found, {**_measured_on(folder, prepared), "block": prepared.block})
+    sys.stdout.write(report.values_report(folder, "measured")[0])
 
 
 def rewrite_prompts(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Two models on the same prompts and seeds: what differs, with intervals that know which videos belong together.
+"""Two models on the same prompts and seeds: paired differences with confidence intervals that know which videos share a prompt.
 
 The mean difference over videos, and its 95 % interval by a Bayesian bootstrap over prompts (Rubin 1981): every prompt gets an exponential
 weight, the same for all of its videos, in both folders and in all metrics, so that Quality, Semantic and Total have intervals too.
@@ -18,18 +18,19 @@ from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import names_of
 from longlive.evaluation.values import Values
-from longlive.evaluation.vbench_score import DIMENSIONS, normalised, part, total
+from longlive.evaluation.vbench_score import DIMENSIONS, markdown_table, normalised, parts
+from longlive.files import write_json, write_text
 
 LOWER_IS_BETTER = {"block_flicker", "switch_flicker", "size_drift", "switch_seconds"}
 # it depends on the prompt
 NEITHER_IS_BETTER = {"temporal_flickering_of_all", "motion", "colour_drift", "sink_similarity", "loop_similarity"}
-OF_SOME_VIDEOS = {"color", "temporal_flickering"}  # those with the object in them, those that stand still: what both have is compared
-FEW = 5  # prompts, below which nothing is said
+OF_SOME_VIDEOS = {"color", "temporal_flickering"}  # in which the object was found, or which stand still: those that both have are compared
+MIN_PROMPTS = 5  # for a verdict
 MUST_AGREE = ("suite", "prompt_list", "entries", "num_latent_frames", "fps", "seed")
 
 
 class Compared(NamedTuple):
-    """A metric: means of both, second less first with its 95 % interval, over so many prompts and videos."""
+    """A metric: means of both; second minus first with its 95 % interval; standard deviation over videos; how many prompts and videos."""
 
     metric: str
     first: float
@@ -43,8 +44,8 @@ class Compared(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Which is better, where the interval says so and the metric has a better side."""
-        if self.prompts < FEW:
+        """Which is better, where the interval excludes zero and the metric has a better side."""
+        if self.prompts < MIN_PROMPTS:
             return "of too few prompts"
         if self.low <= 0 <= self.high:
             return "not told apart"
@@ -53,51 +54,52 @@ class Compared(NamedTuple):
         return "better" if (self.difference > 0) != (self.metric in LOWER_IS_BETTER) else "worse"
 
 
-def check_paired(first: Prepared, second: Prepared, folders_: Sequence[Path]) -> None:
-    """Raises ValueError unless the videos of both belong together one by one."""
+def check_paired(first: Prepared, second: Prepared, both: Sequence[Path]) -> None:
+    """Raises ValueError unless the videos of both folders belong together one by one."""
     one, two = first.content(), second.content()
     differ = [name for name in MUST_AGREE if one[name] != two[name]]
-    if first.seed is None or second.seed is None:  # of other programs: what their noise was, nobody knows
+    if first.seed is None or second.seed is None:  # of other programs, whose noise is not known
         differ = [name for name in differ if name not in ("seed", "num_latent_frames", "fps")]
     if differ:
         raise ValueError(
-            f"{folders_[0]} and {folders_[1]} cannot be compared video by video: they differ in {', '.join(differ)}; "
+            f"{both[0]} and {both[1]} cannot be compared video by video: they differ in {', '.join(differ)}; "
             "prepare both with the same suite, part, seed and length"
         )
 
 
 def compare(first: Values, second: Values, prepared: Prepared, *, resamples: int = 10_000, seed: int = 0) -> list[Compared]:
-    """Every metric that both have of the same videos; with all of VBench's dimensions Quality, Semantic and Total too.
+    """Every metric that both have of the same videos; with all of VBench's dimensions Total, Quality and Semantic too.
 
     Raises:
         ValueError: when they have none in common, or not of the same videos.
     """
     if resamples < 100:
-        raise ValueError(f"{resamples} resamples give no interval; choose 100 or more")
+        raise ValueError(f"{resamples} resamples are too few for an interval; choose 100 or more")
     prompt_of = {name: number for number, entry in enumerate(prepared.entries) for name in names_of([entry])}
     weights = np.random.default_rng(seed).standard_exponential((resamples, len(prepared.entries)))
-    rows, drawn = [], {}
+    rows: dict[str, Compared] = {}
+    drawn: dict[str, np.ndarray] = {}  # metric -> resampled means of both, [2, R]
     for metric in first:
-        if metric not in second:
-            continue
-        row, means = _one(metric, first[metric], second[metric], prompt_of, weights)
-        if row is not None:
-            rows.append(row)
-            drawn[metric] = means
+        if metric in second and (found := _one(metric, first[metric], second[metric], prompt_of, weights)) is not None:
+            rows[metric], drawn[metric] = found
     if not rows:
         raise ValueError(
             f"nothing was measured on both: the first has {', '.join(first) or 'nothing'}, the second {', '.join(second) or 'nothing'}; "
             "`run` and `measure` both folders"
         )
-    if all(metric in drawn for metric in DIMENSIONS):
-        rows += _totals({row.metric: row for row in rows}, drawn)
-    return rows
+    if drawn.keys() >= DIMENSIONS.keys():
+        means = parts({name: np.array([rows[name].first, rows[name].second]) for name in DIMENSIONS})
+        prompts, videos = max(rows[name].prompts for name in DIMENSIONS), sum(rows[name].videos for name in DIMENSIONS)
+        for name, resampled in parts({name: drawn[name] for name in DIMENSIONS}).items():
+            spread = float((resampled[1] - resampled[0]).std())
+            rows[name] = _row(name, means[name], resampled, spread, prompts, videos)
+    return list(rows.values())
 
 
 def _one(
     metric: str, first: dict[str, float], second: dict[str, float], prompt_of: dict[str, int], weights: np.ndarray
-) -> tuple[Compared | None, np.ndarray]:
-    """A row, and the resampled means of both `[2, R]`."""
+) -> tuple[Compared, np.ndarray] | None:
+    """A row, and the resampled means of both `[2, R]`; None when no video has a value in both."""
     if metric in OF_SOME_VIDEOS:
         first, second = ({name: of[name] for name in first if name in second} for of in (first, second))
     if first.keys() != second.keys():
@@ -107,64 +109,51 @@ def _one(
         raise ValueError(f"{metric} was measured on {strangers[0]}, which belongs to no prompt of the list")
     names = [name for name in first if not math.isnan(first[name]) and not math.isnan(second[name])]
     if not names:
-        return None, np.full((2, len(weights)), np.nan)
+        return None
     both = np.array([[of[name] for name in names] for of in (first, second)])
     prompts, place = np.unique([prompt_of[name] for name in names], return_inverse=True)
-    sums = np.stack([np.bincount(place, values_, minlength=len(prompts)) for values_ in both])  # [2, P]
+    sums = np.stack([np.bincount(place, of, minlength=len(prompts)) for of in both])  # [2, P]
     counts = np.bincount(place, minlength=len(prompts))
     drawn = weights[:, prompts]
-    means = (drawn @ sums.T / (drawn @ counts)[:, None]).T
-    low, high = np.quantile(means[1] - means[0], [0.025, 0.975]) if len(prompts) > 1 else (math.nan, math.nan)
-    one, two = both.mean(axis=1)
-    row = Compared(metric, one, two, two - one, low, high, float(both.std(axis=1).mean()), len(prompts), len(names))
-    return row, means
+    resampled = (drawn @ sums.T / (drawn @ counts)[:, None]).T
+    return _row(metric, both.mean(axis=1), resampled, float(both.std(axis=1).mean()), len(prompts), len(names)), resampled
 
 
-def _totals(rows: dict[str, Compared], drawn: dict[str, np.ndarray]) -> list[Compared]:
-    def parts(by_dimension: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        quality, semantic = part(by_dimension, "quality"), part(by_dimension, "semantic")
-        return {"quality": quality, "semantic": semantic, "total": total(quality, semantic)}
-
-    means = parts({name: np.array([rows[name].first, rows[name].second]) for name in DIMENSIONS})
-    spread = parts({name: drawn[name] for name in DIMENSIONS})
-    result = []
-    for name, (one, two) in means.items():
-        differences = spread[name][1] - spread[name][0]
-        low, high = np.quantile(differences, [0.025, 0.975])
-        prompts, videos = max(rows[d].prompts for d in DIMENSIONS), sum(rows[d].videos for d in DIMENSIONS)
-        result.append(Compared(name, one, two, two - one, low, high, float(differences.std()), prompts, videos))
-    return result
+def _row(metric: str, means: np.ndarray, resampled: np.ndarray, spread: float, prompts: int, videos: int) -> Compared:
+    first, second = means
+    low, high = np.quantile(resampled[1] - resampled[0], [0.025, 0.975]) if prompts > 1 else (math.nan, math.nan)
+    return Compared(metric, first, second, second - first, low, high, spread, prompts, videos)
 
 
 def table(rows: Sequence[Compared], names: Sequence[str]) -> str:
     """Markdown."""
-    lines = [f"| metric | {names[0]} | {names[1]} | difference, 95 % interval | {names[1]} is | prompts | videos |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    head = ["metric", *names, "difference, 95 % interval", f"{names[1]} is", "prompts", "videos"]
+    lines = []
     for row in rows:
         change = f"{row.difference:+.4g} [{row.low:+.4g}, {row.high:+.4g}]"
-        lines.append(f"| {row.metric} | {row.first:.4g} | {row.second:.4g} | {change} | {row.verdict} | {row.prompts} | {row.videos} |")
-    return "\n".join(lines) + "\n"
+        lines.append([row.metric, f"{row.first:.4g}", f"{row.second:.4g}", change, row.verdict, str(row.prompts), str(row.videos)])
+    return markdown_table(head, lines)
 
 
 def write(rows: Sequence[Compared], names: Sequence[str], output: Path, about: dict[str, Any]) -> None:
-    """Table, JSON and plots."""
-    title = f"{names[1]} less {names[0]}"
+    """Table, JSON and charts into the folder `output`."""
+    title = f"{names[1]} minus {names[0]}"
     known = [{name: None if value != value else value for name, value in row._asdict().items()} for row in rows]
     content = {**about, "names": list(names), "rows": [{**one, "verdict": row.verdict} for one, row in zip(known, rows)]}
-    folders.write_json(output / "compared.json", content)
-    (output / "compared.md").write_text(f"# {title}\n\n{table(rows, names)}", encoding="utf-8")
+    write_json(output / "compared.json", content)
+    write_text(output / "compared.md", f"# {title}\n\n{table(rows, names)}")
     shown = [
         charts.Difference(row.metric, row.difference / row.spread, row.low / row.spread, row.high / row.spread)
         for row in rows
-        if row.spread > 0 and row.prompts > 1 and row.metric not in ("quality", "semantic", "total")
+        if row.spread > 0 and row.prompts > 1 and row.metric not in ("total", "quality", "semantic")
     ]
     if shown:
         label = "mean difference, in standard deviations over videos, with its 95 % interval"
         charts.differences(shown, output / "compared.png", title=title, x_label=label)
     dimensions = [row for row in rows if row.metric in DIMENSIONS]
-    if len(dimensions) >= charts.FEWEST_AXES:
-        sides = (("first", names[0]), ("second", names[1]))
-        both = {name: normalised({row.metric: getattr(row, side) for row in dimensions}) for side, name in sides}
+    if len(dimensions) >= charts.MIN_RADAR_AXES:
+        sides = ({row.metric: row.first for row in dimensions}, {row.metric: row.second for row in dimensions})
+        both = {name: normalised(side) for name, side in zip(names, sides)}
         charts.radar(both, output / "radar.png", title="VBench's dimensions, normalised")
 
 
@@ -175,14 +164,15 @@ def check_measured_alike(both: Sequence[Path], prepared: Sequence[Prepared]) -> 
             raise ValueError(f"{folder}: {old[0]}")
     for dimension in DIMENSIONS:
         runs = [vbench_run.read_run(folder, dimension) for folder in both]
-        if not all(runs):
-            continue
-        ways = [{name: one[name] for name in ("clip_seconds", "static_filter", "slow_fast")} for one in runs]
-        ways = [way | {"vbench": one["environment"]["versions"]["vbench"]} for way, one in zip(ways, runs)]
-        if apart := [name for name in ways[0] if ways[0][name] != ways[1][name]]:
-            said = "; ".join(f"{name} {ways[0][name]} and {ways[1][name]}" for name in apart)
-            raise ValueError(f"{dimension} was not measured alike ({said}); measure one of {both[0]} and {both[1]} again")
-    clips = [found[1].get("clip_weights") for folder in both if (found := values.read(folder, "clip_score")) is not None]
+        if all(runs):
+            ways = [
+                {name: one[name] for name in ("clip_seconds", "static_filter", "slow_fast")}
+                | {"vbench": one["environment"]["versions"]["vbench"]}
+                for one in runs
+            ]
+            if apart := "; ".join(f"{name} {ways[0][name]} and {ways[1][name]}" for name in ways[0] if ways[0][name] != ways[1][name]):
+                raise ValueError(f"{dimension} was not measured alike ({apart}); measure one of {both[0]} and {both[1]} again")
+    clips = [about.get("clip_weights") for _, about in (values.read(folder, "clip_score") for folder in both) if about]
     if len(clips) == 2 and clips[0] != clips[1]:
         raise ValueError(f"the CLIP scores of {both[0]} and {both[1]} are of different CLIP models; measure one of them again")
 

@@ -1,8 +1,8 @@
-"""A folder of videos that are to be measured, and everything that says how they came to be.
+"""A folder of videos to be measured, and the record of how they were made.
 
-    prepared.json     what was asked for: suite, prompts, seeds, model and its weights, and what it was made with
+    prepared.json     what was asked for: suite, prompts, seeds, model and its weights; and the software and hardware that made it
     videos/           {name}-{i}.mp4 and nothing else: VBench lists this folder
-    records/          a JSON file a video, written last: a video without one is made again
+    records/          one JSON file per video, written last: a video without a record is made again
     results/          what was measured
 
 Knows nothing about how videos are made or measured.
@@ -16,32 +16,39 @@ import difflib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
 
 from longlive import video
-from longlive.evaluation.suites import SEEDS_APART, Entry, names_of
-from longlive.files import digest_of, file_digest
-from longlive.generation.cues import PromptSchedule, num_images_of, num_latent_frames_for
+from longlive.evaluation.suites import SEED_STEP, Entry, Suite, find_suite
+from longlive.files import digest_of, file_digest, read_json_if_whole, write_json
+from longlive.generation.cues import PromptSchedule
+from longlive.generation.dimensions import Timing
 from longlive.generation.prompt_files import Script
 
-FORMAT = 1
+FORMAT = 2
 MAY_DIFFER = ("settings", "made_with")  # between two runs into one folder
-PLACES = ("model", "checkpoint", "lora")  # where weights lie
+PLACES = ("model", "checkpoint", "lora")  # where weights are stored
 
 
-class Size(NamedTuple):
-    """Of a video file: images, and their size in pixels."""
+class PromptStart(NamedTuple):
+    """A prompt and the image with which it begins."""
 
-    images: int
-    height: int
-    width: int
+    image: int
+    prompt: str
 
-    def __str__(self) -> str:
-        return f"{self.images} images of {self.height}x{self.width}"
+
+class PlannedVideo(NamedTuple):
+    """A video of the list; `name` without extension, `seed` None when another program made it."""
+
+    name: str
+    entry: Entry
+    seed: int | None
+    num_latent_frames: int
+    num_images: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,18 +56,18 @@ class Prepared:
     """What `prepared.json` says.
 
     Attributes:
-        suite: a name of `SUITES`.
-        prompt_list: source, digest, and which part of it is taken.
-        rewritten: how the longer prompts came to be that videos are generated from; None: from the prompts themselves.
-        seed: of the first video; video i of entry e has seed + 10,000 e + i. None: the videos were made elsewhere.
-        num_latent_frames: latent frames a video; None: as long as the scripts say.
-        fps: images a second.
-        block: latent frames a block.
+        suite: a key of `SUITES`.
+        prompt_list: its source, its digest, and which part of it is taken.
+        rewritten: where the longer prompts come from that the videos are generated from; None: the prompts are used as they are.
+        seed: of the first video; video i of entry e has seed + 10,000 e + i. None: another program made the videos.
+        num_latent_frames: per video; None: as the scripts say.
+        fps: images per second.
+        block: latent frames per block.
         model: everything that decides what a video of given prompts and seed shows.
-        weights: digests of the files of the model.
+        weights: name, bytes and digest of every file of the model's weights.
         entries: the prompts.
         settings: all settings of the run.
-        made_with: versions, commit and hardware, one for every run that found others.
+        made_with: versions, commit and hardware of every run that differed in them.
     """
 
     suite: str
@@ -77,69 +84,80 @@ class Prepared:
     made_with: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
+    def benchmark(self) -> Suite:
+        return find_suite(self.suite)
+
+    @property
+    def timing(self) -> Timing:
+        return Timing(self.fps, block=self.block)
+
+    @property
+    def videos(self) -> list[PlannedVideo]:
+        """All videos, in the order of the list."""
+        found = []
+        for entry in self.entries:
+            frames = self.num_latent_frames or self.timing.latent_frames_for(entry.script.seconds or 0.0)
+            for sample in range(entry.samples):
+                seed = None if self.seed is None else self.seed + SEED_STEP * entry.index + sample
+                found.append(PlannedVideo(f"{entry.name}-{sample}", entry, seed, frames, self.timing.num_frames(frames)))
+        return found
+
+    @property
     def names(self) -> list[str]:
-        """Of all videos, without ending."""
-        return names_of(self.entries)
-
-    def seed_of(self, entry: Entry, sample: int) -> int | None:
-        return None if self.seed is None else self.seed + SEEDS_APART * entry.index + sample
-
-    def frames_of(self, entry: Entry) -> int:
-        """Latent frames of the videos of an entry."""
-        return self.num_latent_frames or num_latent_frames_for(entry.script.seconds or 0.0, block=self.block, fps=self.fps)
+        return [one.name for one in self.videos]
 
     def schedule_of(self, entry: Entry) -> PromptSchedule:
-        """Which prompt is in force when, in the videos of an entry."""
-        return entry.script.schedule(block=self.block, fps=self.fps)
+        """When each prompt is in force in the videos of an entry."""
+        return entry.script.schedule(self.timing)
+
+    def prompt_starts(self, entry: Entry) -> list[PromptStart]:
+        """The images with which the prompts of an entry's videos begin."""
+        cues = self.schedule_of(entry).cues
+        return [PromptStart(self.timing.num_frames(cue.latent_frame) if cue.latent_frame else 0, cue.prompt) for cue in cues]
 
     def content(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As JSON stores it."""
         return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}))
 
 
 def load(folder: Path) -> Prepared:
-    """What `folder/prepared.json` says. Raises ValueError when it is not there or cannot be read."""
+    """What `folder/prepared.json` says. Raises ValueError when it is missing or cannot be read."""
     path = folder / "prepared.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
-            raise ValueError(f"{path} was written by another version of this program; prepare the videos anew")
+            raise ValueError(f"{path} was written by another version of this program; prepare the videos again")
         content["entries"] = tuple(_entry(one) for one in content["entries"])
         return Prepared(**content)
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} holds no prepared videos ({path.name} is not there); run `prepare` first") from error
+        raise ValueError(f"{folder} holds no prepared videos ({path.name} is missing); run `prepare` first") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _entry(content: dict[str, Any]) -> Entry:
-    script = content.pop("script")
-    durations = script["durations"]
-    prompts = Script(script["where"], tuple(script["prompts"]), durations=None if durations is None else tuple(durations))
-    return Entry(**{**content, "script": prompts, "dimensions": tuple(content["dimensions"])})
+    where, prompts, durations = (content["script"][name] for name in ("where", "prompts", "durations"))
+    script = Script(where, tuple(prompts), durations=None if durations is None else tuple(durations))
+    return Entry(**{**content, "script": script, "dimensions": tuple(content["dimensions"])})
 
 
-def settle(folder: Path, wanted: Prepared) -> None:
-    """Make `folder` that of `wanted`: new, or to be gone on with.
+def claim(folder: Path, wanted: Prepared) -> None:
+    """Write `prepared.json` of a new folder, or make sure that an existing one was prepared with the same request.
 
     Raises:
         ValueError: when something else was asked for before, with what differs.
     """
-    path = folder / "prepared.json"
-    made_with = list(wanted.made_with)
+    path, made_with = folder / "prepared.json", list(wanted.made_with)
     if path.exists():
         before, now = load(folder).content(), wanted.content()
-        for one in (before, now):  # the same weights may lie elsewhere, or have been fetched again: their digests decide
+        for one in (before, now):  # the same weights may be stored elsewhere, or have been fetched again: their digests decide
             one["weights"] = sorted(file["sha256"] for file in one["weights"])
             if one["weights"]:
                 one["model"] = {name: value for name, value in one["model"].items() if name not in PLACES}
-        if different := [name for name in now if name not in MAY_DIFFER and before.get(name) != now[name]]:
-            raise ValueError(
-                f"{folder} was prepared with {'; '.join(_difference(name, before.get(name), now[name]) for name in different)}. "
-                "Ask for the same, or choose another --output"
-            )
-        known = before["made_with"]
-        made_with = known + [one for one in made_with if one not in known]
+        names = [name for name in now if name not in MAY_DIFFER and before[name] != now[name]]
+        if different := "; ".join(_difference(name, before[name], now[name]) for name in names):
+            raise ValueError(f"{folder} was prepared with {different}. Ask for the same, or choose another --output")
+        made_with = before["made_with"] + [one for one in made_with if one not in before["made_with"]]
     write_json(path, dataclasses.replace(wanted, made_with=made_with).content())
 
 
@@ -148,23 +166,11 @@ def _difference(name: str, before: Any, now: Any) -> str:
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         return "; ".join(_difference(f"{name}.{key}", before.get(key), now.get(key)) for key in keys)
     if isinstance(before, list) and isinstance(now, list):
-        parted = next((i for i, (one, two) in enumerate(zip(before, now)) if one != two), min(len(before), len(now)))
+        first = next((i for i, (one, two) in enumerate(zip(before, now)) if one != two), min(len(before), len(now)))
         count = f"{len(before)} then, {len(now)} now" if len(before) != len(now) else f"{len(now)} of them"
-        return f"other {name} ({count}; the first that differs is number {parted + 1})"
-    return f"{name} {_short(before)}, this is {_short(now)}"
-
-
-def _short(value: Any, most: int = 60) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """At once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name[:100]}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+        return f"other {name} ({count}; the first that differs is number {first + 1})"
+    texts = (json.dumps(value, ensure_ascii=False) for value in (before, now))
+    return f"{name} {', this is '.join(text if len(text) <= 60 else f'{text[:59]}…' for text in texts)}"
 
 
 def read_json(path: Path) -> Any:
@@ -175,8 +181,19 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not JSON ({error}); remove it, and what it belongs to is made again") from error
 
 
+class Size(NamedTuple):
+    """Of a video file: number of images, and their height and width in pixels."""
+
+    images: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.images} images of {self.height}x{self.width}"
+
+
 def size_of(path: Path) -> Size:
-    """Read a video to its end. Raises ValueError when that cannot be done."""
+    """Read a video to its end. Raises ValueError when that fails."""
     count, shape = 0, (0, 0)
     try:
         for image in video.images_of(path):
@@ -188,116 +205,107 @@ def size_of(path: Path) -> Size:
     return Size(count, *shape)
 
 
-def record_path(folder: Path, name: str) -> Path:
-    return folder / "records" / f"{name}.json"
-
-
 def video_path(folder: Path, name: str) -> Path:
     return folder / "videos" / f"{name}.mp4"
 
 
+def record_path(folder: Path, name: str) -> Path:
+    return folder / "records" / f"{name}.json"
+
+
 def _record(folder: Path, name: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(record_path(folder, name).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+    record = read_json_if_whole(record_path(folder, name))
     return record if isinstance(record, dict) and {"bytes", "sha256"} <= record.keys() else None
 
 
 def read_record(folder: Path, name: str) -> dict[str, Any] | None:
-    """What is known of a finished video; None when it is not finished, or its file is not the one that was finished."""
+    """The record of a finished video; None when it is not finished, or the file is not the one that was finished."""
     path, record = video_path(folder, name), _record(folder, name)
     return record if record is not None and path.exists() and path.stat().st_size == record["bytes"] else None
 
 
-def finish(folder: Path, name: str, partial: Path, *, images: int, about: dict[str, Any]) -> None:
-    """Take a video that is written into `videos/`, after reading it to its end, and note that it is there.
+def finish(folder: Path, prepared: Prepared, planned: PlannedVideo, partial: Path, about: dict[str, Any], *, images: int) -> None:
+    """Move a video into `videos/`, after reading it to its end, and write its record.
 
     Raises:
-        ValueError: when it cannot be read or has not `images` images.
+        ValueError: when it cannot be read or does not have `images` images.
     """
     size = size_of(partial)
     if size.images != images:
         raise ValueError(f"{partial} holds {size.images} images; {images} were wanted")
-    digest, count = file_digest(partial), partial.stat().st_size
-    path = video_path(folder, name)
+    path = video_path(folder, planned.name)
+    content = {
+        "video": path.name,
+        "prompt": planned.entry.name,
+        "prompts": [start._asdict() for start in prepared.prompt_starts(planned.entry)],
+        "seed": planned.seed,
+        **about,
+        **size._asdict(),
+        "bytes": partial.stat().st_size,
+        "sha256": file_digest(partial),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(partial, path)
-    write_json(record_path(folder, name), {"video": path.name, **about, **size._asdict(), "bytes": count, "sha256": digest})
+    write_json(record_path(folder, planned.name), content)
 
 
-class Problems(NamedTuple):
-    """What is wrong with the videos of a folder, by name of the file; `mixed`: how often each size is there when it is not one."""
+def check(folder: Path, prepared: Prepared, *, counted: Collection[str] | None = None) -> list[str]:
+    """What is wrong with the videos of a folder, one sentence each; a video that differs from its record is read to its end.
 
-    missing: list[str]
-    strangers: list[str]
-    unreadable: list[str]
-    mixed: dict[str, int]
+    `counted`: names of the videos that must be there and readable; None: all.
+    """
+    there = {path.name for path in (folder / "videos").iterdir()} if (folder / "videos").is_dir() else set()
+    missing, unreadable, sizes = [], [], Counter[tuple[int, Size]]()
+    for planned in prepared.videos:
+        needed, file = counted is None or planned.name in counted, f"{planned.name}.mp4"
+        if file not in there:
+            missing += [file] * needed
+            continue
+        record = read_record(folder, planned.name)
+        try:
+            size = size_of(video_path(folder, planned.name)) if record is None else Size(*(record[key] for key in Size._fields))
+            sizes[planned.num_images, size] += 1
+        except ValueError:
+            unreadable += [file] * needed
+    strangers = sorted(there - {f"{name}.mp4" for name in prepared.names})
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} videos are missing: {_some(missing)}")
+    if strangers:
+        problems.append(f"{len(strangers)} files have names that no prompt of the list has: {_some(strangers)}")
+        near = [(one, difflib.get_close_matches(one, missing, 1, 0.8)) for one in strangers[:3]]
+        problems += [f"  perhaps {one} should be {match[0]}" for one, match in near if match]
+    if unreadable:
+        problems.append(f"{len(unreadable)} videos cannot be read: {_some(unreadable)}")
+    lengths = {(wanted, size.images) for wanted, size in sizes}
+    if len({size[1:] for _, size in sizes}) > 1 or len(lengths) > len({wanted for wanted, _ in lengths}):
+        found = Counter[str]()
+        for (_, size), count in sizes.items():
+            found[str(size)] += count
+        mixture = ", ".join(f"{count} with {size}" for size, count in found.items())
+        problems.append(f"the videos are not of one size and length ({mixture}); averages over such a mixture are meaningless")
+    return problems
 
-    @property
-    def any(self) -> bool:
-        return any(self)
 
-    def __str__(self) -> str:
-        lines = []
-        if self.missing:
-            lines.append(f"{len(self.missing)} videos are missing: {_some(self.missing)}")
-        if self.strangers:
-            lines.append(f"{len(self.strangers)} files have names that no prompt of the list has: {_some(self.strangers)}")
-            lines += [f"  perhaps {one} should be {near}" for one, near in _nearest(self.strangers[:3], self.missing)]
-        if self.unreadable:
-            lines.append(f"{len(self.unreadable)} videos cannot be read: {_some(self.unreadable)}")
-        if self.mixed:
-            sizes = ", ".join(f"{count} with {size}" for size, count in self.mixed.items())
-            lines.append(f"the videos are not of one size and length ({sizes}); numbers of such a mixture say nothing")
-        return "\n".join(lines)
+def check_or_raise(folder: Path, prepared: Prepared, *, counted: Collection[str] | None = None) -> None:
+    """Raises ValueError with everything that is wrong with the videos of a folder; see `check`."""
+    if problems := check(folder, prepared, counted=counted):
+        raise ValueError("\n".join([f"{folder / 'videos'}:", *problems, "`prepare` makes missing and broken videos; remove other files"]))
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _nearest(strangers: Iterable[str], missing: Sequence[str]) -> list[tuple[str, str]]:
-    found = [(one, difflib.get_close_matches(one, missing, 1, 0.8)) for one in strangers]
-    return [(one, near[0]) for one, near in found if near]
-
-
-def check(folder: Path, prepared: Prepared) -> Problems:
-    """Look through the videos of a folder; those that are no longer what their record says are read to their end."""
-    there = {path.name for path in (folder / "videos").iterdir()} if (folder / "videos").is_dir() else set()
-    missing, unreadable, sizes = [], [], Counter[tuple[int, Size]]()
-    for entry in prepared.entries:
-        wanted = num_images_of(prepared.frames_of(entry))
-        for name in names_of([entry]):
-            if f"{name}.mp4" not in there:
-                missing.append(f"{name}.mp4")
-                continue
-            record = read_record(folder, name)
-            try:
-                size = size_of(video_path(folder, name)) if record is None else Size(*(record[key] for key in Size._fields))
-            except ValueError:
-                unreadable.append(f"{name}.mp4")
-                continue
-            sizes[wanted, size] += 1
-    strangers = sorted(there - {f"{name}.mp4" for name in prepared.names})
-    shapes = {size[1:] for _, size in sizes}
-    lengths = {(wanted, size.images) for wanted, size in sizes}
-    even = len(shapes) <= 1 and len(lengths) == len({wanted for wanted, _ in lengths})
-    mixed = Counter[str]()
-    for (_, size), count in sizes.items():
-        mixed[str(size)] += count
-    return Problems(missing, strangers, unreadable, {} if even else dict(mixed))
-
-
 def digest_of_video(folder: Path, name: str) -> str:
-    """SHA-256 of a video's file; from its record where that is still true, or where the file was removed to make room."""
+    """SHA-256 of a video's file: from its record where that still holds, or where the file was deleted to save space."""
     path = video_path(folder, name)
     record = read_record(folder, name) if path.exists() else _record(folder, name)
     return file_digest(path) if record is None else record["sha256"]
 
 
 def digest_of_videos(folder: Path, names: Iterable[str]) -> str:
-    """By which the videos of today are told from those that something was measured on. Raises ValueError when one is missing."""
+    """One digest of many videos, which tells whether something was measured on them. Raises ValueError when one is missing."""
     try:
         return digest_of({name: digest_of_video(folder, name) for name in names})
     except FileNotFoundError as error:
@@ -305,7 +313,7 @@ def digest_of_videos(folder: Path, names: Iterable[str]) -> str:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Of a folder for what is half done, when nothing is left in it."""
+    """Remove a folder for unfinished files when nothing is left in it."""
     if folder.is_dir() and not any(folder.iterdir()):
-        with contextlib.suppress(OSError):  # another process came before
+        with contextlib.suppress(OSError):  # another process was faster
             folder.rmdir()

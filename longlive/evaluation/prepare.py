@@ -1,4 +1,4 @@
-"""Makes the videos of a benchmark: every prompt and seed once, shared among ranks, gone on with where a run was stopped.
+"""Makes the videos of a benchmark: every prompt and seed once, shared among ranks; a run that was stopped can be continued.
 
 Knows nothing about how they are measured.
 """
@@ -24,10 +24,10 @@ from longlive import video
 from longlive.checkpoints.store import WEIGHTS
 from longlive.config import InferenceConfig
 from longlive.evaluation import folder as folders
-from longlive.evaluation.folder import Prepared
-from longlive.evaluation.suites import Entry, PromptList, find_suite, names_of
+from longlive.evaluation.folder import PlannedVideo, Prepared
+from longlive.evaluation.suites import PromptList, find_suite, names_of
 from longlive.files import file_digest
-from longlive.generation.cues import num_images_of, num_latent_frames_for
+from longlive.generation.dimensions import Timing
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.parallel.world import World, choose_device, choose_dtype, gather, get_world, joined
 from longlive.programs import loading
@@ -35,106 +35,71 @@ from longlive.provenance import commit, hardware, versions
 
 log = logging.getLogger(__name__)
 
-OWN_FILE = f"{socket.gethostname()}-{os.getpid()}.mp4"  # what is half done; another process may be at work in the same folder
-DECIDED_HERE = ("prompt", "prompts", "timeline", "num_samples", "switch_frame_indices", "output", "overwrite")
-DECIDES_THE_PICTURE = ("model", "checkpoint", "lora", "context_timestep", "height", "width", "dtype", "scale", "crf")
+DECIDED_BY_SUITE = ("prompt", "prompts", "timeline", "num_samples", "switch_frame_indices", "output", "overwrite")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """A video to be made."""
-
-    name: str
-    entry: Entry
-    seed: int
-    num_latent_frames: int
-
-
-def check_said(names: Collection[str]) -> None:
+def check_settings(names: Collection[str]) -> None:
     """Raises ValueError for a setting that the suite decides."""
-    for name in DECIDED_HERE:
-        if name in names:
-            raise ValueError(f"{name} is given, but the suite decides what is shown and where it goes; leave {name} out")
+    if given := [name for name in DECIDED_BY_SUITE if name in names]:
+        raise ValueError(f"{given[0]} is given, but the suite decides what is shown and where it goes; leave {given[0]} out")
 
 
 def weight_files(config: InferenceConfig) -> list[Path]:
     """The files that the model's weights come from."""
-    places = [Path(config.wan_dir)] if config.wan_dir is not None else [BUNDLED.get(config.model or "miniature") or Path(str(config.model))]
-    files = [file for place in places for file in sorted(place.rglob("*")) if file.suffix in WEIGHTS and file.is_file()]
-    if config.wan_dir is not None:  # the transformer there is not what is used
+    bundled = BUNDLED.get(config.model or "miniature")
+    place = Path(str(config.wan_dir)) if config.wan_dir is not None else bundled or Path(str(config.model))
+    files = [file for file in sorted(place.rglob("*")) if file.suffix in WEIGHTS and file.is_file()]
+    if config.wan_dir is not None:  # its transformer is replaced by the checkpoint
         files = [file for file in files if not file.name.startswith("diffusion_pytorch_model")]
-    elif BUNDLED.get(config.model or "miniature"):
+    elif bundled:
         files = [file for file in files if "teacher" not in file.parts]
-    return files + [Path(one) for one in (config.checkpoint, config.lora) if one is not None]
+    for path in (Path(one) for one in (config.checkpoint, config.lora) if one is not None):
+        files += [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
+    return files
 
 
 def describe_weights(files: Sequence[Path], known: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Name, bytes and digest of every file; those `known` by bytes and time of change are not read again."""
+    """Name, bytes, time of change and digest of every file; one that is `known` by the first three is not read again."""
     found = []
-    for path in files:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if not file.is_file():
-                continue
-            status = file.stat()
-            said = {"file": str(file), "bytes": status.st_size, "changed": int(status.st_mtime)}
-            before = next((one for one in known if all(one.get(key) == value for key, value in said.items())), None)
-            found.append(before or said | {"sha256": file_digest(file)})
+    for file in files:
+        status = file.stat()
+        said = {"file": str(file), "bytes": status.st_size, "changed": int(status.st_mtime)}
+        before = next((one for one in known if said.items() <= one.items()), None)
+        found.append(before or said | {"sha256": file_digest(file)})
     return found
 
 
+def made_with(num_ranks: int = 1) -> dict[str, Any]:
+    return {"versions": versions(), "commit": commit(), "hardware": hardware(num_ranks)}
+
+
 def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, part: dict[str, Any], pipe: LongLivePipeline) -> Prepared:
-    """What `prepared.json` says before any video is made; weights and what it is made with come later."""
+    """What `prepared.json` says before any video is made, without weights, versions and hardware."""
     info = pipe.info
     num_latent_frames = loading.video_length(config, pipe)
-    if num_latent_frames is None and not prompts.own:
-        num_latent_frames = find_suite(suite).num_latent_frames
-        if num_latent_frames is not None:
-            num_latent_frames = -(-num_latent_frames // info.block) * info.block
-    height, width = loading.video_size(config, pipe)
-    device = choose_device(config.device, get_world())
-    model = {name: getattr(config, name) for name in DECIDES_THE_PICTURE}
-    model |= {
-        "model": config.model or config.wan_dir or "miniature",
-        **info._asdict(),
-        "height": height,
-        "width": width,
-        "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
-        "scale": loading.pixel_scale(config, height, width),
-    }
-    return Prepared(
-        suite=suite,
-        prompt_list={"source": prompts.source, "digest": prompts.digest, **part},
-        rewritten=None,
+    if num_latent_frames is None and not prompts.own and (usual := find_suite(suite).num_latent_frames) is not None:
+        num_latent_frames = -(-usual // info.block) * info.block
+    return dataclasses.replace(
+        _prepared(suite, prompts, part, num_latent_frames, fps=info.fps, block=info.block),
         seed=config.seed,
-        num_latent_frames=num_latent_frames,
-        fps=info.fps,
-        block=info.block,
-        model=model,
-        weights=[],
-        entries=prompts.entries,
+        model=loading.picture_settings(config, pipe, choose_device(config.device, get_world())),
         settings=dataclasses.asdict(config),
     )
 
 
-def jobs_of(prepared: Prepared) -> list[Job]:
-    """All videos, in the order of the list. Raises ValueError when prompts do not fit into their video."""
-    jobs = []
-    for entry in prepared.entries:
-        num_latent_frames = prepared.frames_of(entry)
+def _prepared(suite: str, prompts: PromptList, part: dict[str, Any], num_latent_frames: int | None, *, fps: float, block: int) -> Prepared:
+    source = {"source": prompts.source, "digest": prompts.digest, **part}
+    length = {"num_latent_frames": num_latent_frames, "fps": fps, "block": block}
+    return Prepared(suite=suite, prompt_list=source, rewritten=None, seed=None, **length, model={}, weights=[], entries=prompts.entries)
+
+
+def check_lengths(prepared: Prepared) -> None:
+    """Raises ValueError when the prompts of a script do not fit into its videos."""
+    for planned in prepared.videos:
         try:
-            prepared.schedule_of(entry).validate(num_latent_frames)
+            prepared.schedule_of(planned.entry).validate(planned.num_latent_frames)
         except ValueError as error:
-            raise ValueError(f"{entry.script.where}: {error}") from error
-        for sample in range(entry.samples):
-            jobs.append(
-                Job(
-                    name=f"{entry.name}-{sample}",
-                    entry=entry,
-                    seed=prepared.seed_of(entry, sample) or 0,
-                    num_latent_frames=num_latent_frames,
-                )
-            )
-    return jobs
+            raise ValueError(f"{planned.entry.script.where}: {error}") from error
 
 
 def prepare(
@@ -150,47 +115,44 @@ def prepare(
 
     Args:
         part: which part of the list `prompts` is, for the record.
-        rewritten: how the prompts that are generated from came to be, when they are not those of the list.
+        rewritten: where the prompts that are generated from come from, when they are not those of the list.
 
     Raises:
         ValueError: on all ranks, when the folder holds something else, or the videos cannot be made.
     """
     usual = InferenceConfig()
-    check_said([name for name in DECIDED_HERE if getattr(config, name) != getattr(usual, name)])
+    check_settings([name for name in DECIDED_BY_SUITE if getattr(config, name) != getattr(usual, name)])
     world = get_world()
     video.check_writable(output)
     device = choose_device(config.device, world)
     pipe = loading.load_pipeline(config, choose_dtype(config.dtype, device))
     wanted = dataclasses.replace(prepared_from(config, suite, prompts, part, pipe), rewritten=rewritten)
-    jobs = jobs_of(wanted)
-    _agree(output, wanted, config, world)
-    todo = [job for job in jobs[world.rank :: world.size] if folders.read_record(output, job.name) is None]
-    total = sum(folders.read_record(output, job.name) is None for job in jobs) if world.is_main else 0
-    log.info("%s: %d videos, %d of them to be made by %d process%s", output, len(jobs), total, world.size, "es" * (world.size > 1))
+    check_lengths(wanted)
+    _claim_together(output, wanted, config, world)
+    planned = wanted.videos
+    todo = [one for one in planned[world.rank :: world.size] if folders.read_record(output, one.name) is None]
+    total = sum(folders.read_record(output, one.name) is None for one in planned) if world.is_main else 0
+    log.info("%s: %d videos, %d of them to be made by %d process%s", output, len(planned), total, world.size, "es" * (world.size > 1))
     if not todo:
         return
-    as_jobs = [
-        loading.VideoRequest(job.seed, wanted.schedule_of(job.entry), job.num_latent_frames, output / "videos" / f"{job.name}.mp4")
-        for job in todo
-    ]
-    loading.check_resources(dataclasses.replace(config, output=str(output)), as_jobs, pipe, device)
+    requests = [loading.VideoRequest(one.seed or 0, wanted.schedule_of(one.entry), one.num_latent_frames, output) for one in todo]
+    loading.check_resources(dataclasses.replace(config, output=str(output)), requests, pipe, device)
     loading.move_to_device(config, pipe, device)
-    forget_half_done(output)
-    for job in tqdm(todo, unit="video", disable=not world.is_main, dynamic_ncols=True, mininterval=1):
-        make(output, wanted, job, pipe, rank=world.rank)
+    remove_leftovers(output)
+    for one in tqdm(todo, unit="video", disable=not world.is_main, dynamic_ncols=True, mininterval=1):
+        make(output, wanted, one, pipe, rank=world.rank)
     folders.remove_if_empty(output / "partial")
 
 
-def _agree(output: Path, wanted: Prepared, config: InferenceConfig, world: World) -> None:
-    """The first rank writes `prepared.json`, or finds that the folder is another's; all hear of it before they begin."""
+def _claim_together(output: Path, wanted: Prepared, config: InferenceConfig, world: World) -> None:
+    """The main rank writes `prepared.json`, or finds that the folder belongs to another request; then all ranks raise."""
     problem = None
     with joined(world, torch.device("cpu")):
         if world.is_main:
             try:
                 known = folders.load(output).weights if (output / "prepared.json").exists() else []
                 weights = describe_weights(weight_files(config), known)
-                made_with = {"versions": versions(), "commit": commit(), "hardware": hardware(world.size)}
-                folders.settle(output, dataclasses.replace(wanted, weights=weights, made_with=[made_with]))
+                folders.claim(output, dataclasses.replace(wanted, weights=weights, made_with=[made_with(world.size)]))
             except (ValueError, OSError) as error:
                 problem = str(error)
         problem = gather(problem, world)[0]
@@ -198,76 +160,62 @@ def _agree(output: Path, wanted: Prepared, config: InferenceConfig, world: World
         raise ValueError(problem)
 
 
-def forget_half_done(output: Path) -> None:
-    """Remove what processes of this machine left that are no more."""
+def _partial(output: Path) -> Path:
+    """Where this process writes an unfinished video; others may be at work in the same folder."""
+    path = output / "partial" / f"{socket.gethostname()}-{os.getpid()}.mp4"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    return path
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove the unfinished videos of processes of this machine that no longer exist."""
     for path in (output / "partial").glob("*.mp4"):
         host, _, process = path.stem.rpartition("-")
         if host == socket.gethostname() and process.isdecimal() and not psutil.pid_exists(int(process)):
             path.unlink(missing_ok=True)
 
 
-def make(output: Path, prepared: Prepared, job: Job, pipe: LongLivePipeline, *, rank: int = 0) -> None:
-    """Make one video; it is in `videos/` when it is whole, and in `records/` after that."""
-    model, began = prepared.model, time.perf_counter()
-    partial = output / "partial" / OWN_FILE
-    partial.unlink(missing_ok=True)
-    schedule = prepared.schedule_of(job.entry)
-    size = {"height": model["height"], "width": model["width"]}
+def make(output: Path, prepared: Prepared, planned: PlannedVideo, pipe: LongLivePipeline, *, rank: int = 0) -> None:
+    """Make one video; it is moved to `videos/` when it is complete, and then gets its record."""
+    model, began, partial = prepared.model, time.perf_counter(), _partial(output)
+    options = {"num_latent_frames": planned.num_latent_frames, "seed": planned.seed, "height": model["height"], "width": model["width"]}
     with (
-        pipe.session(schedule, num_latent_frames=job.num_latent_frames, seed=job.seed, **size) as session,
+        pipe.session(prepared.schedule_of(planned.entry), **options) as session,
         video.VideoWriter(partial, fps=prepared.fps, scale=model["scale"], crf=model["crf"]) as writer,
     ):
-        for chunk in session:
-            writer.write(chunk.images[0])
-    about = {
-        "prompt": job.entry.name,
-        "cues": [{"frame": cue.frame, "prompt": cue.prompt} for cue in schedule.cues],
-        "seed": job.seed,
-        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - began, 3),
-        "rank": rank,
-    }
-    folders.finish(output, job.name, partial, images=num_images_of(job.num_latent_frames), about=about)
+        for decoded in session:
+            writer.write(decoded.images[0])
+    made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    about = {"made": made, "seconds": round(time.perf_counter() - began, 3), "rank": rank}
+    folders.finish(output, prepared, planned, partial, about, images=planned.num_images)
 
 
 def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, part: dict[str, Any], name: str) -> None:
-    """Take videos that something else made, `{name}-{i}.mp4` in `source`, as those of a suite; they are linked or copied, never changed.
+    """Take videos of another program, `{name}-{i}.mp4` in `source`, as those of a suite; they are linked or copied, never changed.
 
     Raises:
-        ValueError: when any is missing or cannot be read, with how many.
+        ValueError: when any is missing or cannot be read, with how many, or is too short for its prompts.
     """
-    names = names_of(prompts.entries)
-    lacking = [one for one in names if not (source / f"{one}.mp4").is_file()]
-    if lacking:
-        raise ValueError(f"{len(lacking)} of {len(names)} videos are not in {source}: {lacking[0]}.mp4 …; names are {{prompt}}-{{i}}.mp4")
-    first = source / f"{names[0]}.mp4"
+    files = {one: source / f"{one}.mp4" for one in names_of(prompts.entries)}
+    if lacking := [file.name for file in files.values() if not file.is_file()]:
+        raise ValueError(f"{len(lacking)} of {len(files)} videos are not in {source}: {lacking[0]} …; names are {{prompt}}-{{i}}.mp4")
+    first = next(iter(files.values()))
     folders.size_of(first)
     info = video.probe(first)
-    seconds = info.images / info.fps
-    wanted = Prepared(
-        suite=suite,
-        prompt_list={"source": prompts.source, "digest": prompts.digest, **part},
-        rewritten=None,
-        seed=None,
-        num_latent_frames=num_latent_frames_for(seconds, block=1, fps=info.fps),
-        fps=info.fps,
-        block=1,
-        model={"model": name, "videos": str(source.resolve())},
-        weights=[],
-        entries=prompts.entries,
-        made_with=[{"versions": versions(), "commit": commit(), "hardware": hardware()}],
-    )
-    jobs_of(wanted)  # raises for videos that are too short for their prompts
-    folders.settle(output, wanted)
-    for one in tqdm(names, unit="video", mininterval=1):
-        if folders.read_record(output, one) is not None:
+    length = Timing(info.fps, block=1).latent_frames_for(info.images / info.fps)
+    model = {"model": name, "videos": str(source.resolve())}
+    wanted = _prepared(suite, prompts, part, length, fps=info.fps, block=1)
+    wanted = dataclasses.replace(wanted, model=model, made_with=[made_with()])
+    check_lengths(wanted)
+    folders.claim(output, wanted)
+    for planned in tqdm(wanted.videos, unit="video", mininterval=1):
+        if folders.read_record(output, planned.name) is not None:
             continue
-        partial = output / "partial" / OWN_FILE
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
+        partial = _partial(output)
         try:
-            os.link((source / f"{one}.mp4").resolve(), partial)
+            os.link(files[planned.name].resolve(), partial)
         except OSError:  # another disk
-            shutil.copyfile(source / f"{one}.mp4", partial)
-        folders.finish(output, one, partial, images=folders.size_of(partial).images, about={"seed": None, "adopted": str(source)})
+            shutil.copyfile(files[planned.name], partial)
+        folders.finish(output, wanted, planned, partial, {"adopted": str(source)}, images=folders.size_of(partial).images)
     folders.remove_if_empty(output / "partial")

@@ -1,7 +1,7 @@
-"""Short prompts of a benchmark become long ones, as the captions are that Wan was trained on, by a causal language model of your own.
+"""A causal language model of your own turns short prompts of a benchmark into long ones, like the captions that Wan was trained on.
 
-An answer must hold what the prompt says in its own words, or it is asked for again. Words are compared, not meanings: whether a
-description contradicts its prompt, nobody checks. Knows nothing of which benchmark it is, nor of what becomes of the descriptions.
+An answer must contain the words of its prompt, or it is asked for again. Words are compared, not meanings: nobody checks whether a
+description contradicts its prompt. Knows nothing of which benchmark it is, nor of what the descriptions are used for.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longlive.files import digest_of, file_digest
+from longlive.evaluation.folder import read_json
+from longlive.evaluation.writer import Write, add_writer_arguments, ask, record_of, write_lines
+from longlive.files import write_json
 from longlive.models.text import normalize_prompt
-from longlive.models.writer import Lines, Write, Writer, add_writer_arguments, ask, check_choices, note, record_of, write_lines
-from longlive.parallel.world import choose_device, choose_dtype, get_world
-from longlive.provenance import version
 
 REQUEST = """\
 A video is ordered with the short prompt below. Write the long description of exactly this video.
@@ -33,24 +32,24 @@ where they are and on which side of each other, what they do, the place, and eve
 Prompt: {prompt}
 
 Description:"""
-LONG = 60  # words; a prompt that has them itself need not become longer
-CHECKED_LETTERS = 4  # words of so many letters must come again
-CHECKED_SHORT = frozenset("one two six ten red tan".split())  # numbers and colours with fewer  # noqa: SIM905
-# Without a meaning of their own. None that says where something is: "under" and "behind" must come again.
+LONG = 60  # words; a prompt with so many need not become longer
+CHECKED_LETTERS = 4  # words of so many letters must occur in the answer
+CHECKED_SHORT = frozenset("one two six ten red tan".split())  # shorter numbers and colours that must, too  # noqa: SIM905
+# Words that may be missing. None that says where something is: "under" and "behind" must occur.
 FUNCTION_WORDS = frozenset(
     """
     also been being could does doing from have having itself should some such than that their them themselves then there these they
     this those very were what when where which while whom whose will with would
     """.split()  # noqa: SIM905
 )
-ENDINGS = ("s", "es", "ed", "ing", "e")  # "e" since riding has lost that of ride
+ENDINGS = ("s", "es", "ed", "ing", "e")  # "e" since riding lacks that of ride
 
 
 def lost_words(prompt: str, text: str) -> list[str]:
     """The words of `prompt` that `text` lacks, in their order, each once.
 
-    Words of four letters or more count, and shorter colours and numbers, but no function words. Two words are the same when they have a
-    stem in common, which is the word itself or what is left of it, three letters at least, without one of `ENDINGS`.
+    Words of four letters or more count, and shorter colours and numbers, but no function words. Two words are the same when they share a
+    stem: the word itself, or what is left of it without one of `ENDINGS`, three letters at least.
     """
     there = {stem for word in _words(text) for stem in _stems(word)}
     checked = [word for word in _words(prompt) if len(word) >= CHECKED_LETTERS or word in CHECKED_SHORT]
@@ -70,10 +69,10 @@ def _is_too_short(prompt: str, text: str) -> bool:
 
 
 def descriptions(prompts: Sequence[str], write: Write, *, first_line: int, seed: int, attempts: int, lenient: bool = False) -> list[str]:
-    """A longer description for each prompt. What is no longer than its prompt, or lacks words of it, is asked for again with another seed.
+    """A longer description for each prompt. One that is not longer than its prompt, or lacks words of it, is asked for again.
 
-    Raises ValueError with the line (the first prompt's is `first_line`) when `attempts` bring none; `lenient`: when all were empty, else
-    the best one is taken.
+    Raises ValueError with the line (the first prompt's is `first_line`) when none was found in `attempts` attempts; with `lenient` the best
+    one is taken, and only when all were empty it raises.
     """
 
     def request(i: int, _: int) -> str:
@@ -95,60 +94,28 @@ def descriptions(prompts: Sequence[str], write: Write, *, first_line: int, seed:
     return [answers[i].text for i in range(len(prompts))]
 
 
-def rewrite(
-    prompts: Sequence[str],
-    output: Path,
-    *,
-    model: Path,
-    batch: int,
-    seed: int,
-    attempts: int,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    device: str = "auto",
-    dtype: str = "auto",
-    lenient: bool = False,
-) -> str:
-    """Write `output`, whose line i is a longer description for prompt i, and `<output>.json`, which says how; returns a sentence about it.
+def run(arguments: argparse.Namespace, prompts: Sequence[str]) -> str:
+    """Write `arguments.output`, whose line i is a longer description for prompt i; returns a sentence for the terminal.
 
-    `model` is a folder that transformers' AutoModelForCausalLM reads. A run that was stopped goes on where it was and writes, on the same
-    machine, what it would have written. The record has the model's name and SHA-256 of its weights, the digest of the prompts, the
-    request, all settings that decide a line (`attempts` are among them only if `lenient`), and which lines lack what.
+    The record (see `write_lines`) also has the request and which lines lack what. `attempts` are among the settings that decide a line only
+    with `lenient`; else they decide whether there is a line, not which.
 
-    Raises ValueError for an empty prompt, when a line finds no description (see `descriptions`), and when there are lines that were made
-    with other settings; OSError when the model cannot be loaded.
+    Raises:
+        ValueError: for an empty prompt, when a line finds no description (see `descriptions`), and as `write_lines` does.
     """
-    check_choices(output, batch=batch, attempts=attempts)
-    for number, prompt in enumerate(prompts, 1):
-        if not prompt.strip():
-            raise ValueError(f"prompt {number} of {len(prompts)} is empty; every line of {output} belongs to a prompt")
-    where = choose_device(device, get_world())
-    number_type = choose_dtype(dtype, where)
-    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    settings = {"model": model.resolve().name, "weights": _hashes(model), "prompts": digest_of(prompts), "request": digest_of([REQUEST])}
-    settings |= {"seed": seed, "batch": batch, **sampling, "device": where.type, "dtype": str(number_type).removeprefix("torch.")}
-    settings |= {name: version(name) for name in ("torch", "transformers")} | {"lenient": lenient}
-    settings |= {"attempts": attempts} if lenient else {}  # else they decide only whether there is a line, not which
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    if empty := [number for number, prompt in enumerate(prompts, 1) if not prompt.strip()]:
+        raise ValueError(f"prompt {empty[0]} of {len(prompts)} is empty; every line of {arguments.output} belongs to a prompt")
+    choices = {"seed": arguments.seed, "attempts": arguments.attempts, "lenient": arguments.lenient}
 
-    def begin() -> Lines:
-        write = Writer(model, device=where, dtype=number_type, **sampling)
-        return lambda part, first_line: descriptions(part, write, first_line=first_line, seed=seed, attempts=attempts, lenient=lenient)
+    def lines(write: Write, part: Sequence[str], first_line: int) -> list[str]:
+        return descriptions(part, write, first_line=first_line, **choices)
 
-    sentence = write_lines(prompts, output, settings, begin, batch=batch)
-    found = _shortcomings(prompts, output)
-    note(record_of(output), settings | {"request_text": REQUEST} | found)
-    return f"{sentence}; {found['lines_lacking_words']} of them lack words of their prompts" if lenient else sentence
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of weights in a model's folder, by name."""
-    files = sorted(path for ending in ("safetensors", "bin") for path in folder.glob(f"*.{ending}"))
-    if not files:
-        raise ValueError(
-            f"there are no weights (*.safetensors, *.bin) in {folder}; give a folder with config.json, weights and tokenizer files"
-        )
-    return {path.name: file_digest(path) for path in files}
+    settings = {"lenient": True, "attempts": arguments.attempts} if arguments.lenient else {"lenient": False}
+    sentence = write_lines(arguments, prompts, lines, request=[REQUEST], **settings)
+    record, found = record_of(arguments.output), _shortcomings(prompts, arguments.output)
+    write_json(record, read_json(record) | {"request_text": REQUEST} | found)
+    return f"{sentence}; {found['lines_lacking_words']} of them lack words of their prompts" if arguments.lenient else sentence
 
 
 def _shortcomings(prompts: Sequence[str], output: Path) -> dict[str, Any]:
@@ -163,15 +130,6 @@ def _shortcomings(prompts: Sequence[str], output: Path) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All that `run` reads; where the prompts come from is up to the caller."""
-    parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
-    parser.add_argument("--output", type=Path, required=True, help="a .txt file; what is there of it is kept")
+    """All that `run` reads; the caller decides where the prompts come from."""
     add_writer_arguments(parser)
-    parser.add_argument("--lenient", action="store_true", help="take the best of all attempts where none has all words of the prompt")
-
-
-def run(arguments: argparse.Namespace, prompts: Sequence[str]) -> str:
-    """`rewrite` as the command line wants it; returns a sentence for the terminal."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    names = ("model", "batch", "seed", "attempts", "max_new_tokens", "temperature", "top_p", "device", "dtype", "lenient")
-    return rewrite(prompts, arguments.output, **{name: vars(arguments)[name] for name in names})
+    parser.add_argument("--lenient", action="store_true", help="take the best attempt where none has all words of the prompt")

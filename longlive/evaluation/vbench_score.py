@@ -1,13 +1,13 @@
 """From VBench's sixteen dimensions to Quality, Semantic and Total (Huang et al. 2024; the leaderboard's `cal_final_score.py`).
 
-Knows nothing of how a dimension is measured: it reads the JSON files that `vbench` leaves behind.
+Knows nothing of how a dimension is measured: it reads the JSON files that `vbench` writes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -17,7 +17,7 @@ Number = TypeVar("Number", float, np.ndarray)
 
 
 class Dimension(NamedTuple):
-    """How a dimension counts: `low` and `high` become 0 and 1."""
+    """How a dimension counts: `low` and `high` are mapped to 0 and 1."""
 
     part: Literal["quality", "semantic"]
     low: float
@@ -56,54 +56,33 @@ class Row(NamedTuple):
     semantic: float
 
 
-PUBLISHED = {  # of 5-second videos, VBench; as the papers print them
-    "Wan2.1-1.3B": Row(84.26, 85.30, 80.09),
-    "SkyReels-V2-1.3B": Row(82.67, 84.70, 74.53),
-    "CausVid": Row(81.20, 84.05, 69.80),
-    "Self-Forcing (chunk)": Row(84.31, 85.07, 81.28),
-    "LongLive": Row(84.87, 86.97, 76.47),
-    "LongLive, INT8": Row(84.31, 86.20, 76.74),
-}
-PUBLISHED_LONG = {  # of 30-second videos, VBench-Long
-    "SkyReels-V2": Row(75.29, 80.77, 53.37),
-    "FramePack": Row(81.95, 83.61, 75.32),
-    "Self-Forcing": Row(81.59, 83.82, 72.70),
-    "LongLive": Row(83.52, 85.44, 75.82),
-}
+def _published() -> dict[str, dict[str, list[float]]]:
+    found: dict[str, dict[str, list[float]]] = {}
+    for line in Path(__file__).with_name("published.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found.setdefault(row["table"], {})[row["model"]] = row["values"]
+    return found
 
 
-class InteractiveRow(NamedTuple):
-    """Quality in percent, and the CLIP score of each of six stretches of ten seconds."""
+PUBLISHED = _published()
+"""Table -> model -> values as the papers print them.
 
-    quality: float
-    clip: tuple[float, ...]
-
-
-PUBLISHED_INTERACTIVE = {  # of 60-second videos of six prompts; table 2 of the LongLive paper
-    "SkyReels-V2": InteractiveRow(80.49, (20.96, 22.51, 25.78, 18.45, 19.57, 19.61)),
-    "Self-Forcing": InteractiveRow(82.46, (28.46, 24.89, 23.53, 22.96, 23.07, 23.19)),
-    "LongLive": InteractiveRow(84.38, (28.85, 25.68, 24.64, 24.23, 24.32, 24.32)),
-}
+`vbench` (5 s) and `vbench_long` (30 s): Total, Quality, Semantic, in percent. `interactive` (60 s, table 2 of the LongLive paper): Quality,
+and the CLIP score of six stretches of ten seconds. `switch` (10 s, its ablation): background and subject consistency, and the CLIP score.
+"""
 
 
-class SwitchRow(NamedTuple):
-    """Background and subject consistency in percent as they are, and the CLIP score."""
-
-    background: float
-    subject: float
-    clip: float
+def check_dimensions(names: Iterable[str], *, where: str = "") -> None:
+    """Raises ValueError, which begins with `where`, for a name that is not a dimension of VBench."""
+    if unknown := [name for name in names if name not in DIMENSIONS]:
+        raise ValueError(f"{where}{unknown[0]} is no dimension of VBench; known are {', '.join(DIMENSIONS)}")
 
 
-PUBLISHED_SWITCH = {  # of 10-second videos whose prompt switches after five; ablation of the LongLive paper
-    "cache cleared": SwitchRow(92.75, 89.59, 28.95),
-    "cache kept": SwitchRow(94.77, 93.69, 25.92),
-    "recache": SwitchRow(94.81, 94.04, 27.87),
-}
-
-
-def total(quality: Number, semantic: Number) -> Number:
-    """Total = (4 Quality + Semantic) / 5."""
-    return (4 * quality + semantic) / 5
+def missing_dimensions(measured: Collection[str]) -> str | None:
+    """Why there is no Total of these dimensions; None when there is."""
+    missing = [name for name in DIMENSIONS if name not in measured]
+    text = f"{len(missing)} of {len(DIMENSIONS)} dimensions are missing: {', '.join(missing)}; there is no Total without them"
+    return text if missing else None
 
 
 def part(results: Mapping[str, Number], name: Literal["quality", "semantic"]) -> Number:
@@ -113,23 +92,30 @@ def part(results: Mapping[str, Number], name: Literal["quality", "semantic"]) ->
     return 100 * sum(parts[1:], start=parts[0]) / sum(one.weight for one in chosen.values())
 
 
+def total(quality: Number, semantic: Number) -> Number:
+    """Total = (4 Quality + Semantic) / 5."""
+    return (4 * quality + semantic) / 5
+
+
+def parts(results: Mapping[str, Number]) -> dict[str, Number]:
+    """Total, Quality and Semantic, in percent."""
+    quality, semantic = part(results, "quality"), part(results, "semantic")
+    return {"total": total(quality, semantic), "quality": quality, "semantic": semantic}
+
+
 def score(results: Mapping[str, float]) -> Row:
     """Quality, Semantic and Total, in percent, of all sixteen dimensions as `vbench` gives them, in [0, 1].
 
     Raises:
         ValueError: when dimensions are missing, unknown or out of range. There is no Total of a part of them.
     """
-    if missing := [name for name in DIMENSIONS if name not in results]:
-        raise ValueError(
-            f"{len(missing)} of {len(DIMENSIONS)} dimensions are missing: {', '.join(missing)}; there is no Total without them"
-        )
-    if unknown := [name for name in results if name not in DIMENSIONS]:
-        raise ValueError(f"{unknown[0]} is no dimension of VBench; known are {', '.join(DIMENSIONS)}")
+    if problem := missing_dimensions(results):
+        raise ValueError(problem)
+    check_dimensions(results)
     for name, value in results.items():
         if not (math.isfinite(value) and 0 <= value <= 1):
-            raise ValueError(f"{name} is {value}; dimensions lie between 0 and 1 (percent are to be divided by 100)")
-    quality, semantic = part(results, "quality"), part(results, "semantic")
-    return Row(total(quality, semantic), quality, semantic)
+            raise ValueError(f"{name} is {value}; dimensions are between 0 and 1 (divide percentages by 100)")
+    return Row(**parts(results))
 
 
 def read_results(folder: str | Path) -> dict[str, float]:
@@ -154,22 +140,24 @@ def read_results(folder: str | Path) -> dict[str, float]:
     return {name: value for name, (value, _) in found.items()}
 
 
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; it ends with a line break."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
+
+
 def normalised(results: Mapping[str, float]) -> dict[str, float]:
-    """Every dimension in percent of its range."""
+    """Every dimension in percent of its range, unclipped."""
     return {name: 100 * DIMENSIONS[name].normalised(value) for name, value in results.items()}
 
 
-def table(results: Mapping[str, float], *, name: str = "this run", published: Mapping[str, Row] = PUBLISHED) -> str:
-    """Markdown: every dimension, raw and normalised, and the totals beside published ones; without totals while any is missing."""
-    lines = ["| dimension | counts to | raw | normalised, % |", "| --- | --- | --- | --- |"]
+def table(results: Mapping[str, float], *, name: str = "this run", published: Mapping[str, Sequence[float]]) -> str:
+    """Markdown: every dimension, raw and normalised, and the totals beside published ones; without own totals while any is missing."""
+    dimensions = []
     for dimension, how in DIMENSIONS.items():
-        if dimension in results:
-            value = results[dimension]
-            lines.append(f"| {dimension} | {how.part} × {how.weight:g} | {value:.4f} | {100 * how.normalised(value):.2f} |")
-        else:
-            lines.append(f"| {dimension} | {how.part} × {how.weight:g} | missing |  |")
-    lines += ["", "| model | Total | Quality | Semantic |", "| --- | --- | --- | --- |"]
-    if all(dimension in results for dimension in DIMENSIONS):
-        lines.append(f"| **{name}** | " + " | ".join(f"**{value:.2f}**" for value in score(results)) + " |")
-    lines += [f"| {model} (published) | " + " | ".join(f"{value:.2f}" for value in row) + " |" for model, row in published.items()]
-    return "\n".join(lines) + "\n"
+        value = results.get(dimension)
+        shown = ["missing", ""] if value is None else [f"{value:.4f}", f"{100 * how.normalised(value):.2f}"]
+        dimensions.append([dimension, f"{how.part} × {how.weight:g}", *shown])
+    own = [] if missing_dimensions(results) else [[f"**{name}**", *(f"**{value:.2f}**" for value in score(results))]]
+    others = [[f"{model} (published)", *(f"{value:.2f}" for value in row)] for model, row in published.items()]
+    first = markdown_table(["dimension", "counts to", "raw", "normalised, %"], dimensions)
+    return f"{first}\n{markdown_table(['model', 'Total', 'Quality', 'Semantic'], own + others)}"

@@ -1,8 +1,8 @@
 """Runs one dimension of the real `vbench` in its own environment: `python vbench_worker.py REQUEST.json`.
 
-Nothing of longlive is imported here. VBench's own code measures; what is replaced is how it finds videos (it lists a folder, takes the
-first name's ending for that of all, and five videos a prompt at most) and how long the clips of VBench-Long are (the longest that any
-dimension of the same prompt wants, so that aesthetic and imaging quality get ten seconds instead of two: VBench issue 186).
+Nothing of longlive is imported here. VBench's own code measures. Two things are replaced: how it finds videos (it lists a folder, assumes
+the extension of the first name for all, and takes at most five videos per prompt), and how long the clips of VBench-Long are (it takes the
+longest that any dimension of the prompt wants, so that aesthetic and imaging quality get ten seconds instead of two: VBench issue 186).
 """
 
 import json
@@ -11,11 +11,11 @@ import shutil
 import sys
 from pathlib import Path
 
-STATIC_KEPT = 5  # of the videos, or clips, of a prompt that stand still enough for temporal flickering
+STATIC_KEPT = 5  # videos, or clips, per prompt that stand still enough for temporal flickering
 
 
 def put(path, make):
-    """Have `make` write the file unless it is there: whole or not at all, since the workers of several GPUs come at once."""
+    """Have `make` write the file, atomically, unless it exists: the workers of several GPUs start at the same time."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"{path.name}.{os.getpid()}")
@@ -24,7 +24,7 @@ def put(path, make):
 
 
 def prepare_files(cache):
-    """Put what is installed, or lies under another name, where vbench looks for it."""
+    """Put files that are installed, or have another name, where vbench looks for them."""
     import clip
 
     name = "bpe_simple_vocab_16e6.txt.gz"
@@ -35,11 +35,11 @@ def prepare_files(cache):
 
 
 def load_dreamsim_from(cache, device):
-    """Have VBench-Long read DreamSim in the cache folder and put it on this device; it has ~/.cache and CUDA written in."""
+    """Have VBench-Long read DreamSim in the cache folder and put it on this device; it hard-codes ~/.cache and CUDA."""
     from dreamsim import dreamsim
     from vbench2_beta_long import background_consistency
 
-    hub = cache / "dreamsim"  # DreamSim makes it torch's hub, for the DINO in it
+    hub = cache / "dreamsim"  # DreamSim makes it torch's hub, to load DINO from it
     code, dino = cache / "dino_model" / "facebookresearch_dino_main", cache / "dino_model" / "dino_vitbase16_pretrain.pth"
     put(hub / code.name, lambda path: path.symlink_to(code.resolve()))
     put(hub / "checkpoints" / dino.name, lambda path: path.symlink_to(dino.resolve()))
@@ -51,7 +51,7 @@ def load_dreamsim_from(cache, device):
 
 
 def still(entries, device, cache):
-    """The entries with those videos alone that VBench's static filter lets through, five a prompt at most."""
+    """The entries with only those videos that pass VBench's static filter, at most five per prompt."""
     import torch
     from easydict import EasyDict
     from vbench.cli import static_filter
@@ -102,7 +102,7 @@ def measure(request):
         split = work / "split_clip"
 
         def cut(self, *args, **kwargs):
-            shutil.rmtree(work, ignore_errors=True)  # half a clip of a run that was stopped looks like a whole one
+            shutil.rmtree(work, ignore_errors=True)  # half a clip of a run that was stopped would be taken for a whole one
             split.mkdir(parents=True)
             for entry in entries:
                 for path in entry["video_list"]:
@@ -124,44 +124,33 @@ def measure(request):
         kind = type("Listed", (VBench,), {"build_full_info_json": listed})
     benchmark = kind(device, request["full_info"], str(output))
     mode = "long_vbench_standard" if request["clips"] else "vbench_standard"
-    with torch.no_grad():  # scene and background consistency leave it out, and the graph of 16 images of a scene takes over 20 GB
+    with torch.no_grad():  # scene and background consistency lack it, and the graph of 16 images of a scene takes over 20 GB
         benchmark.evaluate(videos_path=str(work), name=request["name"], dimension_list=[dimension], local=True, mode=mode, **options)
 
 
 def across_clips(slow_fast, work):
-    """VBench-Long's comparison of clips with each other: weight nothing, as its program has it by default, or as `slow_fast` says."""
+    """VBench-Long's comparison of clips with each other: with weight zero, its program's default, or as the tables in `slow_fast` say."""
+    options = {"w_inclip": 1.0, "w_clip2clip": 0.0, "static_filter_flag": False, "dev_flag": slow_fast is not None}
     if slow_fast is not None:
-        tables = Path(slow_fast)
-        files = {
-            "slow_fast_eval_config": str(tables / "slow_fast_params.yaml"),
-            "sb_mapping_file_path": str(tables / "subject_mapping_table.yaml"),
-            "bg_mapping_file_path": str(tables / "background_mapping_table.yaml"),
-        }
-        return {**files, "sb_clip2clip_feat_extractor": "dinov2", "bg_clip2clip_feat_extractor": "dreamsim", "dev_flag": True,
-                "w_inclip": 1.0, "w_clip2clip": 0.0, "static_filter_flag": False}  # fmt: skip
-    tables = work.with_name(f"{work.name}-tables")
-    tables.mkdir(parents=True, exist_ok=True)
-    (tables / "none.yaml").write_text("{}\n")
-    (tables / "same.yaml").write_text("0.0: 0.0\n1.0: 1.0\n")
-    return {"slow_fast_eval_config": str(tables / "none.yaml"), "sb_mapping_file_path": str(tables / "same.yaml"),
-            "bg_mapping_file_path": str(tables / "same.yaml"), "sb_clip2clip_feat_extractor": "dino",
-            "bg_clip2clip_feat_extractor": "clip", "dev_flag": False, "w_inclip": 1.0, "w_clip2clip": 0.0,
-            "static_filter_flag": False}  # fmt: skip
+        tables, names = Path(slow_fast), ("slow_fast_params.yaml", "subject_mapping_table.yaml", "background_mapping_table.yaml")
+        extractors = ("dinov2", "dreamsim")
+    else:
+        tables, names, extractors = work.with_name(f"{work.name}-tables"), ("none.yaml", "same.yaml", "same.yaml"), ("dino", "clip")
+        tables.mkdir(parents=True, exist_ok=True)
+        (tables / "none.yaml").write_text("{}\n")
+        (tables / "same.yaml").write_text("0.0: 0.0\n1.0: 1.0\n")
+    files = ("slow_fast_eval_config", "sb_mapping_file_path", "bg_mapping_file_path")
+    options |= {option: str(tables / name) for option, name in zip(files, names)}
+    return options | dict(zip(("sb_clip2clip_feat_extractor", "bg_clip2clip_feat_extractor"), extractors))
 
 
 def main():
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     cache = Path(os.environ["VBENCH_CACHE_DIR"])
-    for elsewhere in (
-        "HF_HUB_CACHE",
-        "HUGGINGFACE_HUB_CACHE",
-        "TRANSFORMERS_CACHE",
-        "PYTORCH_TRANSFORMERS_CACHE",
-        "PYTORCH_PRETRAINED_BERT_CACHE",
-    ):
-        os.environ.pop(elsewhere, None)  # they go before HF_HOME
+    for name in ("HF_HUB", "HUGGINGFACE_HUB", "TRANSFORMERS", "PYTORCH_TRANSFORMERS", "PYTORCH_PRETRAINED_BERT"):
+        os.environ.pop(f"{name}_CACHE", None)  # they have precedence over HF_HOME
     os.environ |= {"TORCH_HOME": str(cache / "torch"), "HF_HOME": str(cache / "huggingface")}
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # else it asks for newer files, five times each without a network
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # or it asks for newer files, five times each when offline
     prepare_files(cache)
     measure(request)
 

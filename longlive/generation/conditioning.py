@@ -1,4 +1,4 @@
-"""Prompts to what the transformer's cross-attention reads, computed once a prompt."""
+"""Prompts as the transformer's cross-attention reads them, computed once per prompt."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from longlive.types import TextKV
 
 
 class Conditioner:
-    """Remembers the text keys and values of the last few prompts; valid as long as the weights do not change. For any thread."""
+    """Caches the text keys and values of the last few prompts; valid as long as the weights do not change. Thread-safe."""
 
     def __init__(self, text_encoder: TextEncoder, network: WanTransformer, *, cached_prompts: int = 4) -> None:
         self.text_encoder, self.network, self.cached_prompts = text_encoder, network, cached_prompts
         self._cache: OrderedDict[tuple[str, int], Future[TextKV]] = OrderedDict()
         self._lock = threading.Lock()
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="text")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="text")
 
-    def read(self, prompt: str, batch: int = 1) -> TextKV:
+    def project(self, prompt: str, batch: int = 1) -> TextKV:
         """Keys and values of `prompt` for `batch` videos; waits when they are being computed."""
         while True:
             future = self.begin(prompt, batch)
             try:
                 return future.result()
-            except CancelledError:  # others had so much to read that this one was forgotten before its turn
+            except CancelledError:  # so many newer prompts came that this one was evicted before its turn
                 continue
 
     def begin(self, prompt: str, batch: int = 1) -> Future[TextKV]:
-        """Has them computed on the side, unless they are there. Of many at once only the newest are."""
+        """Starts computing them in the background unless they are there; of many at once only the newest are kept."""
         key = (normalize_prompt(prompt), batch)
         with self._lock:
             known = self._cache.get(key)
             if known is None or (known.done() and known.exception() is not None):
-                self._cache[key] = self._reader.submit(self._compute, prompt, batch)
+                self._cache[key] = self._worker.submit(self._compute, prompt, batch)
                 if len(self._cache) > self.cached_prompts:
                     self._cache.popitem(last=False)[1].cancel()
             self._cache.move_to_end(key)
@@ -45,4 +45,4 @@ class Conditioner:
 
     @torch.no_grad()
     def _compute(self, prompt: str, batch: int) -> TextKV:
-        return self.network.read(self.text_encoder.encode([prompt]).expand(batch, -1, -1))
+        return self.network.project_text(self.text_encoder.encode([prompt]).expand(batch, -1, -1))

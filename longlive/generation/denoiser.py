@@ -1,8 +1,6 @@
-"""Network to clean latent: the only place that converts velocity, noise and clean."""
+"""From network to clean latents: the only place that converts between velocity, noise and x0."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 
@@ -11,36 +9,44 @@ from longlive.ops import flow_matching
 from longlive.types import KVView, Latents, Text, TextKV, Timesteps
 
 
-@dataclass(frozen=True)
 class Prediction:
-    """What the network makes of noisy latents at `t`: three ways to say the same velocity."""
+    """The velocity that a network predicts for noisy latents at `t`, and what follows from it.
 
-    noisy: Latents
-    velocity: Latents
-    t: Timesteps
+    `x0` may be given in its place: a caller that edits the clean latents of a step leaves the predicted noise as it is.
+    """
+
+    def __init__(self, noisy: Latents, velocity: Latents, t: Timesteps, x0: Latents | None = None) -> None:
+        self.noisy, self.velocity, self.t, self._x0 = noisy, velocity, t, x0
 
     @property
     def x0(self) -> Latents:
-        """x0 = x_t - sigma flow."""
-        return flow_matching.x0_from_velocity(self.velocity, self.noisy, self.t)
+        """x0 = x_t - sigma velocity."""
+        if self._x0 is None:
+            self._x0 = flow_matching.x0_from_velocity(self.velocity, self.noisy, self.t)
+        return self._x0
 
     @property
     def noise(self) -> Latents:
-        """x_t + (1 - sigma) flow."""
+        """x_t + (1 - sigma) velocity."""
         return flow_matching.noise_from_velocity(self.velocity, self.noisy, self.t)
+
+    def edited(self, x0: Latents) -> Prediction:
+        """The same noise around other clean latents."""
+        return Prediction(self.noisy, self.velocity, self.t, x0)
 
 
 class Denoiser:
     """A `WanTransformer` asked for clean latents instead of velocities.
 
-    With `guidance` w > 0 the velocity is v + w (v - v_n), v_n that under the text `negative` (classifier-free guidance; w = scale - 1):
-    two passes over the same view. Distilled models need none.
+    With a `guidance_scale` s > 1 the velocity is v_n + s (v - v_n), where v_n is that under the text `negative` (classifier-free
+    guidance, Ho & Salimans 2022): two passes over the same view. Distilled models need none (s = 1).
     """
 
-    def __init__(self, network: WanTransformer, *, guidance: float = 0.0, negative: Text | TextKV | None = None) -> None:
-        if guidance < 0 or (guidance > 0) != (negative is not None):
-            raise ValueError(f"guidance {guidance} {'needs' if guidance > 0 else 'takes no'} negative text; w is 0 (none) or more")
-        self.network, self.guidance, self.negative = network, guidance, negative
+    def __init__(self, network: WanTransformer, *, guidance_scale: float = 1.0, negative: Text | TextKV | None = None) -> None:
+        if guidance_scale < 1 or (guidance_scale > 1) != (negative is not None):
+            wants = "needs" if guidance_scale > 1 else "takes no"
+            raise ValueError(f"guidance_scale {guidance_scale} {wants} negative text; it is 1 (no guidance) or more")
+        self.network, self.guidance_scale, self.negative = network, guidance_scale, negative
 
     def __call__(
         self, noisy: Latents, t: float | Timesteps, text: Text | TextKV, view: KVView | None = None, *, guided: bool = True
@@ -50,9 +56,9 @@ class Denoiser:
             t = torch.full(noisy.shape[:2], t, dtype=torch.float32, device=noisy.device)
         velocity = self.network(noisy, t, text, view)
         if self.negative is not None and guided:
-            velocity = velocity + self.guidance * (velocity - self.network(noisy, t, self.negative, view))
+            velocity = velocity + (self.guidance_scale - 1) * (velocity - self.network(noisy, t, self.negative, view))
         return Prediction(noisy, velocity, t)
 
     def write_kv(self, x0: Latents, t: float, text: Text | TextKV, view: KVView) -> None:
-        """Pass clean latents through the network for the keys and values they leave in `view`; the output is of no use."""
+        """Pass clean latents through the network to write their keys and values through `view`; the output is not used."""
         self.network(x0, torch.full(x0.shape[:2], t, dtype=torch.float32, device=x0.device), text, view)

@@ -1,46 +1,69 @@
-"""Length and size of a video: checks, and lengths in any unit as latent frames in whole blocks."""
+"""Length and size of a video: seconds, pixel frames and latent frames of a model's rates, and checks of what is asked for."""
 
 from __future__ import annotations
 
-from longlive.generation.cues import TEMPORAL_STRIDE, num_images_of, num_latent_frames_for
+import math
+from dataclasses import dataclass
 
 
-def check_whole_blocks(num_latent_frames: int, block: int) -> None:
-    """Raises ValueError, with the nearest valid length, unless `num_latent_frames` is a positive multiple of `block`."""
-    if num_latent_frames <= 0 or num_latent_frames % block:
-        raise ValueError(
-            f"{num_latent_frames} latent frames cannot be cut into blocks of {block}; choose a multiple, "
-            f"{_nearest(num_latent_frames, block)} for example"
-        )
+@dataclass(frozen=True)
+class Timing:
+    """Rates of a model: `fps` pixel frames per second, `stride` of them per latent frame but one for the first, and the `block`."""
 
+    fps: float = 16.0
+    stride: int = 4
+    block: int = 3
 
-def resolve_length(*, seconds: float | None, num_latent_frames: int | None, num_frames: int | None, block: int, fps: float) -> int | None:
-    """The length of a video in latent frames, from whichever of the three is given; None when none is.
+    def num_frames(self, num_latent_frames: int) -> int:
+        """Pixel frames of a video of F latent frames: stride (F - 1) + 1."""
+        return self.stride * (num_latent_frames - 1) + 1
 
-    Args:
-        seconds: rounded up to whole blocks.
-        num_latent_frames: a multiple of `block`.
-        num_frames: pixel frames, as in diffusers: F latent frames are 4 F - 3 of them.
+    def latent_frames_for(self, seconds: float) -> int:
+        """Latent frames, in whole blocks, of a video of at least `seconds`. Raises ValueError when that is not a length."""
+        if not seconds > 0 or math.isinf(seconds):
+            raise ValueError(f"a video of {seconds} seconds cannot be made; choose a length above 0")
+        latent = math.ceil((math.ceil(seconds * self.fps - 1e-6) - 1) / self.stride) + 1
+        return max(1, math.ceil(latent / self.block)) * self.block
 
-    Raises:
-        ValueError: when several are given, or when latent or pixel frames are not whole blocks; names the nearest valid number.
-    """
-    given = {"seconds": seconds, "num_latent_frames": num_latent_frames, "num_frames": num_frames}
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) > 1:
-        raise ValueError(f"both {names[0]} and {names[1]} are given; choose one")
-    if seconds is not None:
-        return num_latent_frames_for(seconds, block=block, fps=fps)
-    if num_frames is not None:
-        num_latent_frames = _nearest((num_frames - 1) / TEMPORAL_STRIDE + 1, block)
-        if num_images_of(num_latent_frames) != num_frames:
+    def block_at(self, seconds: float) -> int:
+        """The latent frame at which the block nearest to a time of the video starts."""
+        return round(seconds * self.fps / self.stride / self.block) * self.block
+
+    def resolve(self, seconds: float | None, num_latent_frames: int | None, num_frames: int | None) -> int | None:
+        """The length of a video in latent frames, from whichever of the three is given; None when none is.
+
+        Args:
+            seconds: rounded up to whole blocks.
+            num_latent_frames: a multiple of the block.
+            num_frames: pixel frames, as in diffusers, of whole blocks.
+
+        Raises:
+            ValueError: when several are given, or when latent or pixel frames are not whole blocks; names the nearest valid number.
+        """
+        given = {"seconds": seconds, "num_latent_frames": num_latent_frames, "num_frames": num_frames}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise ValueError(f"both {names[0]} and {names[1]} are given; choose one")
+        if seconds is not None:
+            return self.latent_frames_for(seconds)
+        if num_frames is not None:
+            num_latent_frames = _nearest((num_frames - 1) / self.stride + 1, self.block)
+            if self.num_frames(num_latent_frames) != num_frames:
+                raise ValueError(
+                    f"num_frames {num_frames} is not the length of a video in blocks of {self.block} latent frames "
+                    f"({self.stride} x latent frames - {self.stride - 1}); choose {self.num_frames(num_latent_frames)} for example"
+                )
+        if num_latent_frames is not None:
+            self.check_blocks(num_latent_frames)
+        return num_latent_frames
+
+    def check_blocks(self, num_latent_frames: int) -> None:
+        """Raises ValueError, with the nearest valid length, unless `num_latent_frames` is a positive multiple of the block."""
+        if num_latent_frames <= 0 or num_latent_frames % self.block:
             raise ValueError(
-                f"num_frames {num_frames} is not the length of a video in blocks of {block} latent frames (4 x latent frames - 3); "
-                f"choose {num_images_of(num_latent_frames)} for example"
+                f"{num_latent_frames} latent frames cannot be cut into blocks of {self.block}; choose a multiple, "
+                f"{_nearest(num_latent_frames, self.block)} for example"
             )
-    if num_latent_frames is not None:
-        check_whole_blocks(num_latent_frames, block)
-    return num_latent_frames
 
 
 def check_size(height: int, width: int, stride: int) -> None:

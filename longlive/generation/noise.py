@@ -1,4 +1,4 @@
-"""Gaussian noise from the generators a caller gives."""
+"""Gaussian noise from the generators that a caller gives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Noise:
-    """Draws from one generator, or from one for each video of a batch; a generator on the CPU gives every device the same."""
+    """Draws from one generator, or from one per video of a batch; a generator on the CPU gives the same noise on every device."""
 
     def __init__(self, generator: Generators, batch: int, *, device: torch.device, dtype: torch.dtype) -> None:
         shared = generator is None or isinstance(generator, torch.Generator)
@@ -25,16 +25,16 @@ class Noise:
             return self._one(shape, self._generators[0])
         return torch.cat([self._one((1, *shape[1:]), generator) for generator in self._generators])
 
-    def mark(self) -> Callable[[], None]:
-        """Remembers where the generators are; what it returns takes them back there."""
+    def snapshot(self) -> Callable[[], None]:
+        """Remembers the state of the generators; the returned function restores it."""
         states = [None if generator is None else generator.get_state() for generator in self._generators]
 
-        def back() -> None:
+        def restore() -> None:
             for generator, state in zip(self._generators, states, strict=True):
                 if generator is not None and state is not None:
                     generator.set_state(state)
 
-        return back
+        return restore
 
     def like(self, latents: Tensor) -> Tensor:
         return self(latents.shape)

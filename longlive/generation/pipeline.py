@@ -1,4 +1,7 @@
-"""`LongLivePipeline`: a folder of weights, prompts in, video out; in diffusers' conventions."""
+"""`LongLivePipeline`: a folder of weights, prompts in, video out; in diffusers' conventions.
+
+Longer than other files because it is the one class of the Python interface, and documents every argument.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,21 +26,23 @@ from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.checkpoints import convert, store
 from longlive.generation.conditioning import Conditioner
-from longlive.generation.cues import TEMPORAL_STRIDE, Cues, PromptQueue, PromptSchedule, num_images_of, num_latent_frames_for
+from longlive.generation.cues import Cues, PromptQueue, PromptSchedule
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.dimensions import check_size, check_whole_blocks, resolve_length
+from longlive.generation.dimensions import Timing, check_size
 from longlive.generation.memory import activation_bytes, cache_bytes, ring_cache, weight_bytes
-from longlive.generation.noise import Generators, Noise
-from longlive.generation.rollout import OnStep, Recache, Rollout
+from longlive.generation.noise import Generators
+from longlive.generation.rollout import OnStep
+from longlive.generation.sampling import sample
 from longlive.generation.session import Session, SessionPrompts, SessionVideo, SteppedSession
-from longlive.generation.stream import LatentBlock, stream
+from longlive.generation.stream import LatentBlock
 from longlive.generation.timeline import Timeline
+from longlive.generation.transition import Recache, Transition
 from longlive.models.lora import merge_lora
 from longlive.models.text import TextEncoder
 from longlive.models.vae import StreamDecoder, decode_video, decoder_width, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow_matching import warp_steps
-from longlive.types import Latents
+from longlive.types import Decoder, Latents
 
 BUNDLED = {"miniature": Path(__file__).parents[1] / "miniature" / "weights"}
 EVERYTHING = -1  # the released configurations' word for "no window"
@@ -75,15 +81,14 @@ class LongLivePipeline(DiffusionPipeline):
     Args:
         window: latent frames a block sees, the sink and itself included (-1: all of a video of known length).
         sink: how many of them are the video's first.
-        block: latent frames a block.
+        block: latent frames per block.
         denoising_steps: before the shift, falling, out of 1000.
         fresh_noise: between steps add new noise (few-step models) instead of the noise the network predicts (others).
-        guidance: w of classifier-free guidance against no text, v + w (v - v_none); 0 for distilled models.
+        guidance_scale: of classifier-free guidance against an empty text; 1 (none) for distilled models.
         guided_blocks: blocks of each prompt that are guided, from where it begins (None: all): once the picture shows what the
             prompt says, the following blocks follow the picture.
         relative_rope: the infinite mode; see `RingCache`.
-        keep_sink: what a prompt switch does with the sink, unless its cue says so itself (`global_sink` in released files).
-        recache: what a prompt switch does with the past: "joint" is LongLive's; "none" and "clear" are for comparison (see `Recache`).
+        keep_sink, recache: what a prompt switch does with the past, unless its cue says so itself (see `Transition`).
         height, width: default size in pixels.
     """
 
@@ -107,7 +112,7 @@ class LongLivePipeline(DiffusionPipeline):
         timestep_shift: float = 5.0,
         context_timestep: float = 0.0,
         fresh_noise: bool = True,
-        guidance: float = 0.0,
+        guidance_scale: float = 1.0,
         guided_blocks: int | None = None,
         relative_rope: bool = False,
         keep_sink: bool = True,
@@ -131,7 +136,7 @@ class LongLivePipeline(DiffusionPipeline):
             timestep_shift=timestep_shift,
             context_timestep=context_timestep,
             fresh_noise=fresh_noise,
-            guidance=guidance,
+            guidance_scale=guidance_scale,
             guided_blocks=guided_blocks,
             relative_rope=relative_rope,
             keep_sink=keep_sink,
@@ -204,8 +209,8 @@ class LongLivePipeline(DiffusionPipeline):
             width=config.width,
             fps=config.fps,
             block=config.block,
-            temporal_stride=TEMPORAL_STRIDE,
-            spatial_stride=self._vae_stride * self.transformer.config.patch_size[1],
+            temporal_stride=self.timing.stride,
+            spatial_stride=self._spatial_stride * self.transformer.config.patch_size[1],
             window=config.window,
             sink=config.sink,
             denoising_steps=tuple(config.denoising_steps),
@@ -215,19 +220,25 @@ class LongLivePipeline(DiffusionPipeline):
             recache=config.recache,
         )
 
-    def num_latent_frames_for(self, seconds: float) -> int:
-        """Latent frames, in whole blocks, of a video of at least `seconds`."""
-        return num_latent_frames_for(seconds, block=self.config.block, fps=self.config.fps)
+    @property
+    def timing(self) -> Timing:
+        """Conversions between seconds, pixel frames and latent frames."""
+        return Timing(self.config.fps, settings_of(self.vae).scale_factor_temporal, self.config.block)
 
-    def num_images(self, num_latent_frames: int) -> int:
-        """Pixel frames of a video of `num_latent_frames` latent frames."""
-        return num_images_of(num_latent_frames)
+    @property
+    def transition(self) -> Transition:
+        """What a prompt switch does with the past, unless its cue says so itself."""
+        return Transition(self.config.keep_sink, self.config.recache)
+
+    def decoder(self) -> Decoder:
+        """A new decoder of one video's latents, block by block."""
+        return StreamDecoder(self.vae)
 
     def memory_needed(self, num_latent_frames: int, height: int | None = None, width: int | None = None, batch: int = 1) -> int:
         """Estimated bytes at work: weights, key-value cache, activations of the transformer and of the decoder for one block."""
         height, width = self._size(height, width)
         parts = [self.transformer, self.vae] + ([self.text_encoder] if self._text_mode == "resident" else [])
-        size = height // self._vae_stride, width // self._vae_stride
+        size = height // self._spatial_stride, width // self._spatial_stride
         visible = num_latent_frames if self.config.window == EVERYTHING else self.config.window
         cache = self._cache_bytes(*size, visible=visible, batch=batch)
         return weight_bytes(*parts) + cache + activation_bytes(self.transformer, self.vae, *size, block=self.config.block, batch=batch)
@@ -271,7 +282,7 @@ class LongLivePipeline(DiffusionPipeline):
         """
         if output_type not in ("np", "pt", "pil", "latent"):
             raise ValueError(f"output_type {output_type!r} is unknown; choose np, pt, pil or latent")
-        num_latent_frames = self._length(seconds, num_latent_frames, num_frames) or self.num_latent_frames_for(5.0)
+        num_latent_frames = self.timing.resolve(seconds, num_latent_frames, num_frames) or self.timing.latent_frames_for(5.0)
         on_step = None if callback_on_step_end is None else self._on_step(callback_on_step_end)
         prompts = [prompt] if isinstance(prompt, (str, PromptSchedule)) else list(prompt)
         if not prompts:
@@ -320,7 +331,7 @@ class LongLivePipeline(DiffusionPipeline):
         Raises:
             ValueError: what cannot be made (length, size), before anything is computed.
         """
-        length = self._length(seconds, num_latent_frames, num_frames)
+        length = self.timing.resolve(seconds, num_latent_frames, num_frames)
         steps = self.stepped_session(
             prompt, num_latent_frames=length, height=height, width=width, batch=batch, seed=seed, generator=generator
         )
@@ -368,12 +379,13 @@ class LongLivePipeline(DiffusionPipeline):
                 generator=torch.Generator().manual_seed(seed) if index or generator is None else generator,
                 should_abort=None if preempt is None else should_abort,
             )
-            return SessionVideo(index, blocks, StreamDecoder(self.vae), Timeline(seed, settings))
+            return SessionVideo(index, blocks, self.decoder(), Timeline(seed, settings))
 
         if seed is None:
             first = generator if generator is None or isinstance(generator, torch.Generator) else generator[0]
             seed = first.initial_seed() if first is not None else torch.Generator().seed() % 2**32
-        return SteppedSession(begin, cues, seed=seed, encode=lambda text: self.prepare_prompt(text, batch=batch))
+        encode = partial(self.prepare_prompt, batch=batch)
+        return SteppedSession(begin, cues, seed=seed, encode=encode, transition=self.transition)
 
     def stream(
         self,
@@ -391,42 +403,31 @@ class LongLivePipeline(DiffusionPipeline):
         """Latents block by block: what `__call__` and `session` are made of. `should_abort`: see `generation.stream`."""
         height, width = self._size(height, width)
         if num_latent_frames is not None:
-            check_whole_blocks(num_latent_frames, self.config.block)
+            self.timing.check_blocks(num_latent_frames)
         if num_latent_frames is not None and isinstance(cues, PromptSchedule):
             cues.validate(num_latent_frames)
-        shape = (batch, num_latent_frames or 0, settings_of(self.vae).z_dim, height // self._vae_stride, width // self._vae_stride)
+        shape = (batch, num_latent_frames or 0, settings_of(self.vae).z_dim, height // self._spatial_stride, width // self._spatial_stride)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, this video needs {shape}")
-        draw = Noise(generator, batch, device=self._device, dtype=self.transformer.dtype)
-        rollout = Rollout(
+        return sample(
             self._denoiser(batch),
-            self._cache(num_latent_frames, height, width, batch),
-            steps=warp_steps(self.config.denoising_steps, self.config.timestep_shift),
-            draw=draw.like if self.config.fresh_noise else None,
+            cues,
+            lambda prompt: self._text.project(prompt, batch),
+            cache=self._cache(num_latent_frames, height, width, batch),
+            latent_size=shape[3:],
+            timesteps=warp_steps(self.config.denoising_steps, self.config.timestep_shift),
+            generator=generator,
+            block=self.config.block,
+            num_latent_frames=num_latent_frames,
+            batch=batch,
+            latents=latents,
+            fresh_noise=self.config.fresh_noise,
             context_t=float(self.config.context_timestep),
+            transition=self.transition,
+            guided_blocks=self.config.guided_blocks,
             on_step=on_step,
-            recache=self.config.recache,
-        )
-
-        def noise(frames: range) -> Tensor:
-            if latents is None:
-                return draw((batch, len(frames), *shape[2:]))
-            return latents[:, frames.start : frames.stop].to(self._device, self.transformer.dtype)
-
-        return _no_grad(
-            stream(
-                rollout,
-                cues,
-                read=lambda prompt: self._text.read(prompt, batch),
-                noise=noise,
-                block=self.config.block,
-                num_latent_frames=num_latent_frames,
-                keep_sink=self.config.keep_sink,
-                guided_blocks=self.config.guided_blocks,
-                should_abort=should_abort,
-                mark=draw.mark,
-                now=self._clock(),
-            )
+            should_abort=should_abort,
+            now=self._clock(),
         )
 
     def prepare_prompt(self, prompt: str, *, batch: int = 1) -> Future[Any]:
@@ -436,7 +437,7 @@ class LongLivePipeline(DiffusionPipeline):
     def session_bytes(self, height: int | None = None, width: int | None = None) -> int:
         """Estimated bytes that every further session holds: its key-value cache, and what its decoder remembers."""
         height, width = self._size(height, width)
-        cache = self._cache_bytes(height // self._vae_stride, width // self._vae_stride, visible=self.config.window, batch=1)
+        cache = self._cache_bytes(height // self._spatial_stride, width // self._spatial_stride, visible=self.config.window, batch=1)
         decoder = 2 * decoder_width(self.vae) * 8 * height * width * self.vae.dtype.itemsize  # two frames before every convolution
         return cache + decoder
 
@@ -475,7 +476,7 @@ class LongLivePipeline(DiffusionPipeline):
         return self.transformer.device
 
     @property
-    def _vae_stride(self) -> int:
+    def _spatial_stride(self) -> int:
         return settings_of(self.vae).scale_factor_spatial
 
     @property
@@ -494,13 +495,8 @@ class LongLivePipeline(DiffusionPipeline):
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         size = (self.config.height if height is None else height, self.config.width if width is None else width)
-        check_size(*size, self._vae_stride * self.transformer.config.patch_size[1])
+        check_size(*size, self._spatial_stride * self.transformer.config.patch_size[1])
         return size
-
-    def _length(self, seconds: float | None, num_latent_frames: int | None, num_frames: int | None) -> int | None:
-        return resolve_length(
-            seconds=seconds, num_latent_frames=num_latent_frames, num_frames=num_frames, block=self.config.block, fps=self.config.fps
-        )
 
     def _cache(self, num_latent_frames: int | None, height: int, width: int, batch: int) -> RingCache:
         if self.config.window == EVERYTHING:
@@ -509,15 +505,15 @@ class LongLivePipeline(DiffusionPipeline):
             window = Window.full(num_latent_frames)
         else:
             window = Window.of(self.config.window, self.config.sink)
-        size = height // self._vae_stride, width // self._vae_stride
+        size = height // self._spatial_stride, width // self._spatial_stride
         return ring_cache(self.transformer, *size, window=window, batch=batch, relative=self.config.relative_rope)
 
     def _denoiser(self, batch: int) -> Denoiser:
-        if not self.config.guidance:
+        if self.config.guidance_scale == 1:
             return Denoiser(self.transformer)
         no_text = torch.zeros(batch, 1, self.transformer.config.text_dim, device=self._device)
         with torch.no_grad():
-            return Denoiser(self.transformer, guidance=self.config.guidance, negative=self.transformer.read(no_text))
+            return Denoiser(self.transformer, guidance_scale=self.config.guidance_scale, negative=self.transformer.project_text(no_text))
 
     def _clock(self) -> Callable[[], float]:
         device = self._device
@@ -533,15 +529,4 @@ class LongLivePipeline(DiffusionPipeline):
         return lambda number, t, x0: (callback(self, number, t, {"latents": x0}) or {}).get("latents")
 
     def _postprocess(self, images: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image]]:
-        return VideoProcessor(vae_scale_factor=self._vae_stride).postprocess_video(images.float(), output_type=output_type)
-
-
-def _no_grad(made: Iterable[LatentBlock]) -> Iterable[LatentBlock]:
-    """`torch.no_grad` around a generator would leak into its consumer; this holds it only while a block is made."""
-    iterator = iter(made)
-    while True:
-        with torch.no_grad():
-            part = next(iterator, None)
-        if part is None:
-            return
-        yield part
+        return VideoProcessor(vae_scale_factor=self._spatial_stride).postprocess_video(images.float(), output_type=output_type)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longlive.generation.cues import PromptSchedule, check_prompt
+from longlive.generation.dimensions import Timing
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Script:
         """The length of the video, when the script says it."""
         return sum(self.durations) if self.durations else None
 
-    def schedule(self, *, block: int, fps: float) -> PromptSchedule:
-        """The prompts as a plan for a model with this block and frame rate. Raises ValueError when two prompts begin at the same block."""
+    def schedule(self, timing: Timing) -> PromptSchedule:
+        """The schedule for a model with these rates. Raises ValueError when a prompt has no place in it."""
         if self.durations is None:
-            return PromptSchedule.at_frames(self.prompts, self.switch_frames or ())
-        return PromptSchedule.from_seconds(zip(self.prompts, self.durations), block=block, fps=fps)
+            return PromptSchedule.at_latent_frames(self.prompts, self.switch_frames or ())
+        return PromptSchedule.from_seconds(zip(self.prompts, self.durations), timing)
 
 
 def read_scripts(path: str | Path, *, switch_frames: Sequence[int] | None = None, one_video: bool = False) -> list[Script]:
@@ -110,7 +111,7 @@ def _check_script(where: str, prompts: Sequence[Any], switch_frames: Any) -> Scr
         raise ValueError(f"{where}: {len(prompts)} prompts need {len(prompts) - 1} switch_frame_indices; there are {len(switch_frames)}")
     script = Script(where, tuple(prompts), None if switch_frames is None else tuple(switch_frames))
     try:
-        script.schedule(block=1, fps=1)
+        script.schedule(Timing(block=1))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return script

@@ -1,10 +1,11 @@
-"""A video from a network in one call: denoiser, solver, noise and block loop put together.
+"""A video from a denoiser in one call: solver, noise and block loop put together.
 
 Text encoders and decoders belong to the caller. Knows only latents: frames are latent frames.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -12,53 +13,69 @@ import torch
 from longlive.cache.window import KVCache
 from longlive.generation.cues import Cues
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.noise import Noise
-from longlive.generation.rollout import Recache, Rollout
+from longlive.generation.noise import Generators, Noise
+from longlive.generation.rollout import OnStep, Rollout
+from longlive.generation.solver import Euler, FewStep
 from longlive.generation.stream import LatentBlock, stream
-from longlive.models.wan import WanTransformer
-from longlive.types import Text
+from longlive.generation.transition import Transition
+from longlive.types import Latents, TextKV
 
 
 @torch.no_grad()
 def sample(
-    network: WanTransformer,
+    denoiser: Denoiser,
     cues: Cues,
-    embed: Callable[[str], Text],
+    project_text: Callable[[str], TextKV],
     *,
     cache: KVCache,
     latent_size: tuple[int, int],
-    steps: Sequence[float],
-    generator: torch.Generator,
-    num_latent_frames: int,
+    timesteps: Sequence[float],
+    generator: Generators,
     block: int,
+    num_latent_frames: int | None,
     batch: int = 1,
+    latents: Latents | None = None,
     fresh_noise: bool = True,
     context_t: float = 0.0,
-    keep_sink: bool = True,
-    recache: Recache = "joint",
+    transition: Transition = Transition(),  # noqa: B008  # frozen
+    guided_blocks: int | None = None,
+    on_step: OnStep | None = None,
+    should_abort: Callable[[], bool] | None = None,
+    now: Callable[[], float] = time.perf_counter,
 ) -> Iterator[LatentBlock]:
-    """Blocks of a batch of videos that follow the same cues, without gradients.
+    """Blocks of a batch of videos that follow the same cues, without gradients; arguments not listed are those of `stream`.
 
     All noise, of blocks and between denoising steps, comes from `generator` in the order of use: the same seed gives the same video.
 
     Args:
-        embed: embeddings `[B, L, E]` of a cue's prompt; it may stand for a different sentence in each video of the batch.
+        project_text: text keys and values of a cue's prompt; it may stand for another sentence in each video of the batch.
         cache: empty, for this network, batch and latent size.
         latent_size: height and width of the latents.
-        steps: timesteps of the denoising passes, decreasing from 1000.
+        timesteps: of the denoising passes, falling from 1000.
+        latents: the Gaussian noise to start from, `[B, F, C, H, W]`, instead of drawing it.
         fresh_noise: add new noise between steps (few-step models); false: Euler steps, for a network that was not distilled.
 
     Raises:
         ValueError: when `num_latent_frames` is not a multiple of `block`.
     """
-    noise = Noise(generator, batch, device=network.device, dtype=network.dtype)
-    rollout = Rollout(Denoiser(network), cache, steps=steps, draw=noise.like if fresh_noise else None, context_t=context_t, recache=recache)
+    network = denoiser.network
+    draw = Noise(generator, batch, device=network.device, dtype=network.dtype)
+
+    def noise(frames: range) -> Latents:
+        if latents is None:
+            return draw((batch, len(frames), network.config.in_dim, *latent_size))
+        return latents[:, frames.start : frames.stop].to(network.device, network.dtype)
+
     yield from stream(
-        rollout,
+        Rollout(denoiser, cache, FewStep(timesteps, draw.like) if fresh_noise else Euler(timesteps), context_t=context_t, on_step=on_step),
         cues,
-        read=lambda prompt: network.read(embed(prompt)),
-        noise=lambda frames: noise((batch, len(frames), network.config.in_dim, *latent_size)),
+        project_text=project_text,
+        noise=noise,
         block=block,
         num_latent_frames=num_latent_frames,
-        keep_sink=keep_sink,
+        transition=transition,
+        guided_blocks=guided_blocks,
+        should_abort=should_abort,
+        snapshot=draw.snapshot,
+        now=now,
     )

@@ -22,8 +22,8 @@ from torch import Tensor
 from longlive.generation.cues import Cue, Cues, PromptSchedule, check_prompt
 from longlive.generation.stream import LatentBlock, Seconds
 from longlive.generation.timeline import Timeline
-from longlive.models.vae import StreamDecoder
-from longlive.types import Latents
+from longlive.generation.transition import Transition
+from longlive.types import Decoder
 from longlive.video import to_uint8
 
 
@@ -31,12 +31,12 @@ from longlive.video import to_uint8
 class DecodedBlock:
     """The images of one block.
 
-    `images`: uint8 `[B, T, Y, X, 3]` on the CPU; `frames`: its latent frames; `prompt`: the prompt in force; `switched`: whether that
+    `images`: uint8 `[B, T, Y, X, 3]` on the CPU; `latent_frames`: its latent frames; `prompt`: in force; `switched`: whether that
     prompt began with this block; `seconds`: what the block cost, by part; `video_index`: how often the session had been restarted.
     """
 
     images: UInt8[Tensor, "B T Y X 3"]
-    frames: range
+    latent_frames: range
     prompt: str
     switched: bool
     seconds: Seconds
@@ -48,15 +48,15 @@ class SessionPrompts:
 
     def __init__(self, plan: Cues) -> None:
         self._plan = plan
-        self._given: tuple[str, bool | None] | None = None  # prompt and keep_sink, until a block begins with it
+        self._given: tuple[str, Transition | None] | None = None  # until a block begins with it
         self._in_force: Cue | None = None
         self._lock = threading.Lock()
 
-    def put(self, prompt: str, keep_sink: bool | None) -> None:
+    def put(self, prompt: str, transition: Transition | None) -> None:
         """Put `prompt` in force from the next block on, instead of one that is still pending. Raises ValueError when it is empty."""
         check_prompt(prompt)
         with self._lock:
-            self._given = prompt, keep_sink
+            self._given = prompt, transition
 
     @property
     def pending(self) -> bool:
@@ -93,7 +93,7 @@ class SessionPrompts:
 class SessionVideo:
     """One video of a session, from its first block to its end or to a restart."""
 
-    def __init__(self, index: int, blocks: Iterable[LatentBlock], decoder: StreamDecoder, timeline: Timeline) -> None:
+    def __init__(self, index: int, blocks: Iterable[LatentBlock], decoder: Decoder, timeline: Timeline) -> None:
         self.index, self.timeline = index, timeline
         self._blocks, self._decoder = iter(blocks), decoder
 
@@ -102,18 +102,18 @@ class SessionVideo:
         block = next(self._blocks, None)
         if block is not None:
             if block.switched:
-                self.timeline.cues.append(replace(block.cue, frame=block.frames.start))
-            self.timeline.num_latent_frames = block.frames.stop
+                self.timeline.cues.append(replace(block.cue, latent_frame=block.latent_frames.start))
+            self.timeline.num_latent_frames = block.latent_frames.stop
         return block
 
     @torch.no_grad()
     def decode(self, block: LatentBlock) -> DecodedBlock:
         """The images of a block; blocks must come in their order."""
         start = time.perf_counter()
-        with _decoding_stream(block.latents):
+        with _decoding_stream(block):
             images = to_uint8(self._decoder.decode(block.latents)).cpu()  # waits for the device
         block.seconds.decode = time.perf_counter() - start
-        return DecodedBlock(images, block.frames, block.cue.prompt, block.switched, block.seconds, self.index)
+        return DecodedBlock(images, block.latent_frames, block.cue.prompt, block.switched, block.seconds, self.index)
 
 
 @lru_cache
@@ -121,15 +121,16 @@ def _stream_of(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device, priority=-1)
 
 
-def _decoding_stream(latents: Latents) -> AbstractContextManager[object]:
+def _decoding_stream(block: LatentBlock) -> AbstractContextManager[object]:
     """On a GPU, a stream of its own: on the default one an image would wait until the block that another thread has queued is made.
 
-    The latents are ready: whoever made them has waited for the device in order to measure the time.
+    It waits for the event that says that the latents are there.
     """
-    if latents.device.type != "cuda":
+    if block.ready is None:
         return nullcontext()
-    stream = _stream_of(latents.device)
-    latents.record_stream(stream)
+    stream = _stream_of(block.latents.device)
+    stream.wait_event(block.ready)
+    block.latents.record_stream(stream)
     return torch.cuda.stream(stream)
 
 
@@ -141,6 +142,7 @@ class SteppedSession:
     Args:
         begin: makes the video with this index, these prompts and this seed.
         encode: begins to encode a prompt in another thread.
+        transition: what a prompt does with the past that says only whether it keeps the sink.
     """
 
     def __init__(
@@ -150,8 +152,9 @@ class SteppedSession:
         *,
         seed: int,
         encode: Callable[[str], Future[Any]],
+        transition: Transition = Transition(),  # noqa: B008  # frozen
     ) -> None:
-        self._begin, self._encode = begin, encode
+        self._begin, self._encode, self._transition = begin, encode, transition
         self._prompts = SessionPrompts(plan)
         self._video = begin(0, self._prompts, seed)
         self._lock = threading.Lock()
@@ -180,7 +183,7 @@ class SteppedSession:
         Raises ValueError when `text` is empty.
         """
         with self._lock:
-            self._prompts.put(text, keep_sink)
+            self._prompts.put(text, self._transition_of(keep_sink))
             self._request = None
         self._encode(text)
 
@@ -200,7 +203,7 @@ class SteppedSession:
                 replaced = encoding.cancelled() or self._request is not queued
                 error = None if replaced else encoding.exception()
                 if not replaced and error is None:
-                    self._prompts.put(text, keep_sink)
+                    self._prompts.put(text, self._transition_of(keep_sink))
             if error is not None:
                 queued.set_exception(error)
             else:
@@ -208,6 +211,9 @@ class SteppedSession:
 
         self._encode(text).add_done_callback(encoded)
         return queued
+
+    def _transition_of(self, keep_sink: bool | None) -> Transition | None:
+        return None if keep_sink is None else replace(self._transition, keep_sink=keep_sink)
 
     def encode_first_prompt(self) -> Future[Any]:
         """Begin to encode the prompt of the first block; `advance` waits for it otherwise."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,17 @@ from typing import Any
 
 from longlive import files
 from longlive.generation.cues import Cue, PromptSchedule
+from longlive.generation.transition import Recache, Transition
 
 VERSION = 2
-KEYS = {1: ("num_frames", "frame"), VERSION: ("num_latent_frames", "latent_frame")}
-"""Per version, what a file calls the number of latent frames, and the latent frame of a cue."""
+
+
+def _read_cue(cue: dict[str, Any], recache: Recache, version: int) -> Cue:
+    if version == 1:
+        keep_sink = cue["keep_sink"]
+        return Cue(int(cue["frame"]), str(cue["prompt"]), None if keep_sink is None else Transition(keep_sink, recache))
+    transition = cue["transition"]
+    return Cue(int(cue["latent_frame"]), str(cue["prompt"]), None if transition is None else Transition(**transition))
 
 
 @dataclass
@@ -34,25 +42,19 @@ class Timeline:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
-        return {
-            "version": VERSION,
-            "seed": self.seed,
-            "settings": self.settings,
-            "cues": [{"latent_frame": cue.frame, "prompt": cue.prompt, "keep_sink": cue.keep_sink} for cue in self.cues],
-            "num_latent_frames": self.num_latent_frames,
-        }
+        return {"version": VERSION, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, content: Any, *, where: str) -> Timeline:
         """The inverse of `to_json`, which also reads older versions. Raises ValueError, naming `where`, for anything else."""
         try:
             version = content["version"]
-            if version not in KEYS:
-                raise ValueError(f"{where} is a timeline of version {version}; this program reads versions {', '.join(map(str, KEYS))}")
-            length, frame = KEYS[version]
-            cues = [Cue(int(cue[frame]), str(cue["prompt"]), cue["keep_sink"]) for cue in content["cues"]]
-            settings = {"recache": "joint", **content["settings"]}  # older files lack it, since there was no other value
-            timeline = cls(int(content["seed"]), settings, cues, int(content[length]))
+            if version not in (1, VERSION):
+                raise ValueError(f"{where} is a timeline of version {version}; this program reads versions 1 and {VERSION}")
+            settings = {"recache": "joint", **content["settings"]}  # the oldest files do not say it: there was no other
+            cues = [_read_cue(cue, settings["recache"], version) for cue in content["cues"]]
+            length = content["num_frames" if version == 1 else "num_latent_frames"]
+            timeline = cls(int(content["seed"]), settings, cues, int(length))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{where} is not a timeline: {type(error).__name__} {error}") from error
         if timeline.num_latent_frames <= 0:

@@ -1,8 +1,8 @@
 """The Wan2.1 diffusion transformer: student, teacher and critic in one module.
 
-What does a block look like, given what it may see? Every latent frame has its own timestep; self-attention sees whatever
-its `KVView` shows it (nothing but itself without one: bidirectional). Module names are those of the original Wan
-checkpoints. Knows nothing of windows, sinks, eviction or prompts.
+What does a block look like, given what it may see? Every latent frame has its own timestep; self-attention goes through the
+memory that a `KVView` gives each layer (without a view the frames attend to one another: bidirectional). Module names are those
+of the original Wan checkpoints. Knows nothing of windows, sinks, eviction or prompts.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from longlive.ops import attention
-from longlive.ops.rope import Rotation, rotate, rotation
-from longlive.types import Heads, KVView, Latents, Text, TextKV, Timesteps
+from longlive.ops.rope import Rope, rope_for, rotate
+from longlive.types import Attend, Heads, KVView, Latents, Memory, Rotation, Text, TextKV, Timesteps
 
 Tokens = Float[Tensor, "B N M"]  # M = A D, the model's width
 Modulation = Float[Tensor, "B F n M"]
@@ -47,7 +47,7 @@ def add_gated(x: Tokens, y: Tokens, gate: Float[Tensor, "B F M"]) -> Tokens:
 
 
 class Attention(nn.Module):
-    """Projections and q/k RMS-norm over all heads together; what is attended to is the caller's affair."""
+    """Projections and q/k RMS-norm over all heads together; attention itself happens between `keys_values` and `merge`."""
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
@@ -69,7 +69,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention, feed-forward; modulated by time through shift, scale and gate."""
+    """Self-attention, cross-attention, feed-forward; modulated by time through shift, scale and gate.
+
+    `forward` is a function of tensors only and the one definition of a layer: what is compiled, sharded or quantised is this.
+    """
 
     def __init__(self, dim: int, ffn_dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
@@ -86,23 +89,16 @@ class Block(nn.Module):
         time: Modulation,
         text_k: Heads,
         text_v: Heads,
-        turn: Rotation,
-        attend: attention.Attend,
-        layer: int,
-        view: KVView | None,
+        rope: Rotation,
+        memory: Memory,
+        attend: Attend,
     ) -> Tokens:
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float()[:, None] + time).unbind(2)
         h = modulate(x, shift1, scale1, self.eps)
-        q = rotate(self.self_attn.queries(h), turn)
-        k, v = self.self_attn.keys_values(h)
-        k = rotate(k, turn)
-        mask = None
-        if view is not None:
-            k, v = view.extend(layer, k, v)
-            mask = view.mask
-        x = add_gated(x, self.self_attn.merge(attend(q, k, v, mask)), gate1)
+        q, (k, v) = self.self_attn.queries(h), self.self_attn.keys_values(h)
+        x = add_gated(x, self.self_attn.merge(memory.attend(rotate(q, rope), rotate(k, rope), v, attend)), gate1)
         q = self.cross_attn.queries(self.norm3(x))
-        x = x + self.cross_attn.merge(attend(q, text_k, text_v, None))
+        x = x + self.cross_attn.merge(attend(q, text_k, text_v))
         return add_gated(x, self.ffn(modulate(x, shift2, scale2, self.eps)), gate2)
 
 
@@ -121,7 +117,7 @@ class Head(nn.Module):
 
 
 class WanTransformer(ModelMixin, ConfigMixin):
-    """Velocity (flow) of noisy latents, `Wan2.1` (arXiv 2503.20314) with one timestep a frame and a view of the past.
+    """Velocity of noisy latents: Wan2.1 (arXiv 2503.20314) with one timestep per frame and a view of the past.
 
     Args:
         patch_size: latent frames, rows and columns of a token; the first must be 1.
@@ -156,7 +152,7 @@ class WanTransformer(ModelMixin, ConfigMixin):
         if model_type != "t2v":
             raise ValueError(f"model_type {model_type!r} is not supported; this is the text-to-video transformer ('t2v')")
         if patch_size[0] != 1:
-            raise ValueError(f"patch_size {tuple(patch_size)} spans {patch_size[0]} frames; only 1 is possible with a timestep a frame")
+            raise ValueError(f"patch_size {tuple(patch_size)} spans {patch_size[0]} frames; only 1 is possible with a timestep per frame")
         if dim % num_heads or dim // num_heads % 2:
             raise ValueError(f"dim {dim} cannot be cut into {num_heads} heads of even width; choose a multiple of {2 * num_heads}")
         patch = (1, patch_size[1], patch_size[2])
@@ -167,24 +163,25 @@ class WanTransformer(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(Block(dim, ffn_dim, num_heads, eps) for _ in range(num_layers))
         self.head = Head(dim, patch[1] * patch[2] * out_dim, eps)
         self._backend = "auto"
-        self._chosen: tuple[torch.device, torch.dtype, attention.Attend] | None = None
+        self._chosen: tuple[torch.device, torch.dtype, Attend] | None = None
 
     def use_attention(self, backend: str) -> None:
-        """Choose the attention backend by name: auto, fa3, fa2, cudnn, sdpa. Raises ValueError when there is none of that name.
+        """Choose the attention backend by name: auto, fa3, fa2, cudnn, sdpa.
 
-        Whether it can run is known, and said, when the device and dtype are: at the first forward pass.
+        Raises:
+            ValueError: when there is none of that name; at the first forward pass, where device and dtype are known, when it cannot run.
         """
         if backend != "auto" and backend not in attention.BACKENDS:
             raise ValueError(f"attention backend {backend!r} is unknown; choose auto, {', '.join(attention.BACKENDS)}")
         self._backend, self._chosen = backend, None
 
-    def _attend(self, device: torch.device) -> attention.Attend:
+    def _attend(self, device: torch.device) -> Attend:
         if self._chosen is None or self._chosen[:2] != (device, self.dtype):
             self._chosen = (device, self.dtype, attention.choose(self._backend, device, self.dtype))
         return self._chosen[2]
 
-    def read(self, text: Text) -> TextKV:
-        """Keys and values of a prompt for every layer: computed once a prompt, valid until the weights change."""
+    def project_text(self, text: Text) -> TextKV:
+        """Keys and values of a prompt for the cross-attention of every layer: computed once per prompt, valid until the weights change."""
         _, length, width = text.shape
         if length > self.config.text_len or width != self.config.text_dim:
             raise ValueError(
@@ -201,25 +198,34 @@ class WanTransformer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: when the latents' height or width is no multiple of the patch.
         """
-        _, num_latent_frames, _, height, width = x.shape
-        _, rows, columns = self.config.patch_size
-        if height % rows or width % columns:
-            raise ValueError(f"latents of {height} x {width} cannot be cut into patches of {rows} x {columns}")
-        frames = range(num_latent_frames) if view is None else view.frames
-        turn = rotation(frames, height // rows, width // columns, self._head_dim, theta=self.config.rope_theta, device=x.device)
-        prompt = text if isinstance(text, TextKV) else self.read(text)
+        _, num_frames, _, height, width = x.shape
+        if view is None:
+            view = attention.SequenceView(self.rope(height, width).at(range(num_frames)))
+        prompt = text if isinstance(text, TextKV) else self.project_text(text)
         attend = self._attend(x.device)
 
         tokens = rearrange(self.patch_embedding(x.to(self.dtype).transpose(1, 2)), "B M F h w -> B (F h w) M")
+        if len(view.rope.cos) != tokens.shape[1]:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens of {num_frames} frames of {height} x {width} do not fit a view of {len(view.rope.cos)}"
+            )
         time = self.time_embedding(sinusoid(t, self.config.freq_dim).to(self.dtype))
         modulation = self.time_projection(time).float().unflatten(-1, (6, -1))
         for layer, block in enumerate(self.blocks):
-            tokens = block(tokens, modulation, prompt.keys[layer], prompt.values[layer], turn, attend, layer, view)
+            tokens = block(tokens, modulation, prompt.keys[layer], prompt.values[layer], view.rope, view.at(layer), attend)
         out = self.head(tokens, time.float())
-        return rearrange(out, "B (F h w) (p q C) -> B F C (h p) (w q)", F=num_latent_frames, h=height // rows, p=rows, q=columns).to(
-            x.dtype
-        )
+        _, rows, columns = self.config.patch_size
+        h = height // rows
+        return rearrange(out, "B (F h w) (p q C) -> B F C (h p) (w q)", F=num_frames, h=h, p=rows, q=columns).to(x.dtype)
 
-    @property
-    def _head_dim(self) -> int:
-        return self.config.dim // self.config.num_heads
+    def rope(self, height: int, width: int) -> Rope:
+        """Rotary angles of the tokens of latents of `height` x `width`, on the device of the weights.
+
+        Raises:
+            ValueError: when height or width is no multiple of the patch.
+        """
+        _, rows, columns = self.config.patch_size
+        if height % rows or width % columns:
+            raise ValueError(f"latents of {height} x {width} cannot be cut into patches of {rows} x {columns}")
+        head_dim = self.config.dim // self.config.num_heads
+        return rope_for(height // rows, width // columns, head_dim, self.config.rope_theta, self.device)

@@ -1,25 +1,41 @@
-"""Attention behind one signature: FlashAttention 3, FlashAttention 2, cuDNN, or torch's own choice.
+"""Attention behind one signature: FlashAttention 3, FlashAttention 2, cuDNN, or torch's own choice; and a sequence that sees itself.
 
-Chosen by name or automatically; the choice is logged once. Nothing of CUDA is imported before it is asked for.
+A backend is chosen by name or automatically; the choice is logged once. CUDA libraries are imported only when they are used.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from longlive.types import Heads, Mask, Seen
+from longlive.types import Attend, Heads, Mask, Rotation
 
 log = logging.getLogger(__name__)
 
-Attend = Callable[[Heads, Seen, Seen, "Mask | None"], Heads]
-"""(q [B, N, A, D], k [B, K, A, D], v, mask [N, K] of what may be seen, or None for everything) -> [B, N, A, D]"""
+
+class MaskedMemory(NamedTuple):
+    """A span attends to itself only, through a mask `[N, N]` or, with None, to all of itself."""
+
+    mask: Mask | None
+
+    def attend(self, q: Heads, k: Heads, v: Heads, attend: Attend) -> Heads:
+        return attend(q, k, v, self.mask)
+
+
+class SequenceView(NamedTuple):
+    """The `KVView` of a whole sequence without a past: bidirectional, or with the mask of a causal order (teacher forcing)."""
+
+    rope: Rotation
+    mask: Mask | None = None
+
+    def at(self, layer: int) -> MaskedMemory:
+        return MaskedMemory(self.mask)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

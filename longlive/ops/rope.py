@@ -1,6 +1,6 @@
-"""Rotary embedding in three axes (time, height, width) at any position.
+"""Rotary position embedding in three axes (time, height, width) at any position.
 
-A head of width d is split into d - 4 (d // 6) numbers for time and 2 (d // 6) each for height and width; neighbouring
+A head of width D is split into D - 4 (D // 6) numbers for time and 2 (D // 6) each for height and width; neighbouring
 pairs turn together by position * theta^(-2 i / width of the axis). Angles are computed in float64, so that positions far
 beyond the trained range stay exact; there is no table to run past.
 """
@@ -9,59 +9,65 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from longlive.types import Heads
-
-
-class Rotation(NamedTuple):
-    """Cosine and sine of the angle of every pair, float32 `[N, D / 2]` (N tokens, or 1 for all alike)."""
-
-    cos: Float[Tensor, "N halfD"]
-    sin: Float[Tensor, "N halfD"]
-
-
-def _axis_widths(head_dim: int) -> tuple[int, int, int]:
-    side = 2 * (head_dim // 6)
-    return head_dim - 2 * side, side, side
+from longlive.types import Heads, Rotation
 
 
 def _frequencies(width: int, theta: float) -> Tensor:
     return theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
 
 
-@lru_cache(maxsize=16)  # five passes of a block ask for the same
-def rotation(
-    frames: Sequence[int], height: int, width: int, head_dim: int, *, theta: float = 10000.0, device: torch.device | None = None
-) -> Rotation:
-    """Angles of the tokens of `frames` (positions in the video), each `height` x `width` tokens, in (frame, row, column) order."""
-    time_width, side_width, _ = _axis_widths(head_dim)
-    with torch.inference_mode(False):  # what is cached here may later be used under autograd
-        return _rotation(frames, height, width, _frequencies(time_width, theta), _frequencies(side_width, theta), device)
+class Rope:
+    """Rotary angles of frames of `rows` x `columns` tokens, in (frame, row, column) order.
+
+    An angle depends on one axis only, so the table of height and width is made once and only that of time per span.
+    """
+
+    def __init__(self, rows: int, columns: int, head_dim: int, *, theta: float = 10000.0, device: torch.device | str = "cpu") -> None:
+        self.rows, self.columns, self.head_dim, self.theta, self.device = rows, columns, head_dim, theta, torch.device(device)
+        side = 2 * (head_dim // 6)
+        with torch.inference_mode(False):  # the tables may later be used under autograd
+            self._time = _frequencies(head_dim - 2 * side, theta)
+            frequencies = _frequencies(side, theta)
+            height = (torch.arange(rows, dtype=torch.float64)[:, None] * frequencies)[:, None].expand(-1, columns, -1)
+            width = (torch.arange(columns, dtype=torch.float64)[:, None] * frequencies)[None].expand(rows, -1, -1)
+            angles = torch.cat([height, width], dim=-1).flatten(0, 1)
+            self._place = Rotation(angles.cos().float().to(device), angles.sin().float().to(device))
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.rows * self.columns
+
+    def at(self, frames: Sequence[int]) -> Rotation:
+        """The rotation of every token of `frames` (positions in the video), `[N, D / 2]`."""
+        with torch.inference_mode(False):
+            angles = torch.tensor(list(frames), dtype=torch.float64)[:, None] * self._time
+            cos, sin = (
+                self._over_frames(time.float().to(self.device), place) for time, place in zip((angles.cos(), angles.sin()), self._place)
+            )
+        return Rotation(cos, sin)
+
+    def time_shift(self, num_frames: int) -> Rotation:
+        """The rotation that moves keys `num_frames` later (earlier when negative) and leaves their place in the picture, `[1, D / 2]`."""
+        angles = torch.cat([num_frames * self._time, torch.zeros(self.head_dim // 2 - len(self._time), dtype=torch.float64)])[None]
+        return Rotation(angles.cos().float().to(self.device), angles.sin().float().to(self.device))
+
+    def _over_frames(self, time: Tensor, place: Tensor) -> Tensor:
+        tokens = self.tokens_per_frame
+        return torch.cat([time[:, None].expand(-1, tokens, -1), place[None].expand(len(time), -1, -1)], dim=-1).flatten(0, 1)
 
 
-def _rotation(frames: Sequence[int], height: int, width: int, time: Tensor, side: Tensor, device: torch.device | None) -> Rotation:
-    shape = (len(frames), height, width)
-    f = torch.tensor(list(frames), dtype=torch.float64)[:, None, None, None] * time
-    h = torch.arange(height, dtype=torch.float64)[None, :, None, None] * side
-    w = torch.arange(width, dtype=torch.float64)[None, None, :, None] * side
-    angles = torch.cat([axis.expand(*shape, -1) for axis in (f, h, w)], dim=-1).flatten(0, 2)
-    return Rotation(angles.cos().float().to(device), angles.sin().float().to(device))
+@lru_cache(maxsize=8)
+def rope_for(rows: int, columns: int, head_dim: int, theta: float, device: torch.device) -> Rope:
+    """A `Rope`, shared by all who ask for the same."""
+    return Rope(rows, columns, head_dim, theta=theta, device=device)
 
 
-def turn_in_time(num_latent_frames: int, head_dim: int, *, theta: float = 10000.0, device: torch.device | None = None) -> Rotation:
-    """The rotation that moves keys `num_latent_frames` later (earlier when negative) and leaves their place in the picture."""
-    time_width, side_width, _ = _axis_widths(head_dim)
-    angles = torch.cat([num_latent_frames * _frequencies(time_width, theta), torch.zeros(side_width, dtype=torch.float64)])[None]
-    return Rotation(angles.cos().float().to(device), angles.sin().float().to(device))
-
-
-def rotate(x: Heads, turn: Rotation) -> Heads:
+def rotate(x: Heads, rope: Rotation) -> Heads:
     """Turn neighbouring pairs of the last dimension of `[B, N, A, D]`; computed in float32, returned in the dtype of `x`."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = turn.cos[:, None, :], turn.sin[:, None, :]
+    cos, sin = rope.cos[:, None, :], rope.sin[:, None, :]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

@@ -80,11 +80,10 @@ def requested_scripts(config: InferenceConfig, *, one_video: bool) -> list[Scrip
 
 def plan(config: InferenceConfig, scripts: Sequence[Script], pipe: LongLivePipeline) -> list[VideoRequest]:
     """The videos to be made, the same on every rank: video j of prompt i has seed + 10,000 i + j."""
-    info = pipe.info
     requests = []
     for index, script in enumerate(scripts):
-        schedule = script.schedule(block=info.block, fps=info.fps)
-        length = loading.video_length(config, pipe) or pipe.num_latent_frames_for(script.seconds or DEFAULT_SECONDS)
+        schedule = script.schedule(pipe.timing)
+        length = loading.video_length(config, pipe) or pipe.timing.latent_frames_for(script.seconds or DEFAULT_SECONDS)
         try:
             schedule.validate(length)
         except ValueError as error:

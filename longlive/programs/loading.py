@@ -20,7 +20,7 @@ import transformers.utils.logging
 from longlive import video
 from longlive.config import InferenceConfig
 from longlive.generation.cues import PromptQueue, PromptSchedule
-from longlive.generation.dimensions import check_size, resolve_length
+from longlive.generation.dimensions import check_size
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.parallel.world import choose_dtype, free_memory
 
@@ -92,14 +92,8 @@ def move_to_device(config: InferenceConfig, pipe: LongLivePipeline, device: torc
 
 
 def video_length(config: InferenceConfig, pipe: LongLivePipeline) -> int | None:
-    """The number of latent frames that the settings ask for; None when they do not say. Raises ValueError as `resolve_length` does."""
-    return resolve_length(
-        seconds=config.seconds,
-        num_latent_frames=config.num_latent_frames,
-        num_frames=config.num_frames,
-        block=pipe.info.block,
-        fps=pipe.info.fps,
-    )
+    """The number of latent frames that the settings ask for; None when they do not say. Raises ValueError as `Timing.resolve` does."""
+    return pipe.timing.resolve(config.seconds, config.num_latent_frames, config.num_frames)
 
 
 def video_size(config: InferenceConfig, pipe: LongLivePipeline) -> tuple[int, int]:
@@ -139,7 +133,7 @@ def check_resources(config: InferenceConfig, requests: Sequence[VideoRequest], p
     disk = 0
     for length in sorted({request.num_latent_frames or 0 for request in requests}):
         count = sum((request.num_latent_frames or 0) == length for request in requests)
-        images = pipe.num_images(length) if length else round(ENDLESS_SECONDS * info.fps)
+        images = pipe.timing.num_frames(length) if length else round(ENDLESS_SECONDS * info.fps)
         disk += count * video.video_bytes(images, height * scale, width * scale)
         words = f"{images / info.fps:.1f} s = {length} latent frames in {length // info.block} blocks = {images} pixel frames"
         what = words if length else "until the prompts end"

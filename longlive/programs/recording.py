@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from longlive import video
-from longlive.files import write_json
+from longlive.files import read_json_if_whole, write_json
 from longlive.generation.session import DecodedBlock
 from longlive.provenance import versions
 
@@ -55,10 +55,7 @@ def file_stem(index: int, prompt: str, seed: int) -> str:
 
 def is_finished(path: Path, request: dict[str, Any]) -> bool:
     """Whether the video at `path` is complete and was made with the same `request` settings."""
-    try:
-        written = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
+    written = read_json_if_whole(path.with_suffix(".json")) or {}
     return path.is_file() and written.get("complete") is True and written.get("request") == json.loads(json.dumps(request))
 
 

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 
 from longlive.generation.session import DecodedBlock, SessionVideo, SteppedSession
 from longlive.generation.stream import LatentBlock
-from longlive.generation.timeline import Timeline
 from longlive.serving.flow_control import MAX_UNACKNOWLEDGED, FlowControl
 from longlive.serving.fragments import FragmentEncoder, jpegs
 from longlive.serving.messages import Format
@@ -89,7 +88,7 @@ class LiveSession:
         self._segments: deque[Segment] = deque(maxlen=MAX_UNACKNOWLEDGED + 1)
         self._encoder = FragmentEncoder(fps=fps, scale=scale)
         self._recorder = Recorder(folder / name)
-        self._recording_complete = False
+        self._recording_complete = self._recording_failed = False
         self._blocks: queue.Queue[tuple[SessionVideo, LatentBlock, float] | None] = queue.Queue()  # to be encoded; None: the end
         self._thread = threading.Thread(target=self._encode_blocks, name=f"live-{name[:6]}", daemon=True)
         self._thread.start()
@@ -254,11 +253,12 @@ class LiveSession:
                 self.end("failed", f"the video cannot be encoded: {type(error).__name__}: {error}")
                 break
             index += 1
-            self._record(segment, video.timeline)
+            self._record(self._recorder.write, segment, self._encoder.header)  # before it is shown: a killed server has recorded it
             with self._lock:
                 self._segments.append(segment)
             self._notify()
-        self._recorder.close()
+            self._record(self._recorder.save_timeline, video.timeline)  # after it is shown: this waits for the disk
+        self._recorder.close(index_in_front=not self._recording_failed)
         self._recording_complete = True
         self._notify()
 
@@ -281,7 +281,7 @@ class LiveSession:
         message = {
             "type": "segment",
             "index": index,
-            "latent_frames": [block.frames.start, block.frames.stop],
+            "latent_frames": [block.latent_frames.start, block.latent_frames.stop],
             "num_frames": len(images),
             "seconds": seconds,
             "prompt": block.prompt,
@@ -292,11 +292,14 @@ class LiveSession:
         }
         return Segment(message, fragment, images)
 
-    def _record(self, segment: Segment, timeline: Timeline) -> None:
-        """`timeline`: of the segment's video; a restart may have begun another one meanwhile."""
+    def _record(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Call `write` with `arguments`, unless writing has failed before."""
+        if self._recording_failed:
+            return
         try:
-            self._recorder.write(segment, self._encoder.header, timeline)
+            write(*arguments)
         except OSError as error:
+            self._recording_failed = True
             why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
             log.warning("session %s: %s; the recording ends here", self.name, why)
             self._send({"type": "error", "code": "disk_full", "message": f"the recording ends here: {why}", "fatal": False})

@@ -14,9 +14,9 @@ from typing import Any
 import av
 import numpy as np
 
+from longlive import video
 from longlive.generation.timeline import Timeline
 from longlive.serving.fragments import move_fragment
-from longlive.video import index_in_front
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ class Recorder:
     def __init__(self, stem: Path) -> None:
         self._stem, self._video_index = stem, 0
         self._file: io.FileIO | None = None
-        self._failed = False
         self._num_fragments, self._seconds = 0, 0.0
 
     @property
@@ -59,24 +58,21 @@ class Recorder:
     def _with_ending(self, ending: str) -> Path:
         return self._stem.with_name(f"{self._stem.name}{f'-video{self._video_index}' if self._video_index else ''}{ending}")
 
-    def write(self, segment: Segment, header: bytes, timeline: Timeline) -> None:
-        """Append a segment and save the timeline. Raises OSError when that fails; after that nothing more is written."""
-        if self._failed:
-            return
-        try:
-            if segment.message["video_index"] != self._video_index:
-                self.close()
-                self._video_index, self._num_fragments, self._seconds = segment.message["video_index"], 0, 0.0
-            if self._file is None:
-                self._file = io.FileIO(self.path, "w")
-                self._write(header)
-            self._num_fragments += 1
-            self._write(move_fragment(segment.fragment, self._num_fragments, self._seconds))
-            self._seconds += segment.message["seconds"]
-            timeline.save(self.timeline_path)
-        except OSError:
-            self._failed = True
-            raise
+    def write(self, segment: Segment, header: bytes) -> None:
+        """Append a segment. Raises OSError when that fails."""
+        if segment.message["video_index"] != self._video_index:
+            self.close()
+            self._video_index, self._num_fragments, self._seconds = segment.message["video_index"], 0, 0.0
+        if self._file is None:
+            self._file = io.FileIO(self.path, "w")
+            self._write(header)
+        self._num_fragments += 1
+        self._write(move_fragment(segment.fragment, self._num_fragments, self._seconds))
+        self._seconds += segment.message["seconds"]
+
+    def save_timeline(self, timeline: Timeline) -> None:
+        """Replace the timeline of the current recording. Raises OSError when that fails. Waits for the disk."""
+        timeline.save(self.timeline_path)
 
     def _write(self, data: bytes) -> None:
         """Write all of it without a buffer: what was shown is in the file even when the process is killed."""
@@ -85,14 +81,18 @@ class Recorder:
         while view:
             view = view[self._file.write(view) :]
 
-    def close(self) -> None:
-        """Complete the current file, if there is one. A second call does nothing."""
+    def close(self, *, index_in_front: bool = True) -> None:
+        """Complete the current file, if there is one. A second call does nothing.
+
+        `index_in_front`: rewrite it as a plain mp4, for which the disk must have room for a second file.
+        """
         if self._file is None:
             return
         self._file.close()
         self._file = None
-        if not self._failed:
-            try:
-                index_in_front(self.path)
-            except (OSError, av.FFmpegError) as error:
-                log.warning("%s stays a fragmented mp4, which can be played: %s", self.path, error)
+        if not index_in_front:
+            return
+        try:
+            video.index_in_front(self.path)
+        except (OSError, av.FFmpegError) as error:
+            log.warning("%s stays a fragmented mp4, which can be played: %s", self.path, error)

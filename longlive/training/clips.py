@@ -18,6 +18,7 @@ from torch import Tensor
 
 from longlive.cache.history import HistoryCache
 from longlive.generation.rollout import Rollout
+from longlive.generation.transition import Transition
 from longlive.models.vae import StreamDecoder, StreamEncoder
 from longlive.parallel.world import SharedChoices
 from longlive.training.prompts import PromptPair
@@ -71,7 +72,7 @@ class StreamingTuner:
         overlap: every other one shares this many frames with the clip before.
         max_frames: lengths a video may have; one is chosen for each. A video ends where no whole clip fits any more.
         switch_at: frames at which the prompt may switch, each where a clip begins; one is chosen for each video. Empty: never.
-        keep_sink: what a switch does with the sink.
+        transition: what a switch does with the past.
         anchor: the first frame of a clip that goes on from another; None: that frame as it is.
 
     Raises:
@@ -91,7 +92,7 @@ class StreamingTuner:
         overlap: int = 3,
         max_frames: Sequence[int] = (240,),
         switch_at: Sequence[int] = (),
-        keep_sink: bool = False,
+        transition: Transition = Transition(keep_sink=False),  # noqa: B008  # frozen
         anchor: Anchor | None = None,
     ) -> None:
         if not isinstance(rollout.cache, HistoryCache):
@@ -110,7 +111,7 @@ class StreamingTuner:
         self.rollout, self.cache, self.prompts, self.embed = rollout, rollout.cache, prompts, embed
         self.noise, self.choices = noise, choices
         self.block, self.clip_frames, self.overlap = block, clip_frames, overlap
-        self.max_frames, self.switch_at, self.keep_sink, self.anchor = tuple(max_frames), tuple(switch_at), keep_sink, anchor
+        self.max_frames, self.switch_at, self.transition, self.anchor = tuple(max_frames), tuple(switch_at), transition, anchor
         self._pairs: list[PromptPair] = []
         self._length, self._switch = 0, -1  # of this video; -1: no switch
         self._previous: Latents | None = None  # its newest frames, as many as a clip has
@@ -138,10 +139,11 @@ class StreamingTuner:
         frames = range(start, start + self.clip_frames - (0 if previous is None else self.overlap))
         prompts = self._prompts_at(start)
         text = self.embed(prompts)
+        self.cache.reserve(len(frames) + (self.cache.window.visible if start == self._switch else 0))
         with torch.set_grad_enabled(grad):
-            read = self.rollout.denoiser.network.read(text)  # anew for every clip: the weights have changed
+            read = self.rollout.denoiser.network.project_text(text)  # anew for every clip: the weights have changed
         if start == self._switch:
-            self.rollout.switch(read, keep_sink=self.keep_sink)
+            self.rollout.switch(read, self.transition)
         made = self._make(frames, read, grad=grad)
         if previous is None:
             latents = made
@@ -164,7 +166,6 @@ class StreamingTuner:
         self._pairs = self.prompts.next()
         if self._switch >= 0 and (without := [pair.prompt for pair in self._pairs if pair.switch is None]):
             raise ValueError(f"prompt {without[0]!r} has none to switch to; give switch prompts or leave switch_at empty")
-        self.cache.reset()
         self.rollout.reset()
         self._previous = None
 
@@ -174,7 +175,7 @@ class StreamingTuner:
 
     def _make(self, frames: range, text: TextKV, *, grad: bool) -> Latents:
         """New frames, block by block, all of them ended after the same number of denoising passes."""
-        stop_at = 1 + self.choices.integer(len(self.rollout.steps))
+        stop_at = 1 + self.choices.integer(len(self.rollout.solver.timesteps))
         made = []
         for _ in range(frames.start, frames.stop, self.block):
             made.append(self.rollout.block(self.noise(self.block), text, stop_at=stop_at, grad=grad))
@@ -205,7 +206,7 @@ class StreamingTuner:
             self._length, self._switch = video["length"], video["switch"]
             self._previous = video["previous"].to(device)
             self.rollout.load(video["rollout"], device=device)
-            self.cache.load(video["cache"], device=device)
+            self.cache.load(video["cache"])
 
 
 @torch.no_grad()

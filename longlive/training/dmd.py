@@ -24,7 +24,7 @@ class DMD:
     """Score distillation between a frozen teacher and a critic that follows the generator (Yin et al. 2024; spec: training 2).
 
     Args:
-        teacher: the real score, bidirectional, guided by `guidance`: r = r_c + w (r_c - r_n).
+        teacher: the real score, bidirectional, guided: r = r_n + s (r_c - r_n) with s = `guidance_scale` (1: no guidance).
         critic: the fake score, bidirectional, conditional only.
         guidance_rescale: share phi by which the guided prediction is brought back to the norm of the conditional one (Lin et al. 2024,
             equations 15 and 16). Where a prompt says the mean of a picture, guidance drives it beyond at high noise, and of all levels
@@ -37,13 +37,13 @@ class DMD:
         teacher: Score,
         critic: Score,
         *,
-        guidance: float = 3.0,
+        guidance_scale: float = 4.0,
         guidance_rescale: float = 0.0,
         shift: float = 5.0,
         min_t: float = 20.0,
         max_t: float = 980.0,
     ) -> None:
-        self.teacher, self.critic, self.guidance, self.guidance_rescale = teacher, critic, guidance, guidance_rescale
+        self.teacher, self.critic, self.guidance_scale, self.guidance_rescale = teacher, critic, guidance_scale, guidance_rescale
         self.shift, self.min_t, self.max_t = shift, min_t, max_t
 
     def levels(self, drawn: Float[Tensor, "B F"]) -> Timesteps:
@@ -67,14 +67,14 @@ class DMD:
             noisy = add_noise(clip, noise, t)
             fake = self.critic(noisy, t, text).x0.float()
             with_text, without = (self.teacher(noisy, t, words).x0.float() for words in (text, negative))
-            real = with_text + self.guidance * (with_text - without)
+            real = with_text + (self.guidance_scale - 1) * (with_text - without)
             if self.guidance_rescale:
                 norms = [one.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt() for one in (with_text, real)]
                 real = real * (1 - self.guidance_rescale + self.guidance_rescale * norms[0] / norms[1])
             scale = (clip.float() - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
             gradient = torch.nan_to_num((fake - real) / scale)
-            target = clip.double() - gradient.double()
-        squares = (clip.double() - target).square()
+            target = clip.double() - gradient
+        squares = (clip - target).square()
         if fresh is not None:
             squares = squares[fresh]
         return GeneratorLoss(0.5 * squares.mean(), gradient, noisy)

@@ -15,8 +15,9 @@ from torch import Tensor
 from longlive.cache.window import Window, block_mask
 from longlive.generation.denoiser import Denoiser
 from longlive.models.wan import WanTransformer
+from longlive.ops.attention import SequenceView
 from longlive.ops.flow_matching import warp_steps, x0_from_velocity
-from longlive.training.teacher_forcing import MaskedView, teacher_forcing_mask
+from longlive.training.teacher_forcing import teacher_forcing_mask
 from longlive.types import Latents, Text
 
 Trajectory = Float[Tensor, "B S F C H W"]  # from noise to clean
@@ -74,15 +75,15 @@ class ODERegression:
         noisy, end = states[rows, per_frame, columns], states[:, -1]
         t = self.levels.to(states.device)[per_frame]
         frames = tuple(range(num_latent_frames))
-        _, h, w = self.network.config.patch_size
-        tokens = states.shape[-2] // h * (states.shape[-1] // w)
+        rope = self.network.rope(*states.shape[-2:])
+        tokens = rope.tokens_per_frame
         if self.clean_history:
             seen = end[:, : -self.block]
             mask = teacher_forcing_mask(frames[: seen.shape[1]], frames, block=self.block, window=self.window, tokens_per_frame=tokens)
             x, levels = torch.cat([seen, noisy], dim=1), torch.cat([torch.zeros_like(t[:, : seen.shape[1]]), t], dim=1)
-            view = MaskedView((*frames[: seen.shape[1]], *frames), mask.to(states.device))
+            view = SequenceView(rope.at((*frames[: seen.shape[1]], *frames)), mask.to(states.device))
         else:
             mask = block_mask(frames, frames, block=self.block, window=self.window, tokens_per_frame=tokens)
-            x, levels, view = noisy, t, MaskedView(frames, mask.to(states.device))
+            x, levels, view = noisy, t, SequenceView(rope.at(frames), mask.to(states.device))
         velocity = self.network(x, levels, text, view)[:, -num_latent_frames:]
         return (x0_from_velocity(velocity, noisy, t).float() - end.float()).square().mean()

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from diffusers import AutoencoderKLWan
 
-from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.checkpoints import store
 from longlive.config import AutoencoderConfig, CausalInitConfig, DistillationConfig, OdeConfig, TeacherConfig, TrainConfig
@@ -18,8 +17,12 @@ from longlive.engine.low_precision import cpu_has_bfloat16, use_bfloat16_linears
 from longlive.engine.sharding import shard
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.dimensions import Timing
+from longlive.generation.memory import history_cache
 from longlive.generation.prompt_files import read_scripts
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import FewStep
+from longlive.generation.transition import Transition
 from longlive.models.text import TextEncoder
 from longlive.models.vae import decoder_width, set_spatial_padding, settings_of
 from longlive.models.wan import WanTransformer
@@ -221,7 +224,7 @@ def _distillation(config: TrainConfig, settings: DistillationConfig, world: Worl
         DMD(
             Denoiser(teacher),
             Denoiser(critic_network),
-            guidance=settings.guidance,
+            guidance_scale=settings.guidance_scale,
             guidance_rescale=settings.guidance_rescale,
             shift=settings.timestep_shift,
         ),
@@ -288,10 +291,10 @@ def _ode_init(config: TrainConfig, settings: OdeConfig, world: World, device: to
     shape = (settings.clip_frames, teacher.config.in_dim, settings.height // stride, settings.width // stride)
     keep = [round(settings.num_steps * (1000 - step) / 1000) for step in settings.denoising_steps] + [settings.num_steps]
     solution = {"num_steps": settings.num_steps, "keep": keep, "shift": settings.timestep_shift}
-    about = {"teacher": settings.teacher, "guidance": settings.guidance, "seed": config.seed, "shape": shape, **solution}
+    about = {"teacher": settings.teacher, "guidance_scale": settings.guidance_scale, "seed": config.seed, "shape": shape, **solution}
     known = OdePairs(settings.pairs, prompts, about)
     known.make(
-        lambda batch: Denoiser(teacher, guidance=settings.guidance, negative=negative.expand(batch, -1, -1)),
+        lambda batch: Denoiser(teacher, guidance_scale=settings.guidance_scale, negative=negative.expand(batch, -1, -1)),
         embed,
         shape,
         seed=config.seed,
@@ -347,11 +350,9 @@ def _tuner(
 
     rollout = Rollout(
         Denoiser(network),
-        HistoryCache(window=window, theta=network.config.rope_theta),
-        steps=warp_steps(settings.denoising_steps, settings.timestep_shift),
-        draw=lambda latents: noise(latents.shape[1]),
+        history_cache(network, *size, window=window, batch=settings.batch, rows=2 * window.visible + settings.clip_frames),
+        FewStep(warp_steps(settings.denoising_steps, settings.timestep_shift), lambda latents: noise(latents.shape[1])),
         context_t=settings.context_timestep,
-        recache=settings.recache,
     )
     return StreamingTuner(
         rollout,
@@ -364,7 +365,7 @@ def _tuner(
         overlap=settings.overlap,
         max_frames=settings.max_frames,
         switch_at=settings.switch_at,
-        keep_sink=settings.keep_sink,
+        transition=Transition(settings.keep_sink, settings.recache),
         anchor=partial(anchor_frame, vae, tail=settings.anchor_tail),
     )
 
@@ -373,12 +374,12 @@ def _schedules(settings: DistillationConfig, pairs: list[PromptPair]) -> list[Pr
     """What validation videos show: the scripts of a file, or the first prompts of the data, with a switch half-way if they have one."""
     if settings.validation_prompts is not None:
         scripts = read_scripts(settings.validation_prompts)[: settings.validation_videos]
-        return [script.schedule(block=settings.block, fps=16) for script in scripts]
+        return [script.schedule(Timing(block=settings.block)) for script in scripts]
     middle = settings.validation_frames // settings.block // 2 * settings.block
     schedules = []
     for pair in pairs[: settings.validation_videos]:
         if settings.switch_at and pair.switch is not None and middle > 0:
-            schedules.append(PromptSchedule.at_frames([pair.prompt, pair.switch], [middle]))
+            schedules.append(PromptSchedule.at_latent_frames([pair.prompt, pair.switch], [middle]))
         else:
             schedules.append(PromptSchedule.single(pair.prompt))
     return schedules
@@ -402,7 +403,7 @@ def _preview(
         num_latent_frames=settings.validation_frames,
         height=settings.height,
         width=settings.width,
-        keep_sink=settings.keep_sink if isinstance(settings, DistillationConfig) else True,
+        transition=Transition(settings.keep_sink, settings.recache) if isinstance(settings, DistillationConfig) else Transition(),
         context_t=settings.context_timestep if isinstance(settings, DistillationConfig) else 0.0,
         seed=config.seed,
         measure=read_by_oracle if settings.oracle else None,

@@ -15,18 +15,9 @@ from torch import Tensor
 
 from longlive.cache.window import Window, block_mask
 from longlive.models.wan import WanTransformer
+from longlive.ops.attention import SequenceView
 from longlive.ops.flow_matching import add_noise
-from longlive.types import Heads, Latents, Seen, Text, Timesteps
-
-
-class MaskedView:
-    """A sequence that sees itself through a mask: no past, no cache."""
-
-    def __init__(self, frames: tuple[int, ...], mask: Tensor | None) -> None:
-        self.frames, self.mask = frames, mask
-
-    def extend(self, layer: int, k: Heads, v: Heads) -> tuple[Seen, Seen]:
-        return k, v
+from longlive.types import Latents, Text, Timesteps
 
 
 @lru_cache(maxsize=256)
@@ -81,12 +72,11 @@ class TeacherForcing:
         seen = (clip if history is None else history)[:, : -self.block]  # the last block is nobody's history
         frames = tuple(frames)
         clean_frames, noisy_frames = frames[: seen.shape[1]], frames[start:]
-        _, rows, columns = self.network.config.patch_size
-        tokens_per_frame = clip.shape[-2] // rows * (clip.shape[-1] // columns)
+        rope = self.network.rope(*clip.shape[-2:])
         mask = None  # a first block alone sees all of itself
         if clean_frames:
-            mask = teacher_forcing_mask(clean_frames, noisy_frames, block=self.block, window=self.window, tokens_per_frame=tokens_per_frame)
-            mask = mask.to(clip.device)
+            frames_seen = {"block": self.block, "window": self.window, "tokens_per_frame": rope.tokens_per_frame}
+            mask = teacher_forcing_mask(clean_frames, noisy_frames, **frames_seen).to(clip.device)
         t_all = torch.cat([torch.zeros(seen.shape[:2], device=clip.device), levels], dim=1)
-        velocity = self.network(torch.cat([seen, noisy], dim=1), t_all, text, MaskedView(clean_frames + noisy_frames, mask))
+        velocity = self.network(torch.cat([seen, noisy], dim=1), t_all, text, SequenceView(rope.at(clean_frames + noisy_frames), mask))
         return (velocity[:, seen.shape[1] :].float() - (noise - clip[:, start:]).float()).square().mean()

@@ -9,10 +9,13 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.generation.cues import PromptSchedule
+from longlive.generation.denoiser import Denoiser
+from longlive.generation.dimensions import Timing
+from longlive.generation.memory import history_cache
 from longlive.generation.sampling import sample
+from longlive.generation.transition import Transition
 from longlive.miniature import oracle
 from longlive.miniature.captions import parse
 from longlive.miniature.world import Captioned
@@ -49,7 +52,7 @@ class Preview:
         num_latent_frames: int,
         height: int,
         width: int,
-        keep_sink: bool,
+        transition: Transition,
         seed: int,
         context_t: float = 0.0,
         fps: float = 16,
@@ -59,7 +62,7 @@ class Preview:
         if num_latent_frames % block:
             raise ValueError(f"validation videos of {num_latent_frames} frames are no whole blocks of {block}; choose a multiple")
         self.schedules, self.vae, self.embed, self.window, self.block = list(schedules), vae, embed, window, block
-        self.steps, self.context_t, self.num_latent_frames, self.keep_sink = list(steps), context_t, num_latent_frames, keep_sink
+        self.steps, self.context_t, self.num_latent_frames, self.transition = list(steps), context_t, num_latent_frames, transition
         stride = settings_of(vae).scale_factor_spatial
         self.size = (height // stride, width // stride)
         self.seed, self.fps, self.measure, self.write = seed, fps, measure, write
@@ -80,18 +83,17 @@ class Preview:
     def _video(self, network: WanTransformer, schedule: PromptSchedule, seed: int) -> Tensor:
         """uint8 `[T, Y, X, 3]`."""
         blocks = sample(
-            network,
+            Denoiser(network),
             schedule,
-            lambda prompt: self.embed([prompt]),
-            # Not a ring: its buffers would have the type of the master weights, not the one in which a sharded network computes.
-            cache=HistoryCache(window=self.window, theta=network.config.rope_theta),
+            lambda prompt: network.project_text(self.embed([prompt])),
+            cache=history_cache(network, *self.size, window=self.window),
             latent_size=self.size,
-            steps=self.steps,
+            timesteps=self.steps,
             generator=torch.Generator().manual_seed(seed),
             block=self.block,
             num_latent_frames=self.num_latent_frames,
             context_t=self.context_t,
-            keep_sink=self.keep_sink,
+            transition=self.transition,
         )
         decoder = StreamDecoder(self.vae)
         return torch.cat([to_uint8(decoder.decode(made.latents))[0] for made in blocks]).cpu()
@@ -99,10 +101,10 @@ class Preview:
     def _sheet(self, videos: Sequence[Tensor], path: Path, number: int) -> None:
         picks = evenly_spaced(len(videos[0]), 6)
         tiles = [images[pick].numpy() for images in videos for pick in picks]
-        words = []
+        words, timing = [], Timing(self.fps, settings_of(self.vae).scale_factor_temporal, self.block)
         for schedule in self.schedules[: len(videos)]:
             for pick in picks:
-                cue = [cue for cue in schedule.cues if 4 * cue.frame - 3 <= pick or cue.frame == 0][-1]
+                cue = [cue for cue in schedule.cues if cue.latent_frame == 0 or timing.num_frames(cue.latent_frame) <= pick][-1]
                 words.append(f"{pick / self.fps:.1f} s\n{cue.prompt}")
         contact_sheet(tiles, path, columns=len(picks), captions=words, title=f"step {number}")
 

@@ -17,6 +17,7 @@ import torch
 from longlive import video
 from longlive.config import InferenceConfig, load
 from longlive.generation.cues import Cue
+from longlive.generation.dimensions import Timing
 from longlive.generation.pipeline import PipelineInfo
 from longlive.generation.stream import Seconds
 from longlive.generation.timeline import Timeline
@@ -41,11 +42,7 @@ class StandIn:
     def to(self, device):
         return self
 
-    def num_latent_frames_for(self, seconds):
-        return -(-int(np.ceil((seconds * 16 + 3) / 4)) // 3) * 3
-
-    def num_images(self, frames):
-        return 4 * frames - 3
+    timing = Timing()
 
     def memory_needed(self, num_latent_frames, height, width, batch=1):
         return 1000 * height * width
@@ -62,7 +59,7 @@ class StandIn:
                 raise self.breaks_at[number]
             if cue := prompts.due(3 * (number - 1) if number else -1, 3 * number):
                 prompt = cue.prompt
-                timeline.cues.append(dataclasses.replace(cue, frame=3 * number))
+                timeline.cues.append(dataclasses.replace(cue, latent_frame=3 * number))
             timeline.num_latent_frames = 3 * number + 3
             time.sleep(self.pause)
             images = colour.expand(1, 12 - 3 * (number == 0), height, width, 3)
@@ -176,7 +173,7 @@ def test_prompts_that_follow_each_other(program):
     one, two = the_json("000*"), the_json("001*")
     assert [entry["image"] for entry in one["prompts"]] == [0, 21]  # frame 4 lies in the second block: from frame 6 on
     assert [entry["image"] for entry in two["prompts"]] == [0, 21] and one["images"] == 81 and two["images"] == 33
-    assert one["request"]["cues"][1] == {"frame": 4, "prompt": "two", "keep_sink": None}
+    assert one["request"]["cues"][1] == {"latent_frame": 4, "prompt": "two", "transition": None}
 
 
 def test_lines_of_a_text_are_one_interactive_video(program):
@@ -217,7 +214,7 @@ def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
     assert again["images"] == 4 * typed.num_latent_frames - 3 and [p["prompt"] for p in again["prompts"]] == [
         cue.prompt for cue in typed.cues
     ]
-    assert [cue["frame"] for cue in again["request"]["cues"]] == [cue.frame for cue in typed.cues]
+    assert [cue["latent_frame"] for cue in again["request"]["cues"]] == [cue.latent_frame for cue in typed.cues]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The server as a process of its own, and clients that behave and misbehave: nobody disturbs another, nothing shown is lost."""
+"""The server in another process: what clients do wrong does not disturb other clients, and what was shown is never lost."""
 
 import asyncio
 import contextlib
@@ -20,6 +20,7 @@ import websockets
 
 from longlive import LongLivePipeline, video
 from longlive.generation.timeline import Timeline
+from longlive.generation.transition import Transition
 from longlive.serving.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ OTHER = "a blue square moving up on a white background"
 
 
 class Served:
-    """A running server."""
+    """A running server; `output`: what it has printed."""
 
     def __init__(self, model, folder, *words):
         self.folder = folder
@@ -40,12 +41,12 @@ class Served:
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-        self.said = ""
-        while "ready after" not in self.said:
+        self.output = ""
+        while "ready after" not in self.output:
             line = self.process.stdout.readline()
-            assert line, self.said
-            self.said += line
-        self.url, self.query = re.search(r"open (http://\S+?)/(\S*)", self.said).groups()
+            assert line, self.output
+            self.output += line
+        self.url, self.query = re.search(r"open (http://\S+?)/(\S*)", self.output).groups()
 
     def get(self, path, **headers):
         try:
@@ -61,7 +62,7 @@ class Served:
         if self.process.poll() is None:
             self.process.send_signal(number)
             rest, _ = self.process.communicate(timeout=60)
-            self.said += rest
+            self.output += rest
         return self.process.returncode
 
 
@@ -69,23 +70,23 @@ class Served:
 def served(tiny, tmp_path_factory):
     server = Served(tiny, tmp_path_factory.mktemp("live"))
     yield server
-    assert server.process.poll() is None, server.said
+    assert server.process.poll() is None, server.output
     server.end()
-    assert "Traceback" not in server.said, server.said
+    assert "Traceback" not in server.output, server.output
 
 
-class Talk:
-    """A client: JSON messages by type, segments with their binary parts."""
+class Client:
+    """A client. It keeps all messages, and segments with their binary parts."""
 
     def __init__(self, connection, *, takes=True):
         self.connection, self.takes = connection, takes
         self.messages, self.segments, self.header = [], [], None
 
-    async def say(self, **message):
+    async def send(self, **message):
         await self.connection.send(json.dumps(message))
 
-    async def hear(self):
-        """The next message; a segment is acknowledged."""
+    async def receive(self):
+        """The next message; acknowledges a segment."""
         message = json.loads(await asyncio.wait_for(self.connection.recv(), 60))
         self.messages.append(message)
         if message["type"] == "header" and message["format"] == "mp4":
@@ -94,21 +95,21 @@ class Talk:
             count = 1 if self.header else message["num_frames"]
             self.segments.append((message, [await self.connection.recv() for _ in range(count)]))
             if self.takes:
-                with contextlib.suppress(websockets.ConnectionClosed):  # what came before the end can still be heard
-                    await self.say(type="ack", segment=message["index"])
+                with contextlib.suppress(websockets.ConnectionClosed):  # messages from before the end can still be received
+                    await self.send(type="ack", segment=message["index"])
         return message
 
     async def until(self, **wanted):
-        """Hears until a message has these values; returns it."""
+        """Receive messages until one has these values; returns it."""
         while True:
-            message = await self.hear()
+            message = await self.receive()
             if all(message.get(name) == value for name, value in wanted.items()):
                 return message
 
-    async def hear_segments(self, count):
+    async def receive_segments(self, count):
         wanted = len(self.segments) + count
         while len(self.segments) < wanted:
-            await self.hear()
+            await self.receive()
 
     @property
     def hello(self):
@@ -116,11 +117,11 @@ class Talk:
 
 
 @contextlib.asynccontextmanager
-async def talking(served, *, takes=True, **start):
+async def connected(served, *, takes=True, **start):
     async with served.live() as connection:
-        talk = Talk(connection, takes=takes)
-        await talk.say(type="start", prompts=[PROMPT], **start)
-        yield talk
+        client = Client(connection, takes=takes)
+        await client.send(type="start", prompts=[PROMPT], **start)
+        yield client
 
 
 def run(coroutine):
@@ -129,32 +130,32 @@ def run(coroutine):
 
 def test_a_session_from_the_first_prompt_to_its_files(served, tiny, tmp_path):
     async def go():
-        async with talking(served, seed=5) as talk:
-            await talk.hear_segments(3)
-            await talk.say(type="update", prompts=[{"text": OTHER}], transition={"keep_sink": False})
-            assert (await talk.until(type="accepted"))["prompt"] == OTHER
-            await talk.until(type="segment", prompt=OTHER, switched=True)
-            await talk.say(type="update", paused=True)
-            assert (await talk.until(type="state"))["paused"]
+        async with connected(served, seed=5) as client:
+            await client.receive_segments(3)
+            await client.send(type="update", prompts=[{"text": OTHER}], transition={"keep_sink": False})
+            assert (await client.until(type="accepted"))["prompt"] == OTHER
+            await client.until(type="segment", prompt=OTHER, switched=True)
+            await client.send(type="update", paused=True)
+            assert (await client.until(type="state"))["paused"]
             with pytest.raises(asyncio.TimeoutError):
                 while True:
-                    await asyncio.wait_for(talk.hear(), 1.0)
-            await talk.say(type="update", paused=False)
-            await talk.hear_segments(2)
-            await talk.say(type="stop")
-            await talk.until(type="ended")
-            return talk
+                    await asyncio.wait_for(client.receive(), 1.0)
+            await client.send(type="update", paused=False)
+            await client.receive_segments(2)
+            await client.send(type="stop")
+            await client.until(type="ended")
+            return client
 
-    talk = run(go())
-    name = talk.hello["session"]
-    assert talk.hello["version"] == 2 and talk.hello["seed"] == 5 and talk.hello["model"]["fps"] == 16
-    assert [about["index"] for about, _ in talk.segments] == list(range(len(talk.segments)))
-    frames = [about["latent_frames"] for about, _ in talk.segments]
+    client = run(go())
+    name = client.hello["session"]
+    assert client.hello["version"] == 2 and client.hello["seed"] == 5 and client.hello["model"]["fps"] == 16
+    assert [about["index"] for about, _ in client.segments] == list(range(len(client.segments)))
+    frames = [about["latent_frames"] for about, _ in client.segments]
     assert all(one[1] == two[0] for one, two in itertools.pairwise(frames))
     shown = tmp_path / "shown.mp4"
-    shown.write_bytes(talk.header + b"".join(part for _, parts in talk.segments for part in parts))
+    shown.write_bytes(client.header + b"".join(part for _, parts in client.segments for part in parts))
     images = video.read_video(shown)
-    assert len(images) == sum(about["num_frames"] for about, _ in talk.segments)
+    assert len(images) == sum(about["num_frames"] for about, _ in client.segments)
 
     status, recording, headers = served.get(f"/recording/{name}.mp4")
     (tmp_path / "recording.mp4").write_bytes(recording)
@@ -162,26 +163,27 @@ def test_a_session_from_the_first_prompt_to_its_files(served, tiny, tmp_path):
     assert status == 200 and headers["content-type"] == "video/mp4" and (recorded[: len(images)] == images).all()
     status, content, _ = served.get(f"/timeline/{name}")
     timeline = Timeline.from_json(json.loads(content), where="the server's")
-    assert [(cue.prompt, cue.keep_sink) for cue in timeline.cues] == [(PROMPT, None), (OTHER, False)] and timeline.seed == 5
+    cues = [(cue.prompt, cue.transition) for cue in timeline.cues]
+    assert cues == [(PROMPT, None), (OTHER, Transition(False))] and timeline.seed == 5
     pipe = LongLivePipeline.from_pretrained(tiny)
     session = pipe.session(timeline.schedule, num_latent_frames=timeline.num_latent_frames, seed=timeline.seed)
-    prompts = [chunk.prompt for chunk in session]
-    assert prompts[: len(talk.segments)] == [about["prompt"] for about, _ in talk.segments]
+    prompts = [block.prompt for block in session]
+    assert prompts[: len(client.segments)] == [about["prompt"] for about, _ in client.segments]
 
 
 def test_jpeg_frames_and_another_video(served):
     async def go():
-        async with talking(served, format="jpeg", seed=1) as talk:
-            await talk.hear_segments(2)
-            await talk.say(type="update", reset_cache=True, seed=9)
-            assert (await talk.until(type="state", video_index=1))["seed"] == 9
-            segment = await talk.until(type="segment")
+        async with connected(served, format="jpeg", seed=1) as client:
+            await client.receive_segments(2)
+            await client.send(type="update", reset_cache=True, seed=9)
+            assert (await client.until(type="state", video_index=1))["seed"] == 9
+            segment = await client.until(type="segment")
             assert segment["video_index"] == 1 and segment["latent_frames"] == [0, 3] and segment["prompt"] == PROMPT
-            return talk
+            return client
 
-    talk = run(go())
-    assert all(part[:2] == b"\xff\xd8" for _, parts in talk.segments for part in parts)
-    assert [len(parts) for _, parts in talk.segments[:2]] == [9, 12]
+    client = run(go())
+    assert all(part[:2] == b"\xff\xd8" for _, parts in client.segments for part in parts)
+    assert [len(parts) for _, parts in client.segments[:2]] == [9, 12]
 
 
 @pytest.mark.parametrize(
@@ -197,14 +199,14 @@ def test_jpeg_frames_and_another_video(served):
         (b"\x00\x01", "bad_message"),
     ],
 )
-def test_bad_messages_are_answered_and_the_session_goes_on(served, sent, code):
+def test_bad_messages_are_answered_and_the_session_continues(served, sent, code):
     async def go():
-        async with talking(served) as talk:
-            await talk.hear_segments(1)
-            await talk.connection.send(sent)
-            error = await talk.until(type="error")
+        async with connected(served) as client:
+            await client.receive_segments(1)
+            await client.connection.send(sent)
+            error = await client.until(type="error")
             assert error["code"] == code and not error["fatal"] and error["message"]
-            await talk.hear_segments(2)
+            await client.receive_segments(2)
 
     run(go())
 
@@ -219,7 +221,7 @@ def test_bad_messages_are_answered_and_the_session_goes_on(served, sent, code):
         (b"start", "bad_message"),
     ],
 )
-def test_bad_beginnings_end_the_connection(served, first, code):
+def test_a_bad_first_message_ends_the_connection(served, first, code):
     async def go():
         async with served.live() as connection:
             await connection.send(first)
@@ -233,45 +235,45 @@ def test_bad_beginnings_end_the_connection(served, first, code):
 
 def test_a_message_that_is_too_large_ends_its_connection_only(served):
     async def go():
-        async with talking(served) as good, talking(served) as bad:
+        async with connected(served) as good, connected(served) as bad:
             await bad.connection.send("x" * 100_000)
             with pytest.raises(websockets.ConnectionClosed) as closed:
                 while True:
-                    await bad.hear()
+                    await bad.receive()
             assert closed.value.rcvd.code == 1009
-            await good.hear_segments(3)
+            await good.receive_segments(3)
 
     run(go())
 
 
 def test_a_thousand_prompts_at_once(served):
     async def go():
-        async with talking(served) as good, talking(served) as bad:
-            await bad.hear_segments(1)
+        async with connected(served) as good, connected(served) as bad:
+            await bad.receive_segments(1)
             for n in range(1000):
-                await bad.say(type="update", prompts=[f"prompt {n}"])
+                await bad.send(type="update", prompts=[f"prompt {n}"])
             await bad.until(type="segment", prompt="prompt 999")
             assert sum(message.get("code") == "rate_limited" for message in bad.messages) >= 1
             assert sum(message["type"] in ("error", "accepted") for message in bad.messages) < 200
-            await good.hear_segments(3)
+            await good.receive_segments(3)
 
     run(go())
 
 
-def test_a_connection_that_is_cut_goes_on_where_it_was(served):
+def test_a_lost_connection_resumes_where_it_was(served):
     async def go():
         async with served.live() as connection:
-            talk = Talk(connection)
-            await talk.say(type="start", prompts=[PROMPT], seed=2)
-            await talk.hear_segments(3)
-            connection.transport.abort()  # no goodbye, perhaps in the middle of a segment
-        got = [about["index"] for about, _ in talk.segments]
+            client = Client(connection)
+            await client.send(type="start", prompts=[PROMPT], seed=2)
+            await client.receive_segments(3)
+            connection.transport.abort()  # without a close message, possibly in the middle of a segment
+        got = [about["index"] for about, _ in client.segments]
         await asyncio.sleep(0.5)
         async with served.live() as connection:
-            back = Talk(connection)
-            await back.say(type="resume", session=talk.hello["session"], next=got[-1] + 1)
-            await back.hear_segments(4)
-        assert back.hello["resumed"] and back.hello["prompt"] == PROMPT and back.header == talk.header
+            back = Client(connection)
+            await back.send(type="resume", session=client.hello["session"], next=got[-1] + 1)
+            await back.receive_segments(4)
+        assert back.hello["resumed"] and back.hello["prompt"] == PROMPT and back.header == client.header
         assert got + [about["index"] for about, _ in back.segments] == list(range(len(got) + 4))
 
     run(go())
@@ -279,32 +281,32 @@ def test_a_connection_that_is_cut_goes_on_where_it_was(served):
 
 def test_two_windows_on_one_session(served):
     async def go():
-        async with talking(served) as one:
-            await one.hear_segments(2)
+        async with connected(served) as one:
+            await one.receive_segments(2)
             async with served.live() as connection:
-                two = Talk(connection)
-                await two.say(type="resume", session=one.hello["session"], next=2)
-                await two.hear_segments(2)
+                two = Client(connection)
+                await two.send(type="resume", session=one.hello["session"], next=2)
+                await two.receive_segments(2)
                 error = await one.until(type="error")
                 assert error["code"] == "taken_over" and error["fatal"]
-                await two.hear_segments(2)
+                await two.receive_segments(2)
 
     run(go())
 
 
 def test_a_client_that_stops_reading_does_not_hold_up_others(served):
     async def go():
-        async with talking(served, takes=False) as stuck, talking(served) as good:
-            await good.hear_segments(8)
+        async with connected(served, takes=False) as stuck, connected(served) as good:
+            await good.receive_segments(8)
             while len(stuck.segments) < 3:
-                await stuck.hear()
+                await stuck.receive()
             with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(stuck.hear(), 1.0)
+                await asyncio.wait_for(stuck.receive(), 1.0)
 
     run(go())
 
 
-def test_pages_of_others_are_refused(served):
+def test_other_origins_and_hosts_are_refused(served):
     async def go():
         host, port = served.url.removeprefix("http://").split(":")
         for name, settings in ((host, {"origin": "http://evil.example"}), ("evil.example", {})):
@@ -318,7 +320,7 @@ def test_pages_of_others_are_refused(served):
     assert status == 421
 
 
-def test_what_programs_ask(served):
+def test_http_routes(served):
     status, page, headers = served.get("/")
     assert status == 200 and b"<html" in page and "script-src 'self'" in headers["content-security-policy"]
     assert json.loads(served.get("/health")[1]) == {"status": "ok"}
@@ -331,7 +333,7 @@ def test_what_programs_ask(served):
         assert served.get(path)[0] == 404
 
 
-def test_a_token_is_needed_elsewhere_and_ctrl_c_finishes_recordings(tiny, tmp_path):
+def test_a_token_is_required_on_other_addresses_and_ctrl_c_completes_recordings(tiny, tmp_path):
     server = Served(tiny, tmp_path, "host=0.0.0.0", "max_sessions=1")
     try:
         server.url = server.url.replace("0.0.0.0", "127.0.0.1")
@@ -347,19 +349,19 @@ def test_a_token_is_needed_elsewhere_and_ctrl_c_finishes_recordings(tiny, tmp_pa
                     pass
             address = f"{server.url.replace('http', 'ws')}/live?token={token}"
             async with websockets.connect(address, max_size=None) as one, websockets.connect(address, max_size=None) as two:
-                first, second = Talk(one), Talk(two)
-                for talk in (first, second):
-                    await talk.say(type="start", prompts=[PROMPT])
-                    await (talk.hear_segments(2) if talk is first else talk.until(type="queued", position=1))
+                first, second = Client(one), Client(two)
+                for client in (first, second):
+                    await client.send(type="start", prompts=[PROMPT])
+                    await (client.receive_segments(2) if client is first else client.until(type="queued", position=1))
                 server.process.send_signal(signal.SIGINT)
                 with pytest.raises(websockets.ConnectionClosed):
                     while True:
-                        await first.hear()
+                        await first.receive()
                 return first
 
         first = run(go())
-        server.said += server.process.communicate(timeout=60)[0]
-        assert server.process.returncode == 130 and "Traceback" not in server.said, server.said
+        server.output += server.process.communicate(timeout=60)[0]
+        assert server.process.returncode == 130 and "Traceback" not in server.output, server.output
         recording = tmp_path / f"{first.hello['session']}.mp4"
         assert video.probe(recording).images >= sum(about["num_frames"] for about, _ in first.segments)
         assert recording.read_bytes().find(b"moof") < 0  # rewritten with its index in front
@@ -367,24 +369,24 @@ def test_a_token_is_needed_elsewhere_and_ctrl_c_finishes_recordings(tiny, tmp_pa
         server.end(signal.SIGKILL)
 
 
-def test_what_a_killed_server_has_recorded_plays(tiny, tmp_path):
+def test_recordings_of_a_killed_server_can_be_played(tiny, tmp_path):
     server = Served(tiny, tmp_path)
 
     async def go():
-        async with talking(server) as talk:
-            await talk.hear_segments(4)
+        async with connected(server) as client:
+            await client.receive_segments(4)
             server.process.kill()
-            return talk
+            return client
 
-    talk = run(go())
+    client = run(go())
     server.process.wait()
-    name = talk.hello["session"]
-    shown = sum(about["num_frames"] for about, _ in talk.segments)
+    name = client.hello["session"]
+    shown = sum(about["num_frames"] for about, _ in client.segments)
     assert len(video.read_video(tmp_path / f"{name}.mp4")) >= shown
     assert Timeline.load(tmp_path / f"{name}.timeline.json").cues[0].prompt == PROMPT
 
 
-def test_what_cannot_be_served_is_said(tiny, caplog):
+def test_bad_settings_are_refused(tiny, caplog):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -407,17 +409,17 @@ def test_a_mistake_on_the_command_line_is_one_line_and_status_2():
     assert found.returncode == 2 and "did you mean 'max_sessions'" in found.stderr and "Traceback" not in found.stderr, found.stderr
 
 
-def test_a_model_that_cannot_be_loaded_is_said_where_people_look(tmp_path):
+def test_health_says_why_the_model_could_not_be_loaded(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "longlive.serving", "--port", "0", "--output", tmp_path, "--model", str(tmp_path / "nothing")],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
     )
-    said = ""
-    while "error:" not in said:
-        said += process.stderr.readline()
-    url = re.search(r"open (http://\S+?)/", said)[1]
+    output = ""
+    while "error:" not in output:
+        output += process.stderr.readline()
+    url = re.search(r"open (http://\S+?)/", output)[1]
     with pytest.raises(urllib.error.HTTPError) as refused:
         time.sleep(0.1)
         urllib.request.urlopen(f"{url}/health", timeout=10)

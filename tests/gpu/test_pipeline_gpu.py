@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from longlive import Cue, LongLivePipeline, PromptSchedule
-from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
+from longlive.generation.memory import ring_cache
+from longlive.generation.transition import Transition
 from longlive.models.text import TextEncoder
 from longlive.models.wan import WanTransformer
 from longlive.models.zoo import arguments
@@ -50,7 +51,7 @@ def on_gpu(tiny):
 
 def test_same_video_on_both(on_cpu, on_gpu):
     """With a full window, a prompt switch that keeps the sink and one that does not."""
-    cues = PromptSchedule((Cue(0, PROMPT), Cue(12, OTHER, keep_sink=True), Cue(18, PROMPT, keep_sink=False)))
+    cues = PromptSchedule((Cue(0, PROMPT), Cue(12, OTHER, Transition(True)), Cue(18, PROMPT, Transition(False))))
     for output_type in ("latent", "pt"):
         first, second = (
             pipe(cues, num_latent_frames=24, generator=generator(), output_type=output_type).frames for pipe in (on_cpu, on_gpu)
@@ -96,9 +97,7 @@ def test_bfloat16_stays_close_to_float32():
     flows = {}
     for dtype in (torch.float32, torch.bfloat16):
         network = copy.deepcopy(model).to(dtype)
-        ring = RingCache(
-            num_layers=2, batch=1, tokens_per_frame=64, num_heads=12, head_dim=128, window=Window(3, 3), dtype=dtype, device=DEVICE
-        )
+        ring = ring_cache(network, 16, 16, window=Window(3, 3))
         with torch.no_grad(), ring.record(range(0, 3)) as view:
             network(past.to(dtype), torch.zeros(1, 3, device=DEVICE), text.to(dtype), view)
         with torch.no_grad():

@@ -9,8 +9,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
+from longlive.generation.memory import ring_cache
 from longlive.models.wan import WanTransformer
 from longlive.models.zoo import arguments
 
@@ -30,8 +30,8 @@ def test_flops_of_the_full_size():
 def test_flops_are_those_torch_counts():
     model = WanTransformer(dim=24, ffn_dim=40, num_heads=2, num_layers=2, text_dim=20, text_len=7, freq_dim=16, in_dim=8, out_dim=6).eval()
     latents = torch.randn(1, 2, 8, 4, 6, generator=torch.Generator().manual_seed(0))
-    text = model.read(torch.randn(1, 5, 20))
-    ring = RingCache(num_layers=2, batch=1, tokens_per_frame=6, num_heads=2, head_dim=12, window=Window(sink=1, recent=4))
+    text = model.project_text(torch.randn(1, 5, 20))
+    ring = ring_cache(model, 4, 6, window=Window(sink=1, recent=4))
     for visible in (2, 4, 5, 5):
         with ring.record(range(ring.end, ring.end + 2)) as view, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(latents, torch.full((1, 2), 500.0), text, view)

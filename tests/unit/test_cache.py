@@ -1,17 +1,21 @@
 """Two caches, one behaviour: both equal a naive one written from the specification, in every combination of settings."""
 
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from longlive.cache.history import HistoryCache
 from longlive.cache.ring import RingCache
-from longlive.cache.window import Window, block_mask
+from longlive.cache.window import Extent, Window, block_mask
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.rollout import Rollout
-from longlive.ops.rope import rotate, turn_in_time
-from longlive.training.teacher_forcing import MaskedView
+from longlive.generation.solver import FewStep
+from longlive.generation.transition import Transition
+from longlive.ops.attention import SequenceView
+from longlive.ops.rope import Rope, rotate
 
 BLOCK, TOKENS, HEADS, HEAD_DIM, LAYERS = 3, 4, 2, 12, 2
 STEPS = [1000.0, 833.0]
@@ -22,15 +26,20 @@ def _frozen(model):
     model.requires_grad_(False)
 
 
+ROPE = Rope(2, 2, HEAD_DIM)
+SHAPE = {"num_layers": LAYERS, "num_heads": HEADS, "rope": ROPE}
+
+
 def ring(window, batch=2, relative=False):
-    shape = {"num_layers": LAYERS, "batch": batch, "tokens_per_frame": TOKENS, "num_heads": HEADS, "head_dim": HEAD_DIM}
-    return RingCache(**shape, window=window, relative=relative)
+    return RingCache(**SHAPE, batch=batch, window=window, relative=relative)
+
+
+def history(window, batch=2, **settings):
+    return HistoryCache(**SHAPE, batch=batch, window=window, **settings)
 
 
 class NaiveCache:
     """The specification, frame by frame: remembers everything, lists what is visible, copies it together."""
-
-    mask = None
 
     def __init__(self, window, relative=False):
         self.window, self.relative, self.end = window, relative, 0
@@ -39,7 +48,7 @@ class NaiveCache:
         self.oldest = 0  # frames before it are forgotten, but for the sink
 
     def view(self, span):
-        self.frames = span
+        self.frames, self.rope = span, ROPE.at(span)
         recent = [f for f in range(max(self.oldest, span.stop - self.window.recent), span.start) if f not in self.sink]
         self.visible = [f for f in self.sink if f < span.start] + recent
         self.recording = False
@@ -53,17 +62,19 @@ class NaiveCache:
         self.recording = False
         self.end = span.stop
 
-    def extend(self, layer, k, v):
-        keys, values = k.chunk(len(self.frames), 1), v.chunk(len(self.frames), 1)
-        if self.recording:
-            self.memory |= {(f, layer): (keys[i], values[i]) for i, f in enumerate(self.frames)}
-        past = [self.memory[f, layer] for f in self.visible]
-        if self.relative:  # number the visible frames in order, the span right after them
-            start = self.frames.start - len(self.visible)
-            past = [
-                (rotate(key, turn_in_time(start + i - f, HEAD_DIM)), value) for i, (f, (key, value)) in enumerate(zip(self.visible, past))
-            ]
-        return torch.cat([*(key for key, _ in past), k], 1), torch.cat([*(value for _, value in past), v], 1)
+    def at(self, layer):
+        def attend(q, k, v, attend):
+            keys, values = k.chunk(len(self.frames), 1), v.chunk(len(self.frames), 1)
+            if self.recording:
+                self.memory |= {(f, layer): (keys[i], values[i]) for i, f in enumerate(self.frames)}
+            past = [self.memory[f, layer] for f in self.visible]
+            if self.relative:  # number the visible frames in order, the span right after them
+                start = self.frames.start - len(self.visible)
+                shifts = [start + i - f for i, f in enumerate(self.visible)]
+                past = [(rotate(key, ROPE.time_shift(by)), value) for by, (key, value) in zip(shifts, past)]
+            return attend(q, torch.cat([*(key for key, _ in past), k], 1), torch.cat([*(value for _, value in past), v], 1))
+
+        return SimpleNamespace(attend=attend)
 
     def forget(self, *, keep_sink):
         end = self.end
@@ -76,15 +87,15 @@ class NaiveCache:
         return range(self.end, end)
 
 
-def run(model, cache, *, num_blocks, switch=None, keep_sink=True, seed=0, texts=None):
+def run(model, cache, *, num_blocks, switches=(), keep_sink=True, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    texts = texts or [torch.randn(2, 5, 8, generator=generator) for _ in range(2)]
-    rollout = Rollout(Denoiser(model), cache, steps=STEPS, draw=lambda like: torch.randn(like.shape, generator=generator))
+    texts = [torch.randn(2, 5, 8, generator=generator) for _ in range(1 + max(1, len(switches)))]
+    rollout = Rollout(Denoiser(model), cache, FewStep(STEPS, lambda like: torch.randn(like.shape, generator=generator)))
     made, text = [], texts[0]
     for block in range(num_blocks):
-        if switch is not None and block * BLOCK == switch:
-            text = texts[1]
-            rollout.switch(text, keep_sink=keep_sink)
+        if block * BLOCK in switches:
+            text = texts[1 + switches.index(block * BLOCK)]
+            rollout.switch(text, Transition(keep_sink))
         made.append(rollout.block(torch.randn(2, BLOCK, 4, 4, 4, generator=generator), text))
         rollout.remember(made[-1], text)
     return torch.cat(made, 1)
@@ -103,9 +114,9 @@ WINDOWS = [Window(sink, visible - sink) for sink in (0, 3) for visible in (6, 9,
 def test_ring_and_history_equal_the_naive_cache(model, window, relative):
     for switch in (None, 3, 6, 9, 12, 15):  # before the window is full, when it is, and beyond
         for keep_sink in (True, False) if switch else (True,):
-            settings = {"num_blocks": 7, "switch": switch, "keep_sink": keep_sink}
+            settings = {"num_blocks": 7, "switches": (switch,) if switch else (), "keep_sink": keep_sink}
             expected = run(model, NaiveCache(window, relative), **settings)
-            for cache in (ring(window, relative=relative), HistoryCache(window=window, relative=relative)):
+            for cache in (ring(window, relative=relative), *([] if relative else [history(window)])):
                 torch.testing.assert_close(
                     run(model, cache, **settings), expected, atol=2e-5, rtol=0, msg=f"{type(cache).__name__} {settings}"
                 )
@@ -114,7 +125,7 @@ def test_ring_and_history_equal_the_naive_cache(model, window, relative):
 def test_a_switch_changes_the_video_and_the_sink_mode_matters(model):
     window = Window(3, 3)
     plain, kept, refreshed = (
-        run(model, ring(window), num_blocks=6, switch=s, keep_sink=k) for s, k in ((None, True), (12, True), (12, False))
+        run(model, ring(window), num_blocks=6, switches=s, keep_sink=k) for s, k in (((), True), ((12,), True), ((12,), False))
     )
     assert torch.equal(plain[:, :12], kept[:, :12])
     assert (plain[:, 12:] - kept[:, 12:]).abs().max() > 1e-3
@@ -127,7 +138,7 @@ def test_denoising_leaves_nothing_behind(model):
     results = []
     for steps in ([1000.0], [1000.0, 700.0, 300.0]):
         torch.manual_seed(1)
-        rollout = Rollout(Denoiser(model), ring(Window(3, 3)), steps=steps, draw=torch.zeros_like)
+        rollout = Rollout(Denoiser(model), ring(Window(3, 3)), FewStep(steps, torch.zeros_like))
         x0 = torch.randn(6, 2, BLOCK, 4, 4, 4)
         for block in x0:
             rollout.block(block, text)
@@ -138,11 +149,11 @@ def test_denoising_leaves_nothing_behind(model):
 
 def test_kept_sink_stays_bit_identical_and_the_rest_is_rewritten(model):
     cache, texts = ring(Window(3, 6)), torch.randn(2, 2, 5, 8)
-    rollout = Rollout(Denoiser(model), cache, steps=STEPS, draw=torch.zeros_like)
+    rollout = Rollout(Denoiser(model), cache, FewStep(STEPS, torch.zeros_like))
     for _ in range(5):
         rollout.remember(torch.randn(2, BLOCK, 4, 4, 4), texts[0])
     before = cache.keys.clone(), cache.values.clone()
-    rollout.switch(texts[1], keep_sink=True)
+    rollout.switch(texts[1], Transition(True))
     sink = slice(0, 3 * TOKENS)
     assert torch.equal(cache.keys[:, :, sink], before[0][:, :, sink])
     assert torch.equal(cache.values[:, :, sink], before[1][:, :, sink])
@@ -151,16 +162,32 @@ def test_kept_sink_stays_bit_identical_and_the_rest_is_rewritten(model):
 
 
 def test_forget_says_what_to_read_again():
-    for cache in (ring(Window(3, 9)), HistoryCache(window=Window(3, 9))):
-        for end, keep_sink, expected in (
-            (6, True, range(0, 6)),
-            (12, True, range(0, 12)),
-            (15, True, range(6, 15)),
-            (15, False, range(3, 15)),
-        ):
-            cache.reset()
-            cache.end = end
-            assert cache.forget(keep_sink=keep_sink) == expected
+    for end, keep_sink, expected in (
+        (6, True, range(0, 6)),
+        (12, True, range(0, 12)),
+        (15, True, range(6, 15)),
+        (15, False, range(3, 15)),
+    ):
+        extent = Extent(Window(3, 9))
+        extent.end = end
+        assert extent.forget(keep_sink=keep_sink) == expected and extent.end == expected.start
+
+
+def test_what_a_span_may_see():
+    extent = Extent(Window(3, 6))
+    seen = []
+    for start in range(0, 18, 3):
+        seen.append([frame for region in extent.visible(range(start, start + 3)) for frame in region])
+        extent.end = start + 3
+    assert seen[:3] == [list(range(3)), list(range(6)), list(range(9))]
+    assert seen[3:] == [[0, 1, 2, *range(end - 6, end)] for end in (12, 15, 18)]
+
+    again = extent.forget(keep_sink=True)
+    assert again == range(12, 18) and [list(r) for r in extent.visible(range(12, 15))] == [[0, 1, 2], [12, 13, 14]]
+    extent.load(Extent.state(extent))  # the same three numbers
+    assert [list(r) for r in extent.visible(range(12, 15))] == [[0, 1, 2], [12, 13, 14]]
+    extent.clear()
+    assert extent.sink == range(12, 15) and [list(r) for r in extent.visible(range(12, 15))] == [[12, 13, 14], []]
 
 
 @pytest.mark.parametrize("window", [Window(0, 6), Window(3, 3), Window(3, 6), Window.full(18)], ids=str)
@@ -169,7 +196,7 @@ def test_cache_path_equals_one_masked_pass(model, window):
     x0, text = torch.randn(2, 18, 4, 4, 4), torch.randn(2, 5, 8)
     mask = block_mask(range(18), range(18), block=BLOCK, window=window, tokens_per_frame=TOKENS)
     t = torch.full((2, 18), 400.0)
-    whole = model(x0, t, text, MaskedView(tuple(range(18)), mask))
+    whole = model(x0, t, text, SequenceView(ROPE.at(range(18)), mask))
     cache, parts = ring(window), []
     for start in range(0, 18, BLOCK):
         span = range(start, start + BLOCK)
@@ -183,8 +210,8 @@ def test_recache_going_block_by_block_equals_the_masked_pass(model):
     texts, x0 = torch.randn(2, 2, 5, 8), torch.randn(2, 18, 4, 4, 4)
     for keep_sink in (True, False):
         flows = []
-        for cache in (ring(Window(3, 6)), HistoryCache(window=Window(3, 6)), NaiveCache(Window(3, 6))):
-            rollout = Rollout(Denoiser(model), cache, steps=STEPS, draw=torch.zeros_like)
+        for cache in (ring(Window(3, 6)), history(Window(3, 6)), NaiveCache(Window(3, 6))):
+            rollout = Rollout(Denoiser(model), cache, FewStep(STEPS, torch.zeros_like))
             for start in range(0, 15, BLOCK):
                 rollout.remember(x0[:, start : start + BLOCK], texts[0])
             again = cache.forget(keep_sink=keep_sink)
@@ -197,25 +224,22 @@ def test_recache_going_block_by_block_equals_the_masked_pass(model):
 
 @pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
 def test_beyond_1100_frames_memory_does_not_grow(model, relative):
-    cache = ring(Window(3, 6), relative=relative)
-    buffers = [cache.keys.data_ptr(), cache.values.data_ptr(), cache.num_bytes]
-    rollout = Rollout(Denoiser(model), cache, steps=[1000.0], draw=torch.zeros_like)
+    caches = [ring(Window(3, 6), relative=relative), NaiveCache(Window(3, 6), relative) if relative else history(Window(3, 6))]
+    buffers = [caches[0].keys.data_ptr(), caches[0].values.data_ptr()]
+    rollouts = [Rollout(Denoiser(model), cache, FewStep([1000.0], torch.zeros_like)) for cache in caches]
     generator = torch.Generator().manual_seed(0)
     text = torch.randn(2, 5, 8, generator=generator)
-    history = Rollout(Denoiser(model), HistoryCache(window=Window(3, 6), relative=relative), steps=[1000.0], draw=torch.zeros_like)
-    while rollout.end < 1110:
-        noise = torch.randn(2, BLOCK, 4, 4, 4, generator=generator)
-        x0 = rollout.block(noise, text)
-        rollout.remember(x0, text)
-        if rollout.end % 60 == 0 or rollout.end > 1098:
-            rollout.switch(text, keep_sink=True)
-        history.remember(x0, text)
-        if history.end % 60 == 0 or history.end > 1098:
-            history.switch(text, keep_sink=True)
-    assert [cache.keys.data_ptr(), cache.values.data_ptr(), cache.num_bytes] == buffers
-    assert len(history.cache._pages) <= 4
+    while rollouts[0].end < 1110:
+        x0 = torch.randn(2, BLOCK, 4, 4, 4, generator=generator)
+        for rollout in rollouts:
+            rollout.remember(x0, text)
+            if rollout.end % 60 == 0 or rollout.end > 1098:
+                rollout.switch(text, Transition())
+    assert [caches[0].keys.data_ptr(), caches[0].values.data_ptr()] == buffers
+    if not relative:
+        assert caches[1]._keys[0].shape == (2, 18 * TOKENS, HEADS, HEAD_DIM) and len(caches[1]._row) <= 9
     noise = torch.randn(2, BLOCK, 4, 4, 4, generator=generator)
-    torch.testing.assert_close(rollout.block(noise, text), history.block(noise, text), atol=5e-5, rtol=0)
+    torch.testing.assert_close(*(rollout.block(noise, text) for rollout in rollouts), atol=5e-5, rtol=0)
 
 
 def test_infinite_mode_repeats_itself_where_absolute_positions_do_not_matter(model):
@@ -224,7 +248,7 @@ def test_infinite_mode_repeats_itself_where_absolute_positions_do_not_matter(mod
     flows = []
     for repeats in (1, 40):
         cache = ring(Window(3, 6), relative=True)
-        rollout = Rollout(Denoiser(model), cache, steps=STEPS, draw=torch.zeros_like)
+        rollout = Rollout(Denoiser(model), cache, FewStep(STEPS, torch.zeros_like))
         rollout.remember(x0[:, :BLOCK], text)
         for _ in range(repeats):
             for start in range(3, 12, BLOCK):
@@ -236,14 +260,19 @@ def test_infinite_mode_repeats_itself_where_absolute_positions_do_not_matter(mod
     torch.testing.assert_close(*flows, atol=2e-5, rtol=0)
 
 
-def test_ring_refuses_gradients_and_wrong_spans(model):
-    cache = ring(Window(3, 6))
-    with pytest.raises(ValueError, match="do not go on from frame 0"):
-        cache.view(range(3, 6))
-    with pytest.raises(ValueError, match="does not fit a window of 9"):
-        cache.view(range(0, 12))
+def test_wrong_spans_and_gradients_are_refused(model):
+    for cache in (ring(Window(3, 6)), history(Window(3, 6))):
+        with pytest.raises(ValueError, match="ends before frame 0"):
+            cache.view(range(3, 6))
+        with pytest.raises(ValueError, match="does not fit a window of 9"):
+            cache.view(range(0, 12))
+    with pytest.raises(ValueError, match="3 frames does not fit a window of 5 whose sink has 3"):
+        extent = Extent(Window(3, 2))
+        extent.end = 3
+        extent.visible(range(3, 6))  # its own first frame would not be seen
+    q = torch.randn(2, 12, HEADS, HEAD_DIM, requires_grad=True)
     with pytest.raises(RuntimeError, match="HistoryCache"):
-        cache.view(range(0, 3)).extend(0, torch.randn(2, 12, HEADS, HEAD_DIM, requires_grad=True), torch.randn(2, 12, HEADS, HEAD_DIM))
+        ring(Window(3, 6)).view(range(0, 3)).at(0).attend(q, q, q, lambda *_: None)
 
 
 def test_window_refuses_nonsense():
@@ -253,16 +282,64 @@ def test_window_refuses_nonsense():
         Window(0, 0)
 
 
-def test_a_recache_leaves_no_more_in_memory_than_is_visible(model):
-    """Its page is as long as the window; once only the sink in it is seen, the rest is let go."""
+def test_a_view_of_the_history_stays_what_it_was(model):
+    """Whatever is recorded afterwards, also into new buffers: what a recomputed layer reads is what the forward pass read."""
+    cache, text = history(Window(3, 3)), torch.randn(2, 5, 8)
+    rollout = Rollout(Denoiser(model), cache, FewStep(STEPS, torch.zeros_like))
+    noisy, views, seen = torch.randn(2, BLOCK, 4, 4, 4), [], []
+    with torch.no_grad():
+        for number in range(12):
+            rollout.remember(torch.randn(2, BLOCK, 4, 4, 4), text)
+            if number == 6:
+                rollout.switch(torch.randn(2, 5, 8), Transition(keep_sink=False))
+            views.append(cache.view(range(cache.end, cache.end + BLOCK)))
+            seen.append(rollout.denoiser(noisy, 500.0, text, views[-1]).velocity)
+        for view, expected in zip(views, seen):
+            assert torch.equal(rollout.denoiser(noisy, 500.0, text, view).velocity, expected)
 
-    def held(switch):
-        cache = HistoryCache(window=Window(3, 6))
-        with torch.no_grad():
-            run(model, cache, num_blocks=8, switch=switch, keep_sink=False)
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for page in cache.state()["pages"] for t in page["keys"]}
-        pages = cache.view(range(24, 27))
-        own = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for p in (*pages._sink, *pages._recent) for t in p.keys}
-        return sum(storages.values()), sum(own.values())
 
-    assert held(switch=12) == held(switch=None)
+def test_history_goes_on_from_its_state(model):
+    def made(stop_at=None):
+        cache, parts, generator = history(Window(3, 3)), [], torch.Generator().manual_seed(3)
+        text = torch.randn(2, 2, 5, 8, generator=generator)
+        rollout = Rollout(Denoiser(model), cache, FewStep(STEPS, torch.zeros_like))
+        for block in range(8):
+            if block == stop_at:
+                again = history(Window(3, 3))
+                again.load(cache.state())
+                fresh = Rollout(Denoiser(model), again, FewStep(STEPS, torch.zeros_like))
+                fresh.load(rollout.state())
+                cache, rollout = again, fresh
+            if block == 5:
+                rollout.switch(text[1], Transition(keep_sink=False))
+            parts.append(rollout.block(torch.randn(2, BLOCK, 4, 4, 4, generator=generator), text[int(block >= 5)]))
+            rollout.remember(parts[-1], text[int(block >= 5)])
+        return torch.cat(parts, 1)
+
+    whole = made()
+    for stop_at in (0, 1, 4, 5, 6, 7):
+        assert torch.equal(made(stop_at), whole), stop_at
+    assert {tuple(keys.shape) for keys in history(Window(3, 3)).state()["keys"]} == {(2, 0, HEADS, HEAD_DIM)}
+
+
+def test_one_graph_serves_every_layer_block_and_switch(model):
+    """14 blocks with two switches through the compiled layer: one graph, and every call runs it, ring and history alike."""
+    for cache in (ring(Window(3, 9)), history(Window(3, 9))):
+        expected = run(model, type(cache)(**SHAPE, batch=2, window=Window(3, 9)), num_blocks=14, switches=(15, 30))
+        torch.compiler.reset()
+        graphs, calls = [], []
+
+        def counted(graph, _, graphs=graphs, calls=calls):
+            graphs.append(graph)
+            return lambda *inputs: (calls.append(1), graph(*inputs))[1]
+
+        forwards = [block.forward for block in model.blocks]
+        compiled = torch.compile(type(model.blocks[0]).forward, fullgraph=True, dynamic=True, backend=counted)
+        for block in model.blocks:
+            block.forward = partial(compiled, block)
+        found = run(model, cache, num_blocks=14, switches=(15, 30))
+        for block, forward in zip(model.blocks, forwards):
+            block.forward = forward
+        passes = 14 * (len(STEPS) + 1) + 2
+        assert (len(graphs), len(calls)) == (1, passes * LAYERS), type(cache).__name__
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

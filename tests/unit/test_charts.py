@@ -4,6 +4,8 @@ import inspect
 import itertools
 import math
 import os
+import tempfile
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation, Text
+from matplotlib.text import Text
 from PIL import Image
 
 from longlive.evaluation import charts
@@ -20,6 +22,7 @@ from longlive.evaluation.vbench_score import DIMENSIONS
 
 pytestmark = pytest.mark.filterwarnings("error")  # matplotlib warns where a layout or a letter fails
 
+OUT = Path(tempfile.mkdtemp()) / "picture.png"
 SECONDS = np.arange(0.0, 61.0)
 PROMPTS = (
     "A grey cat walks along a harbour wall at dawn",
@@ -44,7 +47,15 @@ def panel(*lines: Line, **settings) -> Panel:
 
 
 def over_time(*panels: Panel, columns: int = 2) -> Figure:
-    return charts._over_time(panels, title="Six prompts", columns=columns)
+    return charts.over_time(panels, OUT, title="Six prompts", columns=columns)
+
+
+def radar(models) -> Figure:
+    return charts.radar(models, OUT, title="Dimensions")
+
+
+def bars(rows, own=()) -> Figure:
+    return charts.bars(rows, OUT, title="Totals", own=own)
 
 
 def difference(mean: float, low: float, high: float, name: str = "motion") -> Difference:
@@ -52,7 +63,7 @@ def difference(mean: float, low: float, high: float, name: str = "motion") -> Di
 
 
 def forest(*rows: Difference) -> Figure:
-    return charts._differences(rows, title="A minus B", x_label="percent")
+    return charts.differences(rows, OUT, title="A minus B", x_label="percent")
 
 
 def pixels(figure: Figure) -> np.ndarray:
@@ -80,8 +91,8 @@ DRAWERS = {
 }
 BUILDERS = {
     "over_time": lambda: over_time(panel(marks=SWITCHES), panel(Line("a", [0, 1], [1, 2]), Line("$b_$", [0, 1], [2, 1]))),
-    "radar": lambda: charts._radar(MODELS, title="Dimensions"),
-    "bars": lambda: charts._bars(ROWS, title="Totals", own=()),
+    "radar": lambda: radar(MODELS),
+    "bars": lambda: bars(ROWS),
     "differences": lambda: forest(*(difference(0, -1, 1, name) for name in DIMENSIONS)),
 }
 
@@ -93,7 +104,7 @@ def test_a_whole_png_in_a_new_folder(tmp_path, kind):
     assert [item.name for item in path.parent.iterdir()] == ["picture.png"]
     with Image.open(path) as picture:
         picture.load()
-        assert picture.format == "PNG" and 700 <= picture.width <= 2000 and 200 <= picture.height <= 1200
+        assert picture.format == "PNG" and 700 <= picture.width <= 2000 and 200 <= picture.height <= 1400
         assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
     assert 5_000 < path.stat().st_size < 500_000
 
@@ -200,39 +211,51 @@ def test_a_legend_of_many_long_labels_lies_within_the_picture():
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and not box.overlaps(figure.axes[0].get_tightbbox())
 
 
-@pytest.mark.parametrize("y_range", [None, (0, 100)])
 @pytest.mark.parametrize(
     "marks",
     [
         SWITCHES,
         {0.0: "at the start", 60.0: "at the end"},
         {57.0: "one", 58.0: "two", 59.0: PROMPTS[0]},
-        {x / 2: "switch" for x in range(120)},
+        {x / 2: f"switch {x}" for x in range(120)},
+        {10.0: "word " * 100, 20.0: "other"},
     ],
-    ids=["prompts", "ends", "crowd", "many"],
+    ids=["prompts", "ends", "crowd", "many", "long"],
 )
-def test_words_of_marks_meet_neither_each_other_nor_the_title(marks, y_range):
-    figure = over_time(panel(Line("LongLive", SECONDS, SECONDS), marks=marks, y_range=y_range), panel())
+def test_marks_are_numbered_and_listed(marks):
+    """Numbers meet neither each other nor the title; the legend says what each means, and lies within the picture."""
+    figure = over_time(panel(Line("LongLive", SECONDS, SECONDS), marks=marks), panel())
     figure.canvas.draw()
-    axes = figure.axes[0]
-    words = [text for text in axes.texts if isinstance(text, Annotation) and text.get_text()]
-    boxes = [text.get_window_extent() for text in words]
+    axes, (legend,) = figure.axes[0], figure.legends
+    listed = [text.get_text() for text in legend.get_texts()]
+    for number, text in enumerate(list(marks.values())[: charts.MAX_LISTED], 1):
+        assert any(one.startswith(f"{number}  {text[:20]}") for one in listed)
+    assert ("… and 104 more" in listed) == (len(marks) == 120)
+    numbers = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    closest = min(b - a for a, b in itertools.pairwise(marks))
+    assert "1" in numbers and (len(numbers) == len(marks)) == (closest > 60 * charts.MIN_SPACING)
     assert sum(line.get_linestyle() == "--" for line in axes.lines) == len(marks)
+    boxes = [*numbers.values(), axes.title.get_window_extent()]
     assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
-    for box in boxes:
-        assert axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1
-        assert y_range or box.y0 > axes.transData.transform((0, 60))[1]  # above the curve
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and not any(box.overlaps(one.get_tightbbox()) for one in figure.axes)
 
 
 def test_long_words_of_marks_are_shortened():
-    shown = [text.get_text() for text in over_time(panel(marks={20.0: "short", 30.0: "word " * 100}), panel()).axes[0].texts]
-    assert shown[0] == "short" and shown[1].startswith("word word") and shown[1].endswith("…")
-    assert len(SWITCHES) == sum(text.get_text() != "" for text in over_time(panel(marks=SWITCHES), panel()).axes[0].texts)
+    figure = over_time(panel(marks={20.0: "short", 30.0: "word " * 300}))
+    short, long = (text.get_text() for text in figure.legends[0].get_texts())
+    assert short == "1  short" and long.startswith("2  word word") and long.endswith("…") and long.count("\n") == 2
+
+
+def test_marks_that_all_say_the_same_need_no_numbers():
+    figure = over_time(panel(marks={20.0: "next prompt", 40.0: "next prompt"}), panel())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["next prompt"] and not figure.axes[0].texts
 
 
 def test_marks_beyond_the_lines_are_not_shown():
-    axes = over_time(panel(marks={-5.0: "before", 30.0: "within", 70.0: "after"})).axes[0]
-    assert [text.get_text() for text in axes.texts] == ["within"]
+    figure = over_time(panel(marks={-5.0: "before", 30.0: "within", 70.0: "after"}))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["within"]
+    assert figure.axes[0].get_xlim()[0] > -5 and figure.axes[0].get_xlim()[1] < 70
 
 
 def test_the_range_is_what_was_asked_for_or_holds_all_values():
@@ -246,11 +269,10 @@ def test_the_range_is_what_was_asked_for_or_holds_all_values():
     "broken, why",
     [
         (panel()._replace(lines=()), "no lines"),
-        (panel(Line("a", [], [])), "no values"),
-        (panel(Line("a", [math.nan], [1])), "not finite"),
-        (panel(Line("a", [0, 1], [0])), "1 values in y, 2 in x"),
-        (panel(Line("a", [0, 1], [0, 1], [0], [0, 1])), "1 values in low, 2 in x"),
-        (panel(Line("a", [0, 1], [0, 1], [0, 1])), "both low and high"),
+        (panel(Line("a", [], [])), "0 in x, 0 in y"),
+        (panel(Line("a", [0, 1], [0])), "2 in x, 1 in y"),
+        (panel(Line("a", [0, 1], [0, 1], [0], [0, 1])), "2 in x, 2 in y, 1 in low, 2 in high"),
+        (panel(Line("a", [0, 1], [0, 1], [0, 1])), "both or neither of low and high"),
         (panel(y_range=(1, 1)), "no length"),
     ],
 )
@@ -263,14 +285,14 @@ def test_columns():
     figure = over_time(*[panel()] * 3, columns=2)
     assert len({round(axes.get_position().x0, 2) for axes in figure.axes}) == 2
     assert len({round(axes.get_position().y0, 2) for axes in figure.axes}) == 2
-    with pytest.raises(ValueError, match="0 columns"):
+    with pytest.raises(ValueError, match="1 panels to draw in 0 columns"):
         over_time(panel(), columns=0)
 
 
 @pytest.mark.parametrize("num_axes", [3, 4, 7, 16, 24])
 def test_radar_labels_meet_neither_the_circle_nor_each_other(num_axes):
     names = [f"overall_consistency_{number}" for number in range(num_axes)]
-    figure = charts._radar({"LongLive": dict.fromkeys(names, 50.0)}, title="Dimensions")
+    figure = radar({"LongLive": dict.fromkeys(names, 50.0)})
     figure.canvas.draw()
     (axes,) = figure.axes
     assert [" ".join(text.get_text().split()) for text in axes.texts] == [name.replace("_", " ") for name in names]
@@ -284,7 +306,7 @@ def test_radar_labels_meet_neither_the_circle_nor_each_other(num_axes):
 
 
 def test_radar_lines_are_closed_and_stay_within_the_circle():
-    figure = charts._radar({"a": {"x": -20, "y": 50, "z": 130}, "b": {"z": 1, "y": 2, "x": 3}}, title="t")
+    figure = radar({"a": {"x": -20, "y": 50, "z": 130}, "b": {"z": 1, "y": 2, "x": 3}})
     one, two = figure.axes[0].lines
     assert one.get_ydata().tolist() == [0, 50, 100, 0]
     assert two.get_ydata().tolist() == [3, 2, 1, 3]
@@ -293,20 +315,20 @@ def test_radar_lines_are_closed_and_stay_within_the_circle():
 
 def test_radar_refuses_other_axes_and_too_few():
     with pytest.raises(ValueError, match="b has no value for y, z;"):
-        charts._radar({"a": {"x": 1, "y": 2, "z": 3}, "b": {"x": 1}}, title="t")
+        radar({"a": {"x": 1, "y": 2, "z": 3}, "b": {"x": 1}})
     with pytest.raises(ValueError, match="a has no value for w;"):
-        charts._radar({"a": {"x": 1, "y": 2, "z": 3}, "b": {"x": 1, "y": 2, "z": 3, "w": 4}}, title="t")
+        radar({"a": {"x": 1, "y": 2, "z": 3}, "b": {"x": 1, "y": 2, "z": 3, "w": 4}})
     with pytest.raises(ValueError, match=r"2 axes \(x, y\)"):
-        charts._radar({"a": {"x": 1, "y": 2}}, title="t")
+        radar({"a": {"x": 1, "y": 2}})
 
 
 def test_bars_say_their_values_and_where_they_start():
-    figure = charts._bars(ROWS, title="Totals", own=["LongLive"])
+    figure = bars(ROWS, own=["LongLive"])
     assert {f"{value:.1f}" for row in ROWS.values() for value in row.values()} <= texts(figure)
     assert {*ROWS, "Total", "Quality", "Semantic", "Totals"} <= texts(figure)
     (axes,) = figure.axes
     assert axes.get_ylabel() == f"percent, axis starts at {axes.get_ylim()[0]:g}" and 0 < axes.get_ylim()[0] < 69.8
-    low = charts._bars({"a": {"Total": 2.0, "Quality": 99.0}}, title="t", own=()).axes[0]
+    low = bars({"a": {"Total": 2.0, "Quality": 99.0}}).axes[0]
     assert low.get_ylabel() == "percent" and low.get_ylim()[0] == 0
 
 
@@ -314,16 +336,16 @@ def test_own_bars_are_saturated():
     def saturation(bar) -> float:
         return max(bar.get_facecolor()[:3]) - min(bar.get_facecolor()[:3])
 
-    axes = charts._bars(ROWS, title="t", own=["LongLive"]).axes[0]
+    axes = bars(ROWS, own=["LongLive"]).axes[0]
     ours, others = axes.patches[0::2], axes.patches[1::2]
     assert len(ours) == len(others) == 3
     assert all(saturation(one) > 1.5 * saturation(two) for one, two in zip(ours, others))
     with pytest.raises(ValueError, match="'Longlive' of own"):
-        charts._bars(ROWS, title="t", own=["Longlive"])
+        bars(ROWS, own=["Longlive"])
 
 
 def test_a_missing_part_has_no_bar():
-    assert len(charts._bars({"a": {"Total": 80.0}, "b": {"Total": 81.0, "Quality": math.nan}}, title="t", own=()).axes[0].patches) == 2
+    assert len(bars({"a": {"Total": 80.0}, "b": {"Total": 81.0, "Quality": math.nan}}).axes[0].patches) == 2
 
 
 @pytest.mark.parametrize("count", [1, 40])
@@ -366,6 +388,6 @@ def test_a_mean_outside_of_its_interval_is_refused(values):
     ],
 )
 def test_nothing_to_draw_is_refused(tmp_path, draw):
-    with pytest.raises(ValueError, match=r"to draw; give at least one"):
+    with pytest.raises(ValueError, match=r"to draw.*; give at least one"):
         draw(tmp_path / "new" / "picture.png")
     assert not (tmp_path / "new").exists()

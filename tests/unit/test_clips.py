@@ -12,7 +12,11 @@ from longlive.cache.history import HistoryCache
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import Euler, FewStep
+from longlive.generation.transition import Transition
+from longlive.ops.rope import Rope
 from longlive.parallel.world import SharedChoices, World
 from longlive.training.clips import StreamingTuner, anchor_frame
 from longlive.training.prompts import PromptPair, PromptSampler
@@ -24,8 +28,9 @@ class Recorder:
     """A rollout whose frames say where in the video they are; it writes down what is asked of it."""
 
     def __init__(self, steps=4):
-        self.cache, self.steps = HistoryCache(window=Window(3, 9)), list(range(steps))
-        self.denoiser = SimpleNamespace(network=SimpleNamespace(read=lambda text: self.log.append(("read", text)) or text))
+        self.cache = HistoryCache(num_layers=1, batch=1, num_heads=1, rope=Rope(1, 1, 2), window=Window(3, 9))
+        self.solver = Euler(list(range(steps)))
+        self.denoiser = SimpleNamespace(network=SimpleNamespace(project_text=lambda text: self.log.append(("read", text)) or text))
         self.log, self.weights = [], {}
 
     @property
@@ -33,10 +38,11 @@ class Recorder:
         return self.cache.end
 
     def reset(self):
+        self.cache.reset()
         self.log.append(("reset",))
 
-    def switch(self, text, *, keep_sink):
-        self.log.append(("switch", self.end, int(text[0, 0, 0]), keep_sink))
+    def switch(self, text, transition):
+        self.log.append(("switch", self.end, int(text[0, 0, 0]), transition))
 
     def block(self, noise, text, *, stop_at, grad):
         self.log.append(("block", self.end, int(text[0, 0, 0]), stop_at, grad))
@@ -47,7 +53,7 @@ class Recorder:
     def remember(self, x0, text):
         assert torch.equal(x0.detach()[0, :, 0, 0, 0], torch.arange(self.end, self.end + x0.shape[1]))
         self.log.append(("remember", self.end, int(text[0, 0, 0])))
-        self.cache.end += x0.shape[1]
+        self.cache._extent.end += x0.shape[1]
 
 
 class Numbered:
@@ -123,15 +129,15 @@ def test_every_clip_has_one_exit_step_and_all_occur():
     assert set(found) == {1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("keep_sink", [False, True])
-def test_a_switch_is_read_and_recached_before_the_first_block_of_its_clip(keep_sink):
-    tuner = recorded(switch_at=(39,), keep_sink=keep_sink)
+@pytest.mark.parametrize("transition", [Transition(True), Transition(False, "causal")], ids=str)
+def test_a_switch_is_read_and_recached_before_the_first_block_of_its_clip(transition):
+    tuner = recorded(switch_at=(39,), transition=transition)
     clips = [tuner.clip(grad=False) for _ in range(13)]
     for clip in clips:  # the losses know one prompt for the whole clip: from the switch on the new one
         said = 15 if clip.frames.start >= 39 else 10
         assert (clip.text == said).all() and clip.prompts == (str(said),) * 2
     log = [entry[:3] if entry[0] != "read" else ("read", int(entry[1][0, 0, 0])) for entry in tuner.rollout.log]
-    assert asked(tuner.rollout, "switch") == [(39, 15, keep_sink)]
+    assert asked(tuner.rollout, "switch") == [(39, 15, transition)]
     place = log.index(("switch", 39, 15))
     assert log[place - 2 : place + 2] == [("remember", 36, 10), ("read", 15), ("switch", 39, 15), ("block", 39, 15)]
     assert all(entry[-1] == (15 if entry[1] >= 39 else 10) for entry in log if entry[0] in ("block", "remember"))
@@ -202,7 +208,7 @@ def test_settings_that_do_not_fit_are_refused():
         with pytest.raises(ValueError, match=message):
             recorded(**settings)
     recorded(max_frames=(240,), switch_at=(219,))
-    ring = RingCache(num_layers=1, batch=1, tokens_per_frame=1, num_heads=1, head_dim=2, window=Window(3, 9))
+    ring = RingCache(num_layers=1, batch=1, num_heads=1, rope=Rope(1, 1, 2), window=Window(3, 9))
     with pytest.raises(ValueError, match="needs a HistoryCache, whose pages never change; got a RingCache"):
         recorded(SimpleNamespace(cache=ring))
     with pytest.raises(ValueError, match="prompt '10' has none to switch to"):
@@ -215,7 +221,7 @@ def real(model, noise, **settings):
     words = {text: torch.randn(5, 8, generator=torch.Generator().manual_seed(n)) for n, text in enumerate(sum(pairs, ()))}
     draw = lambda frames: torch.randn(1, frames, 4, 4, 4, generator=noise)  # noqa: E731
     rollout = Rollout(
-        Denoiser(model), HistoryCache(window=Window(3, 6)), steps=[1000.0, 625.0], draw=lambda latents: draw(latents.shape[1])
+        Denoiser(model), history_cache(model, 4, 4, window=Window(3, 6)), FewStep([1000.0, 625.0], lambda latents: draw(latents.shape[1]))
     )
     return StreamingTuner(
         rollout,
@@ -233,7 +239,7 @@ def real(model, noise, **settings):
 @pytest.mark.parametrize("keep_sink", [False, True])
 def test_stopped_anywhere_a_video_goes_on_bit_for_bit(model, keep_sink):
     noise = torch.Generator().manual_seed(0)
-    tuner, files, made = real(model, noise, keep_sink=keep_sink), [], []
+    tuner, files, made = real(model, noise, transition=Transition(keep_sink)), [], []
     for _ in range(7):
         file = io.BytesIO()
         torch.save((tuner.state(), tuner.choices.state(), noise.get_state()), file)
@@ -245,7 +251,7 @@ def test_stopped_anywhere_a_video_goes_on_bit_for_bit(model, keep_sink):
         state, choices, drawn = torch.load(file)
         assert (state["video"] is None) == between  # nothing half-made is saved between videos
         noise = torch.Generator()
-        resumed = real(model, noise, keep_sink=keep_sink)
+        resumed = real(model, noise, transition=Transition(keep_sink))
         resumed.clip(grad=False)  # leaves traces, which must all be gone
         resumed.load(state)
         resumed.choices.load(choices)
@@ -283,7 +289,10 @@ def test_a_clip_never_waits_for_the_device(model, vae):
 
     def tuner(watch):
         rollout = Rollout(
-            Denoiser(model.to("meta")), HistoryCache(window=Window(3, 6)), steps=[1000.0, 500.0], draw=torch.empty_like, on_step=watch
+            Denoiser(model.to("meta")),
+            history_cache(model, 4, 4, window=Window(3, 6)),
+            FewStep([1000.0, 500.0], torch.empty_like),
+            on_step=watch,
         )
         prompts = PromptSampler([PromptPair("a", "b")], batch=1, seed=0)
         return StreamingTuner(

@@ -15,6 +15,7 @@ from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import Entry
 from longlive.evaluation.vbench_run import results_folder
 from longlive.evaluation.vbench_score import DIMENSIONS, score
+from longlive.files import write_json
 from longlive.generation.prompt_files import Script
 
 
@@ -133,12 +134,12 @@ def test_the_command(tmp_path, capsys, caplog):
     of = prepared()
     first, second = drawn(of, np.random.default_rng(3), shift=2.0, within=0.1)
     for name, found in (("A", first), ("B", second)):
-        folders.settle(tmp_path / name, dataclasses.replace(of, model={"model": name}))
+        folders.claim(tmp_path / name, dataclasses.replace(of, model={"model": name}))
         values.write(tmp_path / name, "oracle", {"adherence": found, "nothing": dict.fromkeys(found, math.nan)}, {})
         content = {
             "imaging_quality": [0.5, [{"video_path": f"/x/{video}.mp4", "video_results": 100 * value} for video, value in found.items()]]
         }
-        folders.write_json(results_folder(tmp_path / name) / "imaging_quality_eval_results.json", content)
+        write_json(results_folder(tmp_path / name) / "imaging_quality_eval_results.json", content)
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 0
     assert "| adherence |" in (text := capsys.readouterr().out) and "| B is |" in text
     output = tmp_path / "B" / "results" / "compared"
@@ -146,6 +147,6 @@ def test_the_command(tmp_path, capsys, caplog):
     assert rows.keys() == {"adherence", "imaging_quality"} and (output / "compared.png").is_file()
     for name in ("difference", "low", "high"):  # the average of imaging quality is divided by 100, and so are its videos
         assert rows["adherence"][name] == pytest.approx(rows["imaging_quality"][name], abs=1e-5)
-    folders.settle(tmp_path / "C", dataclasses.replace(of, seed=3))
+    folders.claim(tmp_path / "C", dataclasses.replace(of, seed=3))
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "C")]) == 2 and "they differ in seed" in caplog.text
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "D")]) == 2 and "run `prepare` first" in caplog.text

@@ -9,13 +9,15 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.checkpoints import store
 from longlive.engine.sharding import full_state, shard
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import FewStep
+from longlive.generation.transition import Transition
 from longlive.models.lora import add_lora, lora_state, merge_lora
 from longlive.models.wan import WanTransformer
 from longlive.parallel.world import SharedChoices, World, gather, get_world, joined, rank_generator
@@ -80,8 +82,8 @@ def make_stage(*, rank=None, average=True, seed=0, world=World(), **settings):  
         shard(frozen, param_dtype=torch.float32, reduce_dtype=torch.float32)
     random = {name: rank_generator(seed + n, world.rank) for n, name in enumerate(("noise", "levels"))}
     noise = lambda frames: torch.randn(1, frames, 4, 4, 4, generator=random["noise"])  # noqa: E731
-    cache = HistoryCache(window=Window(3, 6))
-    rollout = Watched(Denoiser(generator), cache, steps=[1000.0, 625.0], draw=lambda latents: noise(latents.shape[1]))
+    cache = history_cache(generator, 4, 4, window=Window(3, 6))
+    rollout = Watched(Denoiser(generator), cache, FewStep([1000.0, 625.0], lambda latents: noise(latents.shape[1])))
     rollout.blocks = []
     tuner = StreamingTuner(
         rollout,
@@ -319,7 +321,7 @@ def make_preview():
         return {"mean": videos.float().mean().item(), "deviation": videos.float().std().item()}
 
     return Preview(
-        [PromptSchedule.at_frames(["old 0", "new 0"], [6])],
+        [PromptSchedule.at_latent_frames(["old 0", "new 0"], [6])],
         vae.eval(),
         embed,
         window=Window(3, 3),
@@ -328,7 +330,7 @@ def make_preview():
         num_latent_frames=9,
         height=16,
         width=16,
-        keep_sink=True,
+        transition=Transition(),
         seed=0,
         measure=measure,
         write=False,

@@ -61,12 +61,19 @@ def test_the_generator_loss_by_hand(guided, fresh):
         assert not asked[3]  # what the scores compute is not kept for a backward pass
 
 
-def test_the_difference_is_taken_in_float32_and_what_is_not_a_number_is_no_gradient():
-    half = [gaussian(*SHAPE, seed=seed).bfloat16() for seed in (7, 8, 9)]
-    found = DMD(Says(half[0], half[0]), Says(half[1])).generator_loss(half[2], TEXT, NEGATIVE, t=T, noise=NOISE.bfloat16())
-    x, real, fake = (half[n].float() for n in (2, 0, 1))
-    scale = (x - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
-    assert found.gradient.dtype == torch.float32 and torch.equal(found.gradient, (fake - real) / scale)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_differences_are_taken_in_float32(dtype):
+    answers = [gaussian(*SHAPE, seed=seed).to(dtype) for seed in (7, 8, 9, 10, 11)]
+    clip, with_text, without, fake, noise = answers
+    found = DMD(Says(with_text, without), Says(fake)).generator_loss(clip, TEXT, NEGATIVE, t=T, noise=noise)
+    real = with_text.float() + 3.0 * (with_text.float() - without.float())
+    scale = (clip.float() - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
+    assert found.gradient.dtype == torch.float32 and torch.equal(found.gradient, (fake.float() - real) / scale)
+    loss = DMD(Says(), Says(fake)).critic_loss(clip, TEXT, t=T, noise=noise)
+    assert loss.dtype == torch.float32 and torch.equal(loss, (fake.float() - (noise.float() - clip.float())).square().mean())
+
+
+def test_what_is_not_a_number_is_no_gradient():
     same = DMD(Says(CLIP, CLIP), Says(CLIP)).generator_loss(CLIP, TEXT, NEGATIVE, t=T, noise=NOISE)  # 0 / 0
     assert same.loss == 0 and not same.gradient.any()
 
@@ -91,12 +98,6 @@ def test_the_critic_loss_by_hand(fresh):
     assert torch.equal(t, T) and text is TEXT and learns and not others
     loss.backward()
     assert said.grad.any() and clip.grad is None and not noisy.requires_grad
-
-
-def test_the_critic_loss_is_taken_in_float32():
-    said, clip, noise = (gaussian(*SHAPE, seed=seed).bfloat16() for seed in (11, 12, 13))
-    loss = DMD(Says(), Says(said)).critic_loss(clip, TEXT, t=T, noise=noise)
-    assert loss.dtype == torch.float32 and torch.equal(loss, (said.float() - (noise.float() - clip.float())).square().mean())
 
 
 def test_timesteps_are_shifted_and_clamped_at_both_ends():

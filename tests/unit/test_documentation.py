@@ -77,6 +77,14 @@ def test_packages_say_what_they_are_and_export_what_exists():
     assert exported and [(module, name) for module, name in exported if getattr(module, name) is None] == []
 
 
+def test_every_package_is_on_both_maps():
+    readme, contributing = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
+    top = [name.split(".")[1] for name in PACKAGES if name.count(".") == 1]
+    assert [
+        name for name in top if f"`longlive/{name}`" not in readme or not re.search(rf"^[ \d] +{name}/ ", contributing, re.MULTILINE)
+    ] == []
+
+
 def test_exports_are_the_documented_ones():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     imported = re.findall(r"^from longlive import (.+)$", readme, re.MULTILINE)

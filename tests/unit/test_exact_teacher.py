@@ -168,13 +168,13 @@ def test_distance_to_the_manifold():
 
 def test_dmd_is_0_where_the_critic_is_exact():
     captions, _, clip, generator = scene(3, 3)
-    dmd = DMD(ExactTeacher(), Enumerated(), guidance=0.0)
+    dmd = DMD(ExactTeacher(), Enumerated(), guidance_scale=1.0)
     noise, t = torch.randn(clip.shape, generator=generator), torch.full((3, 3), 900.0)
     loss = dmd.generator_loss(clip, text_of(captions), negative(3), t=t, noise=noise)
     assert loss.gradient.abs().max() < 1e-4
     wrong = dmd.generator_loss(clip, text_of(held_out(6)[3:]), negative(3), t=t, noise=noise)
     assert wrong.gradient.abs().max() < 1e-4  # equal scores of a wrong clip are still equal
-    guided = DMD(ExactTeacher(), Enumerated(), guidance=3.0).generator_loss(clip, text_of(captions), negative(3), t=t, noise=noise)
+    guided = DMD(ExactTeacher(), Enumerated(), guidance_scale=4.0).generator_loss(clip, text_of(captions), negative(3), t=t, noise=noise)
     assert guided.gradient.abs().mean() > 0.1  # guidance is felt
 
 
@@ -185,7 +185,7 @@ def test_dmd_leads_a_clip_to_the_manifold():
     clip = (x0 + 0.5 * torch.randn(x0.shape, generator=generator)).requires_grad_()
     before = manifold_distance(clip, painted)
     for step in range(40):
-        dmd = DMD(ExactTeacher(), Point(clip.detach().clone()), guidance=0.0, max_t=700.0)
+        dmd = DMD(ExactTeacher(), Point(clip.detach().clone()), guidance_scale=1.0, max_t=700.0)
         noise, t = torch.randn(clip.shape, generator=generator), dmd.draw_timesteps(clip, generator)
         loss = dmd.generator_loss(clip, text_of(painted), negative(4), t=t, noise=noise).loss
         (gradient,) = torch.autograd.grad(loss, clip)

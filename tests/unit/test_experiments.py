@@ -32,7 +32,11 @@ from experiments.videos import switch_pairs
 from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import FewStep
+from longlive.generation.transition import Transition
+from longlive.ops.rope import Rope
 
 FRAME, LENGTH = 24, 48
 
@@ -150,7 +154,15 @@ def test_verdicts_follow_from_the_interval(expected, interval, verdict):
 
 def rollout_over(cache, network, kind=Rollout):
     generator = torch.Generator().manual_seed(3)
-    return kind(Denoiser(network), cache, steps=[1000.0, 500.0], draw=lambda like: torch.randn(like.shape, generator=generator))
+    return kind(Denoiser(network), cache, FewStep([1000.0, 500.0], lambda like: torch.randn(like.shape, generator=generator)))
+
+
+SHAPE = {"num_layers": 2, "batch": 1, "num_heads": 2, "rope": Rope(2, 2, 12), "window": Window(3, 6)}
+
+
+def visible(cache, span, layer, k, v):
+    """Keys and values that a layer would attend to."""
+    return cache.view(span).at(layer).attend(k, k, v, lambda q, keys, values: (keys, values))
 
 
 def normal(seed, *shape):
@@ -161,12 +173,12 @@ def test_a_zero_sink_says_nothing_after_a_switch_beyond_the_window(model):
     model.requires_grad_(False)
     texts = normal(4, 2, 1, 5, 8)
     for length, silent in ((6, False), (12, True)):
-        rollout = rollout_over(ZeroSinkCache(window=Window(3, 6)), model)
+        rollout = rollout_over(ZeroSinkCache(**SHAPE), model)
         for block in range(length // 3):
             rollout.remember(normal(block, 1, 3, 4, 4, 4), texts[0])
-        rollout.switch(texts[1], keep_sink=False)
+        rollout.switch(texts[1], Transition(False))
         assert rollout.end == length
-        keys, values = rollout.cache.view(range(length, length + 3)).extend(0, normal(5, 1, 12, 2, 12), normal(6, 1, 12, 2, 12))
+        keys, values = visible(rollout.cache, range(length, length + 3), 0, normal(5, 1, 12, 2, 12), normal(6, 1, 12, 2, 12))
         sink = keys[:, :12], values[:, :12]
         assert keys.shape[1] == 4 * min(9, length + 3)
         assert all((part == 0).all() == silent for part in sink)
@@ -176,18 +188,18 @@ def test_a_zero_sink_says_nothing_after_a_switch_beyond_the_window(model):
 def test_noised_context_changes_what_is_remembered_and_not_what_is_read_again(model):
     model.requires_grad_(False)
     text, x0 = normal(7, 1, 5, 8), normal(8, 1, 6, 4, 4, 4)
-    plain, noised = (rollout_over(HistoryCache(window=Window(3, 6)), model, kind) for kind in (Rollout, NoisedContext))
+    plain, noised = (rollout_over(history_cache(model, 4, 4, window=Window(3, 6)), model, kind) for kind in (Rollout, NoisedContext))
     seen = []
     for rollout in (plain, noised):
         for block in x0.split(3, dim=1):
             rollout.remember(block, text)
         zero = torch.zeros(1, 12, 2, 12)
-        seen.append(rollout.cache.view(range(6, 9)).extend(0, zero, zero)[1][:, :24])
+        seen.append(visible(rollout.cache, range(6, 9), 0, zero, zero)[1][:, :24])
     beyond = (seen[0] - seen[1]).norm() / seen[0].norm()
     assert 0.1 * CONTEXT_T / 1000 < beyond < 20 * CONTEXT_T / 1000
     for rollout in (plain, noised):
-        rollout.switch(normal(9, 1, 5, 8), keep_sink=False)
-    again = [rollout.cache.view(range(6, 9)).extend(1, zero, zero)[0] for rollout in (plain, noised)]
+        rollout.switch(normal(9, 1, 5, 8), Transition(False))
+    again = [visible(rollout.cache, range(6, 9), 1, zero, zero)[0] for rollout in (plain, noised)]
     assert torch.equal(*again)
     assert noised.end == 6
 
@@ -196,7 +208,7 @@ def test_a_leaky_cache_has_the_values_of_a_plain_one_and_a_gradient_to_earlier_b
     text, noise = normal(10, 1, 5, 8), normal(11, 3, 1, 3, 4, 4, 4)
     made, felt = {}, {}
     for kind in (HistoryCache, LeakyCache):
-        rollout, first = rollout_over(kind(window=Window(3, 6)), model), noise[0].clone().requires_grad_()
+        rollout, first = rollout_over(kind(**SHAPE), model), noise[0].clone().requires_grad_()
         rollout.remember(rollout.block(first, text, stop_at=1, grad=True), text)
         made[kind] = rollout.block(noise[1], text, stop_at=1, grad=True)
         made[kind].square().sum().backward()
@@ -206,7 +218,7 @@ def test_a_leaky_cache_has_the_values_of_a_plain_one_and_a_gradient_to_earlier_b
     assert felt == {HistoryCache: False, LeakyCache: True}
     rollout.remember(made[LeakyCache].detach(), text)  # its last pass had a gradient: the page is attached
     rollout.remember(rollout.block(noise[2], text, grad=False), text)  # a critic's clip: constants from here on
-    assert not any(keys.requires_grad for page in rollout.cache._pages for keys in page.keys)
+    assert not rollout.cache._leak
 
 
 def test_a_quick_experiment_from_end_to_end(tmp_path, monkeypatch):

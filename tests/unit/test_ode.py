@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import Euler
 from longlive.training.flow_matching import FlowMatching
 from longlive.training.ode import ODERegression, trajectory
 
@@ -61,7 +62,7 @@ def test_regression_in_one_pass_equals_the_block_loop(model, window, clean_histo
     objective = ODERegression(model, block=3, window=window, levels=LEVELS, clean_history=clean_history)
     loss = objective(states, text, chosen=chosen)
 
-    rollout, squares = Rollout(Denoiser(model), HistoryCache(window=window), steps=[1000.0], draw=None), []
+    rollout, squares = Rollout(Denoiser(model), history_cache(model, 4, 4, window=window, batch=2), Euler([1000.0])), []
     for block in range(5):
         part = slice(3 * block, 3 * block + 3)
         noisy = torch.stack([states[row, chosen[row, block], part] for row in range(2)])
@@ -83,12 +84,12 @@ def test_regression_of_a_perfect_network_is_zero_and_carries_gradients(model, fr
     offset = torch.zeros((), requires_grad=True)
 
     class Perfect:
-        config = model.config
+        config, rope = model.config, model.rope
 
         def __call__(self, x, t, text, view):
             x, t = x[:, -frames:], t[:, -frames:, None, None, None] / 1000
             velocity = (x - states[:, -1] - offset) / t
-            return torch.cat([torch.full((1, len(view.frames) - frames, 4, 4, 4), torch.nan), velocity], 1)
+            return torch.cat([torch.full((1, len(view.rope.cos) // 4 - frames, 4, 4, 4), torch.nan), velocity], 1)
 
     chosen = torch.arange(frames // 3).view(1, -1)
     for clean_history in (True, False):

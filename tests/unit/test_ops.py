@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from longlive.ops import attention, flow_matching
-from longlive.ops.rope import rotate, rotation, turn_in_time
+from longlive.ops.rope import Rope, rotate
 
 
 def test_rotation_equals_complex_numbers():
     d, (frames, height, width) = 20, (4, 3, 2)
-    turn = rotation(range(5, 5 + frames), height, width, d)
+    rope = Rope(height, width, d).at(range(5, 5 + frames))
     x = torch.randn(2, frames * height * width, 3, d)
     side = 2 * (d // 6)
     for token in range(frames * height * width):
@@ -20,13 +20,14 @@ def test_rotation_equals_complex_numbers():
         z = torch.view_as_complex(x[:, token].double().unflatten(-1, (-1, 2))) * torch.polar(
             torch.ones(d // 2).double(), torch.tensor(angles).double()
         )
-        torch.testing.assert_close(rotate(x, turn)[:, token].double(), torch.view_as_real(z).flatten(-2), atol=1e-5, rtol=0)
+        torch.testing.assert_close(rotate(x, rope)[:, token].double(), torch.view_as_real(z).flatten(-2), atol=1e-5, rtol=0)
 
 
-def test_turning_in_time_moves_keys_and_only_differences_matter():
+def test_a_time_shift_moves_keys_and_only_differences_matter():
     q, k = torch.randn(1, 6, 2, 24), torch.randn(1, 6, 2, 24)
-    at = lambda frame: rotation((frame,), 2, 3, 24)  # noqa: E731
-    torch.testing.assert_close(rotate(rotate(k, at(7)), turn_in_time(100_000, 24)), rotate(k, at(100_007)), atol=1e-4, rtol=0)
+    rope = Rope(2, 3, 24)
+    at = lambda frame: rope.at((frame,))  # noqa: E731
+    torch.testing.assert_close(rotate(rotate(k, at(7)), rope.time_shift(100_000)), rotate(k, at(100_007)), atol=1e-4, rtol=0)
     near, far = ((rotate(q, at(f + 3)) * rotate(k, at(f))).sum() for f in (0, 1_000_000))
     torch.testing.assert_close(near, far, atol=1e-3, rtol=0)
 

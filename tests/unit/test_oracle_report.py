@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from longlive import video
+from longlive.evaluation import folder as folders
 from longlive.evaluation import oracle_report
 from longlive.evaluation.suites import Entry
 from longlive.generation.prompt_files import Script
@@ -93,7 +94,7 @@ def test_what_the_oracle_cannot_read(tmp_path):
         writer.write(np.zeros((3, 64, 96, 3), np.uint8))
     with pytest.raises(ValueError, match="64x96 pixels"):
         oracle_report.read_small(tmp_path / "x.mp4")
-    with pytest.raises(ValueError, match="does not say all"):
+    with pytest.raises(ValueError, match="does not say all attributes"):
         said_by(Entry(index=0, name="x", script=Script("here", ("a cat",)), samples=1))
 
 
@@ -101,12 +102,9 @@ def test_a_folder(tmp_path):
     """Two videos of different length: what is over is no longer counted."""
     entries = (entry(FIRST), dataclasses.replace(entry(SECOND, seconds=2.0), name="y", index=1))
     prepared = dataclasses.replace(PREPARED, entries=entries, num_latent_frames=None)
-    paths = {}
-    for one, meaning in zip(entries, (FIRST, SECOND)):
-        paths[f"{one.name}-0"] = path = tmp_path / f"{one.name}.mp4"
-        num_images = 4 * prepared.frames_of(one) - 3
-        write(path, chain([meaning] * num_images, num_images))
-    found, adherence = oracle_report.report(paths, prepared)
+    for planned, meaning in zip(prepared.videos, (FIRST, SECOND)):
+        write(folders.video_path(tmp_path, planned.name), chain([meaning] * planned.num_images, planned.num_images))
+    found, adherence = oracle_report.report(tmp_path, prepared)
     assert found["adherence"] == {"x-0": 1.0, "y-0": 1.0} and adherence.shape == (2, 4, 4)  # 57 and 33 images
     assert np.isnan(adherence[1, 2:]).all() and np.nanmin(adherence) == 1
 

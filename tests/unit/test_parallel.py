@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
+from longlive.engine import sharding as shard
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import FewStep
 from longlive.models.lora import add_lora, lora_state
 from longlive.models.wan import Block, WanTransformer
-from longlive.parallel import shard
 from longlive.parallel.parts import located, read_parts, write_parts
 from longlive.parallel.world import SharedChoices, World, choose_device, get_world, joined, mean_over_ranks, rank_generator
 
@@ -53,10 +54,12 @@ def learn(network: torch.nn.Module, rows: slice) -> torch.optim.Optimizer:
     for step in range(STEPS):
         x, target = (gaussian(BATCH, 3, 4, 4, 4, seed=10 * step + n)[rows] for n in range(2))
         text = gaussian(BATCH, 5, 8, seed=10 * step + 2)[rows]
-        rollout = Rollout(Denoiser(model), HistoryCache(window=Window(3, 6)), steps=[1000.0, 600.0], draw=torch.zeros_like)
+        rollout = Rollout(
+            Denoiser(model), history_cache(model, 4, 4, window=Window(3, 6), batch=len(x)), FewStep([1000.0, 600.0], torch.zeros_like)
+        )
         if step:
             rollout.remember(target, text)
-            text = model.read(text)
+            text = model.project_text(text)
         loss = (rollout.block(x, text, grad=True) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -222,7 +225,9 @@ def test_recomputed_activations_give_the_same_gradients(make, monkeypatch):
             shard.checkpoint_blocks(network)
         assert list(network.state_dict()) == names
         rollout = Rollout(
-            Denoiser(shard.transformer_of(network)), HistoryCache(window=Window(3, 6)), steps=[1000.0, 500.0], draw=torch.zeros_like
+            Denoiser(shard.transformer_of(network)),
+            history_cache(shard.transformer_of(network), 4, 4, window=Window(3, 6)),
+            FewStep([1000.0, 500.0], torch.zeros_like),
         )
         text, loss = gaussian(1, 5, 8, seed=0), torch.zeros(())
         runs.clear()

@@ -68,7 +68,7 @@ def test_schedule_queue_and_typing_agree(pipe):
         typist.join()
         chunks += list(session)
         assert [chunk.prompt for chunk in chunks] == [PROMPT, PROMPT, OTHER, OTHER]
-        assert [(cue.frame, cue.prompt) for cue in session.timeline.cues] == [(0, PROMPT), (6, OTHER)]
+        assert [(cue.latent_frame, cue.prompt) for cue in session.timeline.cues] == [(0, PROMPT), (6, OTHER)]
         images = torch.cat([chunk.images for chunk in chunks], dim=1)
         assert (decoded.movedim(2, -1) * 255 - images).abs().max() <= 0.51
 
@@ -216,8 +216,10 @@ def test_text_encoder_stays_behind_with_offload(tiny):
 @pytest.mark.parametrize("relative", [False, True])
 def test_memory_needed_counts_the_cache_it_will_allocate(tiny, relative):
     pipe = LongLivePipeline.from_pretrained(tiny, relative_rope=relative)
-    ring = pipe._cache(21, 32, 32, 1)
-    twice = pipe._cache(21, 32, 32, 2)
-    assert pipe._cache_bytes(4, 4, visible=pipe.config.window, batch=1) == ring.num_bytes  # 32 pixels are 4 latents
-    assert pipe.memory_needed(21, 32, 32, batch=2) - pipe.memory_needed(21, 32, 32) >= twice.num_bytes - ring.num_bytes > 0
+    once, twice = (
+        sum(buffer.nbytes for buffer in (ring.keys, ring.values, ring._sink_keys) if buffer is not None)
+        for ring in (pipe._cache(21, 32, 32, batch) for batch in (1, 2))
+    )
+    assert pipe._cache_bytes(4, 4, visible=pipe.config.window, batch=1) == once  # 32 pixels are 4 latents
+    assert pipe.memory_needed(21, 32, 32, batch=2) - pipe.memory_needed(21, 32, 32) >= twice - once > 0
     assert pipe.memory_needed(2100) == pipe.memory_needed(21)  # a window: the cost of a block is constant

@@ -39,22 +39,22 @@ def write(path, images=9, size=16):
 @pytest.fixture
 def folder(tmp_path):
     """All four videos."""
-    folders.settle(tmp_path, PREPARED)
-    for name in PREPARED.names:
+    folders.claim(tmp_path, PREPARED)
+    for planned in PREPARED.videos:
         write(tmp_path / "partial" / "0.mp4")
-        folders.finish(tmp_path, name, tmp_path / "partial" / "0.mp4", images=9, about={"seed": 0})
+        folders.finish(tmp_path, PREPARED, planned, tmp_path / "partial" / "0.mp4", {"rank": 0}, images=9)
     return tmp_path
 
 
 def test_round_trip(folder):
     assert folders.load(folder) == PREPARED
     assert PREPARED.names == ["a cat-0", "a cat-1", "a dog-0", "a dog-1"]
-    assert [PREPARED.seed_of(entry, sample) for entry in ENTRIES for sample in range(2)] == [7, 8, 10_007, 10_008]
-    assert not folders.check(folder, PREPARED).any
+    assert [planned.seed for planned in PREPARED.videos] == [7, 8, 10_007, 10_008]
+    assert not folders.check(folder, PREPARED)
     assert sorted(path.name for path in (folder / "videos").iterdir()) == [f"{name}.mp4" for name in PREPARED.names]
-    scripted = dataclasses.replace(PREPARED, num_latent_frames=None)
     script = Script("here", ("a", "b"), durations=(1.0, 1.0))
-    assert scripted.frames_of(dataclasses.replace(ENTRIES[0], script=script)) == 9
+    scripted = dataclasses.replace(PREPARED, num_latent_frames=None, entries=(dataclasses.replace(ENTRIES[0], script=script),))
+    assert scripted.videos[0].num_latent_frames == 9 and scripted.prompt_starts(scripted.entries[0]) == [(0, "a"), (9, "b")]
 
 
 @pytest.mark.parametrize(
@@ -72,19 +72,19 @@ def test_round_trip(folder):
 def test_a_folder_is_of_one_request(folder, change, words):
     before = (folder / "prepared.json").read_bytes()
     with pytest.raises(ValueError, match=words):
-        folders.settle(folder, dataclasses.replace(PREPARED, **change))
+        folders.claim(folder, dataclasses.replace(PREPARED, **change))
     assert (folder / "prepared.json").read_bytes() == before
 
 
 def test_the_same_weights_elsewhere(folder):
     moved = {"weights": [{"file": "other/w", "changed": 9, "sha256": "1"}], "model": {**PREPARED.model, "model": "other"}}
-    folders.settle(folder, dataclasses.replace(PREPARED, **moved))
+    folders.claim(folder, dataclasses.replace(PREPARED, **moved))
     assert folders.load(folder).weights[0]["file"] == "other/w"
 
 
 def test_what_it_was_made_with_is_added_up(folder):
     for commit in ("b", "a", "b"):
-        folders.settle(folder, dataclasses.replace(PREPARED, made_with=[{"commit": commit}], settings={"threads": 2}))
+        folders.claim(folder, dataclasses.replace(PREPARED, made_with=[{"commit": commit}], settings={"threads": 2}))
     assert folders.load(folder).made_with == [{"commit": "a"}, {"commit": "b"}]
 
 
@@ -92,30 +92,29 @@ def test_missing_strangers_unreadable(folder):
     videos = folder / "videos"
     (videos / "a cat-1.mp4").rename(videos / "a cats-1.mp4")
     (videos / "a dog-0.mp4").write_bytes((videos / "a dog-0.mp4").read_bytes()[:100])
-    found = folders.check(folder, PREPARED)
-    assert found.missing == ["a cat-1.mp4"] and found.strangers == ["a cats-1.mp4"] and found.unreadable == ["a dog-0.mp4"]
-    for words in (
+    assert folders.check(folder, PREPARED) == [
         "1 videos are missing: a cat-1.mp4",
-        "perhaps a cats-1.mp4 should be a cat-1.mp4",
+        "1 files have names that no prompt of the list has: a cats-1.mp4",
+        "  perhaps a cats-1.mp4 should be a cat-1.mp4",
         "1 videos cannot be read: a dog-0.mp4",
-    ):
-        assert words in str(found)
+    ]
+    assert len(folders.check(folder, PREPARED, counted=["a cat-0"])) == 1  # only the stranger
     assert [folders.read_record(folder, name) is None for name in PREPARED.names] == [False, True, True, False]
 
 
 @pytest.mark.parametrize(("images", "size"), [(12, 16), (9, 32)])
 def test_mixed(folder, images, size):
     write(folder / "videos" / "a dog-1.mp4", images, size)
-    found = folders.check(folder, PREPARED)
-    assert found.mixed == {"9 images of 16x16": 3, f"{images} images of {size}x{size}": 1} and "not of one size" in str(found)
+    (problem,) = folders.check(folder, PREPARED)
+    assert f"not of one size and length (3 with 9 images of 16x16, 1 with {images} images of {size}x{size})" in problem
 
 
 def test_half_a_video_is_not_taken(folder):
     write(folder / "partial" / "0.mp4", images=5)
     with pytest.raises(ValueError, match="holds 5 images; 9 were wanted"):
-        folders.finish(folder, "a dog-1", folder / "partial" / "0.mp4", images=9, about={})
+        folders.finish(folder, PREPARED, PREPARED.videos[-1], folder / "partial" / "0.mp4", {}, images=9)
     folders.record_path(folder, "a dog-1").unlink()  # killed between the video and its record
-    assert folders.read_record(folder, "a dog-1") is None and not folders.check(folder, PREPARED).any
+    assert folders.read_record(folder, "a dog-1") is None and not folders.check(folder, PREPARED)
     folders.record_path(folder, "a dog-1").write_text("{")
     assert folders.read_record(folder, "a dog-1") is None
 

@@ -6,12 +6,12 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from longlive.evaluation.writer import Writer, tidy
 from longlive.miniature.captions import canonical, parse
 from longlive.miniature.language import build_tokenizer
 from longlive.miniature.prompt_pairs import draw_pair, write_pairs
 from longlive.miniature.prompt_pairs import main as prompt_pairs
 from longlive.miniature.world import Captioned, held_out, training_set
-from longlive.models.writer import Writer, tidy
 from longlive.parallel.world import seed_of
 from longlive.training.prompts import PromptPair, PromptSampler, read_pairs
 from scripts import make_switch_prompts

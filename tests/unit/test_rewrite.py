@@ -133,7 +133,9 @@ def test_line_i_keeps_the_words_of_prompt_i(command, tmp_path):
 
 def test_the_seed_decides(command, tmp_path):
     before = torch.get_rng_state()
-    command("one.txt"), command("two.txt"), command("other.txt", "--seed", "1")
+    command("one.txt")
+    command("two.txt")
+    command("other.txt", "--seed", "1")
     one, two, other = ((tmp_path / f"{name}.txt").read_bytes() for name in ("one", "two", "other"))
     assert one == two != other and torch.equal(torch.get_rng_state(), before)
     assert (tmp_path / "one.txt.json").read_bytes() == (tmp_path / "two.txt.json").read_bytes()
@@ -149,7 +151,8 @@ def test_a_killed_run_writes_what_it_would_have_written(command, tmp_path):
     with pytest.raises(ValueError, match=r"seed 3 \(this run: 0\)"):
         command("again.txt")
     begun = record_of(tmp_path / "again.txt") | {"seed": 0}
-    command("again.txt", "--seed", "3"), command("seed.txt", "--seed", "3")
+    command("again.txt", "--seed", "3")
+    command("seed.txt", "--seed", "3")
     assert (tmp_path / "again.txt").read_bytes() == (tmp_path / "seed.txt").read_bytes() != whole
 
     ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]

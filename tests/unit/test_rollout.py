@@ -1,23 +1,27 @@
 """The block loop: written out by hand it gives the same; ended early it gives inference's values; gradients stay in their block."""
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 
-from longlive.cache.history import HistoryCache
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.memory import history_cache, ring_cache
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import Euler, FewStep
 from longlive.generation.stream import stream
+from longlive.generation.transition import Transition
+from longlive.ops.rope import Rope
 
 STEPS = [1000.0, 937.5, 625.0]
 
 
 def ring():
-    return RingCache(num_layers=2, batch=1, tokens_per_frame=4, num_heads=2, head_dim=12, window=Window(3, 6))
+    return RingCache(num_layers=2, batch=1, num_heads=2, rope=Rope(2, 2, 12), window=Window(3, 6))
 
 
 def gaussian(seed):
@@ -29,7 +33,7 @@ def test_block_equals_the_loop_written_by_hand(model):
     randn = gaussian(0)
     noise, text, fresh = randn(1, 3, 4, 4, 4), randn(1, 5, 8), [randn(1, 3, 4, 4, 4) for _ in STEPS]
     queue = iter(fresh)
-    made = Rollout(Denoiser(model), ring(), steps=STEPS, draw=lambda like: next(queue)).block(noise, text)
+    made = Rollout(Denoiser(model), ring(), FewStep(STEPS, lambda like: next(queue))).block(noise, text)
     x = noise
     for number, t in enumerate(STEPS):
         with torch.no_grad():
@@ -43,7 +47,7 @@ def test_block_equals_the_loop_written_by_hand(model):
 def test_without_fresh_noise_a_block_is_euler_steps_of_the_flow(model):
     randn = gaussian(1)
     noise, text = randn(1, 3, 4, 4, 4), randn(1, 5, 8)
-    made = Rollout(Denoiser(model), ring(), steps=STEPS, draw=None).block(noise, text)
+    made = Rollout(Denoiser(model), ring(), Euler(STEPS)).block(noise, text)
     x, levels = noise, [t / 1000 for t in STEPS] + [0.0]
     for now, after in pairwise(levels):
         with torch.no_grad():
@@ -54,37 +58,38 @@ def test_without_fresh_noise_a_block_is_euler_steps_of_the_flow(model):
 def test_guidance_leaves_the_text_and_nothing_else_behind(model):
     """Guided velocities are v + w (v - v_n); what later blocks see was written under the text alone."""
     text, negative, noise = gaussian(9)(1, 5, 8), gaussian(10)(1, 5, 8), gaussian(11)(2, 1, 3, 4, 4, 4)
-    rollout = Rollout(Denoiser(model, guidance=2.0, negative=negative), ring(), steps=[1000.0], draw=None)
+    rollout = Rollout(Denoiser(model, guidance_scale=3.0, negative=negative), ring(), Euler([1000.0]))
     with torch.no_grad():
         v, v_n = (model(noise[0], torch.full((1, 3), 1000.0), words) for words in (text, negative))
     first = rollout.block(noise[0], text)
     torch.testing.assert_close(first, noise[0] - (v + 2 * (v - v_n)), atol=1e-4, rtol=0)
     rollout.remember(first, text)
-    plain = Rollout(Denoiser(model), ring(), steps=[1000.0], draw=None)
+    plain = Rollout(Denoiser(model), ring(), Euler([1000.0]))
     plain.remember(first, text)
     with torch.no_grad():
         flows = [model(noise[1], torch.full((1, 3), 500.0), text, r.cache.view(range(3, 6))) for r in (rollout, plain)]
     torch.testing.assert_close(*flows, atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="needs negative text"):
-        Denoiser(model, guidance=1.0)
+        Denoiser(model, guidance_scale=2.0)
 
 
 def test_guidance_of_the_first_blocks_of_a_prompt(model):
     model = model.requires_grad_(False)
     texts, noise = {"a": gaussian(12)(1, 5, 8), "b": gaussian(13)(1, 5, 8)}, gaussian(14)(1, 15, 4, 4, 4)
-    calls = []
+    calls, rollout = [], None
 
     class Watched(Denoiser):
         def __call__(self, noisy, t, text, view=None, *, guided=True):
-            calls.append((view.frames.start, guided))
+            calls.append((rollout.end, guided))
             return super().__call__(noisy, t, text, view, guided=guided)
 
     def latents(**settings):
-        denoiser = Watched(model, guidance=2.0, negative=gaussian(15)(1, 5, 8))
-        rollout = Rollout(denoiser, ring(), steps=[1000.0], draw=None)
-        cues = PromptSchedule.at_frames(["a", "b"], [9])
+        nonlocal rollout
+        denoiser = Watched(model, guidance_scale=3.0, negative=gaussian(15)(1, 5, 8))
+        rollout = Rollout(denoiser, ring(), Euler([1000.0]))
+        cues = PromptSchedule.at_latent_frames(["a", "b"], [9])
         noises = lambda frames: noise[:, frames.start : frames.stop]  # noqa: E731
-        made = stream(rollout, cues, read=texts.get, noise=noises, block=3, num_latent_frames=15, **settings)
+        made = stream(rollout, cues, project_text=texts.get, noise=noises, block=3, num_latent_frames=15, **settings)
         return torch.cat([part.latents for part in made], 1)
 
     first = latents(guided_blocks=1)
@@ -97,15 +102,15 @@ def test_guidance_of_the_first_blocks_of_a_prompt(model):
 def test_ended_early_gives_the_values_of_inference(model, stop_at):
     seen = []
     noise, text = gaussian(2)(1, 3, 4, 4, 4), gaussian(3)(1, 5, 8)
-    whole = Rollout(Denoiser(model), ring(), steps=STEPS, draw=torch.ones_like, on_step=lambda number, t, x0: seen.append(x0))
+    whole = Rollout(Denoiser(model), ring(), FewStep(STEPS, torch.ones_like), on_step=lambda number, t, x0: seen.append(x0))
     whole.block(noise, text)
-    early = Rollout(Denoiser(model), HistoryCache(window=Window(3, 6)), steps=STEPS, draw=torch.ones_like)
+    early = Rollout(Denoiser(model), history_cache(model, 4, 4, window=Window(3, 6)), FewStep(STEPS, torch.ones_like))
     torch.testing.assert_close(early.block(noise, text, stop_at=stop_at, grad=True).detach(), seen[stop_at - 1], atol=1e-6, rtol=0)
 
 
 def test_gradient_flows_through_the_last_pass_only_and_never_to_earlier_blocks(model):
     noise, text = gaussian(4)(2, 1, 3, 4, 4, 4).requires_grad_(), gaussian(5)(1, 5, 8)
-    rollout = Rollout(Denoiser(model), HistoryCache(window=Window(3, 6)), steps=STEPS, draw=torch.zeros_like)
+    rollout = Rollout(Denoiser(model), history_cache(model, 4, 4, window=Window(3, 6)), FewStep(STEPS, torch.zeros_like))
     first = rollout.block(noise[0], text, grad=True)
     rollout.remember(first, text)
     second = rollout.block(noise[1], text, grad=True)
@@ -119,18 +124,20 @@ def test_gradient_flows_through_the_last_pass_only_and_never_to_earlier_blocks(m
 def test_one_stream_of_12_blocks_equals_12_calls(model):
     model = model.requires_grad_(False)
     noise, texts = gaussian(6)(1, 36, 4, 4, 4), [gaussian(7)(1, 5, 8), gaussian(8)(1, 5, 8)]
-    read = {"a": model.read(texts[0]), "b": model.read(texts[1])}
-    rollout = Rollout(Denoiser(model), ring(), steps=STEPS, draw=torch.zeros_like)
-    cues = PromptSchedule.at_frames(["a", "b"], [14])  # takes effect at frame 15
+    read = {"a": model.project_text(texts[0]), "b": model.project_text(texts[1])}
+    rollout = Rollout(Denoiser(model), ring(), FewStep(STEPS, torch.zeros_like))
+    cues = PromptSchedule.at_latent_frames(["a", "b"], [14])  # takes effect at frame 15
     made = list(
-        stream(rollout, cues, read=read.get, noise=lambda frames: noise[:, frames.start : frames.stop], block=3, num_latent_frames=36)
+        stream(
+            rollout, cues, project_text=read.get, noise=lambda frames: noise[:, frames.start : frames.stop], block=3, num_latent_frames=36
+        )
     )
     assert [part.switched for part in made] == [start in (0, 15) for start in range(0, 36, 3)]
 
-    by_hand, parts = Rollout(Denoiser(model), ring(), steps=STEPS, draw=torch.zeros_like), []
+    by_hand, parts = Rollout(Denoiser(model), ring(), FewStep(STEPS, torch.zeros_like)), []
     for start in range(0, 36, 3):
         if start == 15:
-            by_hand.switch(texts[1], keep_sink=True)
+            by_hand.switch(texts[1], Transition(True))
         text = texts[start >= 15]
         parts.append(by_hand.block(noise[:, start : start + 3], text))
         by_hand.remember(parts[-1], text)
@@ -141,8 +148,7 @@ def test_latents_that_are_not_finite_stop_and_say_where(model):
     rollout = Rollout(
         Denoiser(model),
         ring(),
-        steps=STEPS,
-        draw=torch.zeros_like,
+        FewStep(STEPS, torch.zeros_like),
         on_step=lambda number, t, x0: x0 * torch.nan if number == 0 else None,
     )
     rollout.remember(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
@@ -151,26 +157,31 @@ def test_latents_that_are_not_finite_stop_and_say_where(model):
     with pytest.raises(FloatingPointError, match=r"block 1 \(frames 3-5\), step 2"):
         rollout.check_finite()
     video = stream(
-        rollout, PromptSchedule.single("a"), read=lambda _: torch.randn(1, 5, 8), noise=lambda f: torch.randn(1, 3, 4, 4, 4), block=3
+        rollout,
+        PromptSchedule.single("a"),
+        project_text=lambda _: torch.randn(1, 5, 8),
+        noise=lambda f: torch.randn(1, 3, 4, 4, 4),
+        block=3,
     )
     with pytest.raises(FloatingPointError, match=r"block 1 \(frames 3-5\), step 2"):
         next(video)
 
 
 @torch.no_grad()
-def after_a_switch(model, cache, recache, past, texts, *, keep_sink=False):
+def after_a_switch(model, cache, recache, past, texts):
     """The cache's contents matter through what the next block becomes: the flow at the frames after a switch."""
-    rollout = Rollout(Denoiser(model), cache, steps=STEPS, draw=torch.zeros_like, recache=recache)
+    rollout = Rollout(Denoiser(model), cache, FewStep(STEPS, torch.zeros_like))
     for block in past.split(3, dim=1):
         rollout.remember(block, texts[0])
-    rollout.switch(texts[1], keep_sink=keep_sink)
+    rollout.switch(texts[1], Transition(False, recache))
     span = range(rollout.end, rollout.end + 3)
     assert span.start == past.shape[1]
     return rollout.denoiser(gaussian(3)(1, 3, 4, 4, 4), 500.0, texts[1], cache.view(span)).velocity
 
 
-@pytest.mark.parametrize("make", [ring, lambda: HistoryCache(window=Window(3, 6))], ids=["ring", "history"])
-def test_ways_of_treating_the_past_at_a_switch(model, make):
+@pytest.mark.parametrize("kind", [ring_cache, history_cache])
+def test_ways_of_treating_the_past_at_a_switch(model, kind):
+    make = partial(kind, model, 4, 4, window=Window(3, 6))
     texts, pasts = gaussian(0)(2, 1, 5, 8), gaussian(1)(2, 1, 15, 4, 4, 4)
     joint, causal, kept = (after_a_switch(model, make(), way, pasts[0], texts) for way in ("joint", "causal", "none"))
     assert min((joint - causal).abs().max(), (joint - kept).abs().max(), (causal - kept).abs().max()) > 1e-4
@@ -179,10 +190,10 @@ def test_ways_of_treating_the_past_at_a_switch(model, make):
     assert torch.equal(*cleared)  # does not depend on the past
 
     with pytest.raises(ValueError, match="recache 'half' is unknown; choose from joint, causal, none, clear"):
-        Rollout(Denoiser(model), make(), steps=STEPS, draw=None, recache="half")
+        Transition(recache="half")
 
 
 def test_frames_that_are_no_whole_blocks_are_refused(model):
-    rollout = Rollout(Denoiser(model), ring(), steps=STEPS, draw=None)
-    with pytest.raises(ValueError, match="7 latent frames cannot be cut into blocks of 3"):
-        next(stream(rollout, PromptSchedule.single("a"), read=lambda _: None, noise=lambda _: None, block=3, num_latent_frames=7))
+    rollout = Rollout(Denoiser(model), ring(), Euler(STEPS))
+    with pytest.raises(ValueError, match="7 latent frames cannot be cut into blocks of 3; choose a multiple, 6"):
+        next(stream(rollout, PromptSchedule.single("a"), project_text=lambda _: None, noise=lambda _: None, block=3, num_latent_frames=7))

@@ -1,4 +1,4 @@
-"""Parts of the server one by one: fragments that play, messages, who may talk, and sessions that share a model."""
+"""The parts of the server one by one: fragments, messages, access, flow control, and sessions that share a model."""
 
 import io
 import threading
@@ -12,6 +12,7 @@ import pytest
 
 from longlive import LongLivePipeline, video
 from longlive.generation.timeline import Timeline
+from longlive.generation.transition import Transition
 from longlive.serving.access import Access, RateLimiter, is_local
 from longlive.serving.flow_control import MARGIN, MAX_UNACKNOWLEDGED, FlowControl
 from longlive.serving.fragments import FragmentEncoder, jpegs, move_fragment
@@ -24,7 +25,7 @@ OTHER = "a blue square moving up on a white background"
 
 
 def moving(count, start=0):
-    """Images of a bar that goes right, uint8 [count, 32, 32, 3]."""
+    """Images of a bar that moves right, uint8 [count, 32, 32, 3]."""
     images = np.full((count, 32, 32, 3), 40, dtype=np.uint8)
     for n in range(count):
         images[n, :, (start + n) % 32] = (200, 60, 60)
@@ -89,7 +90,7 @@ def test_messages_that_are_refused(text, words):
         assert refused.value.fatal
 
 
-def test_prompts():
+def test_prompts_of_messages():
     assert prompt_text(parse_first('{"type": "start", "prompts": [" one "]}').prompts, 10) == "one"
     assert prompt_text(parse_later('{"type": "update", "prompts": [{"text": "two"}]}').prompts, 3) == "two"
     for text, words in (("  ", "empty"), ("four", "has 4 characters; at most 3 are allowed")):
@@ -97,7 +98,7 @@ def test_prompts():
             prompt_text([text], 3)
 
 
-def test_who_may_talk():
+def test_access():
     assert is_local("127.0.0.1") and is_local("::1") and is_local("localhost") and not is_local("0.0.0.0")
     closed = Access("secret-token", host="0.0.0.0")
     assert closed.has_token("Bearer secret-token", None) and closed.has_token(None, "secret-token")
@@ -118,7 +119,7 @@ def test_rate_limiter():
 
 
 class Watcher:
-    """A client that takes what comes, and acknowledges it unless it is told not to."""
+    """A client that takes every segment and, unless `takes` is false, acknowledges it."""
 
     def __init__(self, *, takes=True, buffered=None):
         self.messages, self.segments, self.positions = [], [], []
@@ -170,7 +171,7 @@ def begin(scheduler, watcher=None, prompt=PROMPT, seed=0):
     return watcher
 
 
-def test_sessions_take_turns_and_their_recordings_are_what_was_shown(scheduler, pipe, tmp_path):
+def test_sessions_take_turns_and_recordings_hold_what_was_shown(scheduler, pipe, tmp_path):
     one, two = begin(scheduler), begin(scheduler, prompt=OTHER, seed=1)
     for watcher in (one, two):
         watcher.wait(lambda w=watcher: len(w.segments) >= 6)
@@ -187,10 +188,10 @@ def test_sessions_take_turns_and_their_recordings_are_what_was_shown(scheduler, 
     again = list(pipe.session(made.schedule, num_latent_frames=made.num_latent_frames, seed=made.seed))
     for segment, block in zip(one.segments, again):
         assert (segment.images == block.images[0].numpy()).all() and segment.message["prompt"] == block.prompt
-    assert made.cues[-1].prompt == OTHER and made.cues[-1].keep_sink is False
+    assert made.cues[-1].prompt == OTHER and made.cues[-1].transition == Transition(False)
 
 
-def test_generation_waits_for_a_client_that_does_not_take_its_chunks(scheduler):
+def test_generation_waits_for_acknowledgements(scheduler):
     slow, quick = begin(scheduler, Watcher(takes=False)), begin(scheduler)
     quick.wait(lambda: len(quick.segments) >= 8)
     assert len(slow.segments) == MAX_UNACKNOWLEDGED
@@ -198,20 +199,20 @@ def test_generation_waits_for_a_client_that_does_not_take_its_chunks(scheduler):
     slow.wait(lambda: len(slow.segments) == MAX_UNACKNOWLEDGED + 1)
 
 
-def test_generation_keeps_pace_with_who_plays(scheduler):
+def test_generation_keeps_pace_with_playback(scheduler):
     watcher = begin(scheduler, Watcher(buffered=0.6))
     watcher.wait(lambda: len(watcher.segments) >= 3)
     before, clock = len(watcher.segments), time.monotonic()
     watcher.wait(lambda: len(watcher.segments) >= before + 3)
-    assert time.monotonic() - clock > 0.5  # far slower than it could
-    for _ in range(3):  # and evenly: never several at once
+    assert time.monotonic() - clock > 0.5  # far more slowly than it could
+    for _ in range(3):  # and evenly, never several at once
         before = len(watcher.segments)
         watcher.wait(lambda least=before: len(watcher.segments) > least)
         time.sleep(0.1)
         assert len(watcher.segments) == before + 1
 
 
-def test_who_comes_too_many_waits_and_learns_the_place(scheduler):
+def test_clients_beyond_the_maximum_are_queued_and_told_their_position(scheduler):
     one, two, three, four = (begin(scheduler) for _ in range(4))
     assert (one.session and two.session) and three.session is four.session is None
     assert three.positions[-1] == 1 and four.positions[-1] == 2
@@ -222,8 +223,8 @@ def test_who_comes_too_many_waits_and_learns_the_place(scheduler):
     four.wait(lambda: len(four.segments) >= 1)
 
 
-def test_ended_sessions_make_room_while_others_are_always_ready(scheduler):
-    """And leave no more behind than the names of their files."""
+def test_ended_sessions_make_room_while_another_is_always_ready(scheduler):
+    """And only the names of their files are kept."""
     busy, short = begin(scheduler), begin(scheduler)
     after = begin(scheduler)
     for watcher in (busy, short):
@@ -237,16 +238,16 @@ def test_ended_sessions_make_room_while_others_are_always_ready(scheduler):
     assert set(scheduler.sessions) == {busy.session.name, after.session.name} and busy.session.ended is None
 
 
-def test_what_the_session_does_with_its_sink_unless_a_prompt_says(scheduler):
+def test_keep_sink_of_the_session_unless_a_prompt_says_it(scheduler):
     watcher = Watcher()
     scheduler.open(watcher, PROMPT, seed=0, keep_sink=True)
     for prompt, said, wanted in ((OTHER, None, True), (PROMPT, False, False)):
         watcher.session.update_prompt(prompt, said)
         watcher.wait(lambda p=prompt: watcher.segments and watcher.segments[-1].message["prompt"] == p)
-        assert watcher.session.stepped.timeline.cues[-1].keep_sink is wanted
+        assert watcher.session.stepped.timeline.cues[-1].transition == Transition(wanted)
 
 
-def test_a_lost_client_comes_back_in_time_or_not(scheduler):
+def test_a_client_reconnects_in_time_or_too_late(scheduler):
     watcher = begin(scheduler)
     watcher.wait(lambda: len(watcher.segments) >= 3)
     session = watcher.session
@@ -261,7 +262,7 @@ def test_a_lost_client_comes_back_in_time_or_not(scheduler):
     other.session = session
     session.attach(other)
     assert back.messages[-1]["code"] == "taken_over"
-    session.detach(back)  # too late: it has the session no more
+    session.detach(back)  # has no effect: another client has replaced it
     assert session.disconnected_at is None
     session.detach(other)
     deadline = time.monotonic() + 10
@@ -273,7 +274,7 @@ def test_a_lost_client_comes_back_in_time_or_not(scheduler):
     assert scheduler.files_of(session.name) is not None
 
 
-def test_a_model_that_fails_in_one_session_serves_the_other(scheduler, monkeypatch):
+def test_a_model_failure_ends_only_its_session(scheduler, monkeypatch):
     bad, good = begin(scheduler), begin(scheduler)
     bad.wait(lambda: bool(bad.segments))
 
@@ -289,7 +290,7 @@ def test_a_model_that_fails_in_one_session_serves_the_other(scheduler, monkeypat
     assert video.probe(bad.session.recording).images >= sum(segment.message["num_frames"] for segment in bad.segments)
 
 
-def test_an_encoder_that_fails_ends_its_session(scheduler, monkeypatch):
+def test_an_encoder_failure_ends_its_session(scheduler, monkeypatch):
     bad = begin(scheduler)
     bad.wait(lambda: bool(bad.segments))
     monkeypatch.setattr(bad.session._encoder, "encode", lambda images: 1 / 0)
@@ -330,7 +331,7 @@ def test_a_restart_begins_another_recording(scheduler):
         assert len(images) in range(9, 12 * len(watcher.segments))
 
 
-def test_nobody_types_or_takes_anything(pipe, tmp_path):
+def test_an_idle_session_ends(pipe, tmp_path):
     scheduler = SessionScheduler(pipe, folder=tmp_path, max_sessions=1, height=32, width=32, scale=1, idle_seconds=0.3)
     scheduler.start()
     try:

@@ -1,4 +1,4 @@
-"""A running video does what it is told from any thread, and its timeline makes it again."""
+"""Sessions: prompts, pause, restart and stop from any thread, and the same video again from a timeline."""
 
 import json
 import threading
@@ -13,6 +13,7 @@ from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import Cue
 from longlive.generation.session import SessionVideo
 from longlive.generation.timeline import Timeline
+from longlive.generation.transition import Transition
 
 PROMPT = "a red circle moving right on a black background"
 OTHER = "a blue square moving up on a white background"
@@ -23,31 +24,31 @@ def pipe(tiny):
     return LongLivePipeline.from_pretrained(tiny)
 
 
-def images(chunks):
-    return torch.cat([chunk.images for chunk in chunks], dim=1)
+def images(blocks):
+    return torch.cat([block.images for block in blocks], dim=1)
 
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_timeline_makes_the_same_video_again(pipe, tmp_path, ahead):
     session = pipe.session(PROMPT, seed=3, ahead=ahead)
-    chunks = [next(session), next(session)]
+    blocks = [next(session), next(session)]
     session.prompt(OTHER, keep_sink=False)
-    chunks += [next(session) for _ in range(4)]
+    blocks += [next(session) for _ in range(4)]
     session.stop()
     assert next(session, None) is None
-    shown = chunks[-1].frames.stop
-    switch = next(chunk.frames.start for chunk in chunks if chunk.prompt == OTHER)
+    shown = blocks[-1].latent_frames.stop
+    switch = next(block.latent_frames.start for block in blocks if block.prompt == OTHER)
     assert switch == 6 if not ahead else switch in (6, 9)
     session.timeline.save(tmp_path / "timeline.json")
     timeline = Timeline.load(tmp_path / "timeline.json")
-    assert [(cue.frame, cue.prompt, cue.keep_sink) for cue in timeline.cues] == [(0, PROMPT, None), (switch, OTHER, False)]
+    assert timeline.cues == [Cue(0, PROMPT), Cue(switch, OTHER, Transition(False))]
     assert timeline.seed == 3 and shown <= timeline.num_latent_frames <= shown + (3 if ahead else 0)
     again = list(pipe.session(timeline.schedule, num_latent_frames=timeline.num_latent_frames, seed=timeline.seed))
-    assert torch.equal(images(again)[:, : images(chunks).shape[1]], images(chunks))
-    assert [chunk.prompt for chunk in again[: len(chunks)]] == [chunk.prompt for chunk in chunks]
+    assert torch.equal(images(again)[:, : images(blocks).shape[1]], images(blocks))
+    assert [block.prompt for block in again[: len(blocks)]] == [block.prompt for block in blocks]
 
 
-def test_a_session_without_a_seed_has_one_of_its_own(pipe):
+def test_a_session_without_a_seed_draws_one(pipe):
     one, two = pipe.session(PROMPT, num_latent_frames=3), pipe.session(PROMPT, num_latent_frames=3)
     assert one.timeline.seed != two.timeline.seed
     assert torch.equal(next(one).images, next(pipe.session(PROMPT, num_latent_frames=3, seed=one.timeline.seed)).images)
@@ -56,7 +57,7 @@ def test_a_session_without_a_seed_has_one_of_its_own(pipe):
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_pause_makes_who_iterates_wait(pipe, ahead):
+def test_iteration_waits_while_a_session_is_paused(pipe, ahead):
     with pipe.session(PROMPT, num_latent_frames=12, seed=0, ahead=ahead) as session:
         first = next(session)
         session.pause()
@@ -71,7 +72,7 @@ def test_pause_makes_who_iterates_wait(pipe, ahead):
         thread.start()
         begun.wait()
         time.sleep(0.3)
-        assert len(rest) <= (1 if ahead else 0)  # the block that was under way
+        assert len(rest) <= (1 if ahead else 0)  # the block that was being made
         session.prompt(OTHER)
         session.resume()
         thread.join(30)
@@ -99,8 +100,8 @@ def test_restart_is_another_video_with_the_prompt_in_force(pipe):
     first = [next(session), next(session)]
     session.restart()
     again = [next(session), next(session)]
-    assert torch.equal(images(again), images(first)) and [chunk.video_index for chunk in again] == [1, 1]
-    assert again[0].frames == range(3) and session.timeline.num_latent_frames == 6
+    assert torch.equal(images(again), images(first)) and [block.video_index for block in again] == [1, 1]
+    assert again[0].latent_frames == range(3) and session.timeline.num_latent_frames == 6
     session.prompt(OTHER)
     session.restart(7)  # what was typed before it was shown counts
     other = next(session)
@@ -151,7 +152,7 @@ def test_a_stepped_session_switches_once_the_prompt_is_encoded_and_the_newest_wi
     assert first.result(0) is False and not second.done() and prompt_shown() == PROMPT
     encodings["second"].set_result(None)
     assert second.result(0) is True and session.newest_prompt == "second" and prompt_shown() == "second"
-    assert session.timeline.cues[-1].keep_sink is False
+    assert session.timeline.cues[-1].transition == Transition(False)
     third = session.prompt_when_encoded("third")
     session.prompt(OTHER)  # does not wait, and is newer
     encodings["third"].set_result(None)
@@ -171,7 +172,7 @@ def test_a_slow_consumer_slows_generation(pipe):
         assert session.timeline.num_latent_frames <= 6  # one block shown, one ahead
 
 
-def test_what_breaks_a_block_reaches_who_iterates(pipe, monkeypatch):
+def test_an_error_in_a_block_is_raised_by_the_iteration(pipe, monkeypatch):
     session = pipe.session(PROMPT, seed=0, ahead=True)
     next(session)
     broken = RuntimeError("the device is gone")
@@ -187,7 +188,7 @@ def test_what_breaks_a_block_reaches_who_iterates(pipe, monkeypatch):
 
 
 class SlowEncoder:
-    """Counts what it is asked, and waits to be let go."""
+    """Keeps the prompts that it is asked for, and waits for `go`."""
 
     def __init__(self, encoder):
         self.encoder, self.asked, self.go = encoder, [], threading.Event()
@@ -200,19 +201,19 @@ class SlowEncoder:
         return self.encoder.encode(prompts)
 
 
-def test_prompts_are_read_on_the_side_and_only_the_newest_of_many(pipe):
+def test_prompts_are_encoded_in_another_thread_and_only_the_newest_of_many(pipe):
     encoder = SlowEncoder(pipe._text.text_encoder)
     conditioner = Conditioner(encoder, pipe.transformer)
     futures = [conditioner.begin(f"prompt {n}") for n in range(100)]
     assert conditioner.begin("prompt 99") is futures[99] and not futures[99].done()
     encoder.go.set()
-    newest = conditioner.read("prompt 99")
+    newest = conditioner.project("prompt 99")
     assert len(encoder.asked) <= 6 and encoder.asked[-1] == "prompt 99"
-    found = pipe.transformer.read(encoder.encoder.encode(["prompt 99"]))
+    found = pipe.transformer.project_text(encoder.encoder.encode(["prompt 99"]))
     torch.testing.assert_close(newest, found, atol=0, rtol=0)
-    for _ in range(2):  # what failed is tried again
+    for _ in range(2):  # after an error it is tried again
         with pytest.raises(RuntimeError, match="no"):
-            conditioner.read("bad")
+            conditioner.project("bad")
     assert encoder.asked.count("bad") == 2
 
 
@@ -232,7 +233,7 @@ def test_a_timeline_of_version_1(tmp_path):
 """
     )
     timeline = Timeline.load(path)
-    assert timeline.cues == [Cue(0, "a red circle"), Cue(6, "a blue square", True)]
+    assert timeline.cues == [Cue(0, "a red circle"), Cue(6, "a blue square", Transition(True))]
     assert (timeline.seed, timeline.num_latent_frames) == (7, 12) and timeline.settings["recache"] == "joint"
     timeline.save(path)
     assert json.loads(path.read_text())["version"] == 2 and Timeline.load(path) == timeline
@@ -241,17 +242,17 @@ def test_a_timeline_of_version_1(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 3}, "timeline of version 3; this program reads versions 1, 2"),
+        ({"version": 3}, "timeline of version 3; this program reads versions 1 and 2"),
         ({"cues": None}, "is not a timeline: TypeError"),
         ({"num_latent_frames": 0}, "ended before its first block"),
-        ({"cues": [{"latent_frame": 3, "prompt": "a", "keep_sink": None}]}, "must begin at frame 0"),
+        ({"cues": [{"latent_frame": 3, "prompt": "a", "transition": None}]}, "must begin at latent frame 0"),
         (
-            {"num_latent_frames": 3, "cues": [{"latent_frame": n, "prompt": "a", "keep_sink": None} for n in (0, 3)]},
+            {"num_latent_frames": 3, "cues": [{"latent_frame": n, "prompt": "a", "transition": None} for n in (0, 3)]},
             "beyond the video's end",
         ),
     ],
 )
-def test_files_that_are_no_timelines(pipe, tmp_path, change, words):
+def test_files_that_are_not_timelines(pipe, tmp_path, change, words):
     session = pipe.session(PROMPT, seed=0)
     next(session)
     path = tmp_path / "timeline.json"

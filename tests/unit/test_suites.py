@@ -89,7 +89,7 @@ def test_a_part(full_info):
         ("{}", "a list of objects"),
         ('[{"prompt_en": "a"}]', "a list of objects"),
         ('[{"prompt_en": "a", "dimension": ["beauty"]}]', "beauty is no dimension"),
-        ('[{"prompt_en": "a/b", "dimension": ["scene"]}]', "no file can have the name"),
+        ('[{"prompt_en": "a/b", "dimension": ["scene"]}]', "cannot be the name of a file"),
         ('[{"prompt_en": "a_b", "dimension": ["scene"]}]', "underscore"),
     ],
 )

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
 from longlive.config import TrainConfig, load
 from longlive.engine.low_precision import use_bfloat16_linears
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.memory import history_cache
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import Euler
 from longlive.miniature.prompt_pairs import write_pairs
 from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
@@ -43,7 +44,7 @@ def test_teacher_forcing_equals_the_block_loop(model, window, context_blocks):
     objective = TeacherForcing(model, block=3, window=window)
     loss = objective(clip, range(15), text, t=t, noise=noise, context_blocks=context_blocks, history=history)
 
-    rollout = Rollout(Denoiser(model), HistoryCache(window=window), steps=[1000.0], draw=None)
+    rollout = Rollout(Denoiser(model), history_cache(model, 4, 4, window=window, batch=2), Euler([1000.0]))
     squares = []
     for block in range(5):
         part = slice(3 * block, 3 * block + 3)
@@ -72,7 +73,7 @@ def test_loss_of_a_perfect_network_is_zero_and_context_carries_none(model):
 
 def test_dmd_gradient_is_exact_on_fresh_frames_and_zero_elsewhere(model):
     critic = Denoiser(WanTransformer.from_config(model.config).eval())
-    dmd = DMD(Denoiser(model), critic, guidance=3.0)
+    dmd = DMD(Denoiser(model), critic, guidance_scale=4.0)
     generator = torch.Generator().manual_seed(0)
     clip = torch.randn(2, 6, 4, 4, 4, generator=generator).requires_grad_()
     text, negative, noise = (torch.randn(shape, generator=generator) for shape in ((2, 5, 8), (2, 5, 8), (2, 6, 4, 4, 4)))
@@ -86,7 +87,7 @@ def test_dmd_gradient_is_exact_on_fresh_frames_and_zero_elsewhere(model):
     torch.testing.assert_close(clip.grad, expected, atol=1e-8, rtol=1e-4)
     assert not clip.grad[0, :3].any()
     torch.testing.assert_close(found.loss, 0.5 * found.gradient[fresh].double().square().mean())
-    same = DMD(Denoiser(model), Denoiser(model), guidance=0.0).generator_loss(clip.detach(), text, negative, t=t, noise=noise)
+    same = DMD(Denoiser(model), Denoiser(model), guidance_scale=1.0).generator_loss(clip.detach(), text, negative, t=t, noise=noise)
     assert not same.gradient.any()
     assert all(parameter.grad is None for parameter in critic.network.parameters())
 

@@ -5,12 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from longlive.cache.history import HistoryCache
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
+from longlive.generation.solver import FewStep
+from longlive.generation.transition import Transition
 from longlive.models.wan import WanTransformer
+from longlive.ops.rope import Rope
 from longlive.parallel.world import SharedChoices, World
 from longlive.training.clips import StreamingTuner
 from longlive.training.dmd import DMD
@@ -42,8 +45,8 @@ def make_tuner(network, *, clip_frames=12, switch_at=(), keep_sink=False, steps=
     """Videos of three clips and more; all noise from one generator, in the order in which it is asked for."""
     random = torch.Generator().manual_seed(7)
     draw = noise or (lambda frames: torch.randn(1, frames, 4, 4, 4, generator=random))
-    cache = HistoryCache(window=Window(SINK, RECENT))
-    rollout = Watched(Denoiser(network), cache, steps=steps, draw=lambda latents: draw(latents.shape[1]))
+    cache = history_cache(network, 4, 4, window=Window(SINK, RECENT))
+    rollout = Watched(Denoiser(network), cache, FewStep(steps, lambda latents: draw(latents.shape[1])))
     rollout.stops = []
     return StreamingTuner(
         rollout,
@@ -54,21 +57,22 @@ def make_tuner(network, *, clip_frames=12, switch_at=(), keep_sink=False, steps=
         clip_frames=clip_frames,
         max_frames=(4 * clip_frames,),
         switch_at=switch_at,
-        keep_sink=keep_sink,
+        transition=Transition(keep_sink),
     )
 
 
 class Shown:
     """What a span sees, listed by hand: keys and values of others as constants, and its own."""
 
-    mask = None
-
     def __init__(self, frames, others):
-        self.frames, self.others, self.own = frames, others, {}
+        self.rope, self.others, self.own = Rope(2, 2, 12).at(frames), others, {}
 
-    def extend(self, layer, k, v):
-        self.own[layer] = (k.detach(), v.detach())
-        return tuple(torch.cat([*(other[layer][i] for other in self.others), own], 1) for i, own in enumerate((k, v)))
+    def at(self, layer):
+        def attend(q, k, v, attend):
+            self.own[layer] = (k.detach(), v.detach())
+            return attend(q, *(torch.cat([*(other[layer][i] for other in self.others), own], 1) for i, own in enumerate((k, v))))
+
+        return SimpleNamespace(attend=attend)
 
 
 def by_hand(network, frames, stops, *, switch, keep_sink, grad_from):
@@ -143,13 +147,13 @@ def test_values_of_clips_ended_early_are_those_of_inference(model):
     assert set(stops) == {1, 2, 3}
 
     random = torch.Generator().manual_seed(7)
-    ring = RingCache(num_layers=2, batch=1, tokens_per_frame=TOKENS, num_heads=2, head_dim=12, window=Window(SINK, RECENT))
-    rollout = Rollout(Denoiser(model), ring, steps=STEPS, draw=lambda like: torch.randn(like.shape, generator=random))
+    ring = RingCache(num_layers=2, batch=1, num_heads=2, rope=Rope(2, 2, 12), window=Window(SINK, RECENT))
+    rollout = Rollout(Denoiser(model), ring, FewStep(STEPS, lambda like: torch.randn(like.shape, generator=random)))
     text, made = TEXTS["old"][None], []
     for number, stop in enumerate(stops):
         if number * BLOCK == 12:
             text = TEXTS["new"][None]
-            rollout.switch(text, keep_sink=True)
+            rollout.switch(text, Transition(True))
         made.append(rollout.block(torch.randn(1, BLOCK, 4, 4, 4, generator=random), text, stop_at=stop))
         rollout.remember(made[-1], text)
     video = torch.cat(made, 1)
@@ -238,7 +242,7 @@ def test_the_gradient_is_zero_where_distributions_match_and_only_there():
     for guidance in (0.0, 3.0):
         target = (text + guidance * (text - negative)).view(-1, *SHAPE)
         for shift, same in ((0.0, True), (0.3, False)):
-            objective = DMD(Exact(), Exact(target + shift), guidance=guidance)
+            objective = DMD(Exact(), Exact(target + shift), guidance_scale=1 + guidance)
             t = objective.draw_timesteps(clip, torch.Generator().manual_seed(0))
             gradient = objective.generator_loss(clip, text, negative, t=t, noise=noise).gradient
             assert gradient.abs().max() < 1e-4 if same else gradient.mean() > 0.02
@@ -254,7 +258,7 @@ def test_a_gaussian_generator_becomes_what_teacher_and_guidance_name(guidance):
     begun = target.norm()
     for _ in range(200):
         clip = mean + scale * torch.randn(64, *SHAPE, generator=random)
-        objective = DMD(Exact(), Exact(mean.detach(), scale.detach()), guidance=guidance)
+        objective = DMD(Exact(), Exact(mean.detach(), scale.detach()), guidance_scale=1 + guidance)
         t, noise = objective.draw_timesteps(clip, random), torch.randn(clip.shape, generator=random)
         loss = objective.generator_loss(clip, text, negative, t=t, noise=noise).loss
         gradients = torch.autograd.grad(loss, (mean, scale))
@@ -274,7 +278,7 @@ def test_rescaled_guidance_turns_the_mean_and_does_not_drive_it_beyond():
     mean = torch.zeros(SHAPE, requires_grad=True)
     for _ in range(200):
         clip = mean + SCALE * torch.randn(64, *SHAPE, generator=random)
-        objective = DMD(Exact(), Exact(mean.detach()), guidance=3.0, guidance_rescale=1.0)
+        objective = DMD(Exact(), Exact(mean.detach()), guidance_scale=4.0, guidance_rescale=1.0)
         t, noise = objective.draw_timesteps(clip, random), torch.randn(clip.shape, generator=random)
         (gradient,) = torch.autograd.grad(objective.generator_loss(clip, text, negative, t=t, noise=noise).loss, mean)
         with torch.no_grad():
@@ -289,7 +293,7 @@ def test_a_gaussian_generator_follows_a_critic_that_learns():
     text, negative = texts(64)
     random = torch.Generator().manual_seed(2)
     mean, fake = torch.zeros(SHAPE, requires_grad=True), torch.zeros(SHAPE, requires_grad=True)
-    objective = DMD(Exact(), Exact(fake), guidance=0.0)
+    objective = DMD(Exact(), Exact(fake), guidance_scale=1.0)
 
     def drawn():
         clip = mean + SCALE * torch.randn(64, *SHAPE, generator=random)

@@ -28,7 +28,8 @@ def make(sizes, padding="zeros"):
     vae = AutoencoderKLWan(**sizes, latents_mean=mean, latents_std=std).eval().requires_grad_(False)
     if padding != "zeros":  # a stream makes the networks pad as the configuration says, for diffusers' own methods too
         set_spatial_padding(vae, padding)
-        StreamDecoder(vae), StreamEncoder(vae)
+        StreamDecoder(vae)
+        StreamEncoder(vae)
     return vae
 
 

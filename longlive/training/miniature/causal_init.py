@@ -17,6 +17,7 @@ from torch import Tensor
 
 from longlive.cache.window import Window
 from longlive.generation.cues import PromptSchedule
+from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache
 from longlive.generation.sampling import sample
 from longlive.miniature import oracle
@@ -148,12 +149,12 @@ class CausalInitStage(PretrainingStage):
         """Latents of one video a prompt, all in one batch, from the averaged weights."""
         network, (height, width) = self.learner.ema.average, self.clips.latents.shape[-2:]
         blocks = sample(
-            network,
+            Denoiser(network),
             PromptSchedule.single("all"),
-            lambda _: self.text_encoder.encode(prompts),
+            lambda _: network.project_text(self.text_encoder.encode(prompts)),
             cache=ring_cache(network, height, width, window=self.window, batch=len(prompts)),
             latent_size=(height, width),
-            steps=self.sampling,
+            timesteps=self.sampling,
             fresh_noise=False,
             generator=torch.Generator().manual_seed(seed),
             batch=len(prompts),

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from longlive import video
-from longlive.generation.cues import num_images_of
+from longlive.generation.dimensions import Timing
 from longlive.miniature.world import Captioned, draw_identity, render
 from longlive.models.vae import encode_video, spatial_padding
 
@@ -98,6 +98,6 @@ def _encode(vae: AutoencoderKLWan, captions: Sequence[Captioned], settings: dict
     log.info("encoding %d videos of %d latent frames", settings["num_videos"], settings["num_latent_frames"])
     for part in tqdm(picks.split(batch), desc="encoding", mininterval=5):
         chosen = [captions[int(i)] for i in part]
-        images = render(chosen, [draw_identity(generator) for _ in chosen], num_images_of(settings["num_latent_frames"]))
+        images = render(chosen, [draw_identity(generator) for _ in chosen], Timing().num_frames(settings["num_latent_frames"]))
         parts.append(encode_video(vae, to_float(images)).half())
     return {"latents": torch.cat(parts), "captions": picks}

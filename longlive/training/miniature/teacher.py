@@ -34,7 +34,7 @@ class TeacherStage(PretrainingStage):
         clip_frames, clip_batch, clip_every: whole clips, how many, and steps from one batch of them to the next.
         short_frames, short_batch: the beginnings of clips, every step.
         hard, hard_weight: values of attributes of which beginnings are drawn that much more often.
-        guidance: w at which validation clips are made: that of the stages that distil the teacher.
+        guidance_scale: at which validation clips are made: that of the stages that distil the teacher.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class TeacherStage(PretrainingStage):
         bfloat16: bool,
         hard: Collection[str],
         hard_weight: float,
-        guidance: float = 2.0,
+        guidance_scale: float = 3.0,
     ) -> None:
         self.vae, self.text_encoder = vae, text_encoder
         self.clip_batch, self.clip_every, self.short_batch = clip_batch, clip_every, short_batch
-        self.clip_frames, self.shift, self.guidance = clip_frames, shift, guidance
+        self.clip_frames, self.shift, self.guidance_scale = clip_frames, shift, guidance_scale
         self.objective = FlowMatching(network)
         super().__init__(Pretraining(network, steps=steps, lr=lr, ema_decay=ema_decay, bfloat16=bfloat16, seed=seed))
         captions = training_set(NUM_HELD_OUT + len(validation_set()))
@@ -95,7 +95,7 @@ class TeacherStage(PretrainingStage):
         captions = validation_set(num_prompts)
         text = self.text_encoder.encode([canonical(c) for c in captions])
         noise = torch.randn(num_prompts, *self.clips.latents.shape[1:], generator=torch.Generator().manual_seed(1))
-        denoiser = Denoiser(self.learner.ema.average, guidance=self.guidance, negative=torch.zeros_like(text))
+        denoiser = Denoiser(self.learner.ema.average, guidance_scale=self.guidance_scale, negative=torch.zeros_like(text))
         latents = trajectory(denoiser, noise, text, num_steps=num_steps, keep=[num_steps], shift=self.shift)[:, 0]
         images = to_uint8(decode_video(self.vae, latents))
         save_strips(images[:12], folder / f"teacher_{number:06d}.png")

@@ -1,4 +1,4 @@
-"""A causal language model that writes lines of text: requests become answers, answers lines, lines a file that a stopped run goes on with.
+"""A causal language model answers requests, one line of a text file per request; a run that was stopped can be continued.
 
 Knows nothing about what is asked.
 """
@@ -18,19 +18,24 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from longlive.parallel.world import seed_of
+from longlive.files import digest_of, file_digest, write_json
+from longlive.parallel.world import choose_device, choose_dtype, get_world, seed_of
+from longlive.provenance import version
 
 QUOTES = (("“", "”"), ("„", "“"), ("«", "»"), ("‘", "’"), ('"', '"'), ("'", "'"), ("**", "**"), ("*", "*"), ("`", "`"))
 LABEL = r"(?:new |next )?(?:description|prompt)\W{0,2}:"
 LEAD_IN = rf"^(?:(?:sure|certainly|of course|here is|here['’]s)\b[^:\n]{{0,100}}:|\W{{0,2}}{LABEL})\W{{0,2}}\s+"
 SENTENCE_END = r"[.!?][\"”’)]?(?=\s|$)|[。！？।]"
 
-Write = Callable[[Sequence[str], int], list[tuple[str, bool]]]  # requests and a seed -> answers, and whether each came to its end
-Lines = Callable[[Sequence[str], int], list[str]]  # some of the prompts and the number of the first one's line -> their lines
+Write = Callable[[Sequence[str], int], list[tuple[str, bool]]]  # requests and a seed -> answers, and whether each was finished
+Lines = Callable[[Write, Sequence[str], int], list[str]]  # some of the prompts and the line number of the first one -> their lines
 
 
 class Writer:
-    """A causal language model that answers requests, sampled; the same requests and seed give the same answers."""
+    """A causal language model that samples answers; the same requests and seed give the same answers.
+
+    `folder`: one that transformers' AutoModelForCausalLM reads; its chat template is used if there is one. Raises ValueError without it.
+    """
 
     def __init__(
         self, folder: Path, *, device: torch.device, dtype: torch.dtype, max_new_tokens: int, temperature: float, top_p: float
@@ -62,7 +67,7 @@ class Writer:
     def _tokens(self, request: str) -> list[int]:
         if self._tokenizer.chat_template is None:
             ids = self._tokenizer(request).input_ids
-            return ids[:-1] if ids[-1] in self._ends else ids  # some tokenizers end every text, and nothing follows an end
+            return ids[:-1] if ids[-1] in self._ends else ids  # some tokenizers put an end after every text
         chat = [{"role": "user", "content": request}]  # no system message: not every template has one
         text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         return self._tokenizer(text, add_special_tokens=False).input_ids
@@ -73,9 +78,9 @@ class Writer:
 
 
 def tidy(answer: str, *, ended: bool) -> str:
-    """The description within an answer, on one line: its first paragraph, without thoughts, labels, lead-in and quotation marks.
+    """The description in an answer, on one line: its first paragraph, without thoughts, labels, introduction and quotation marks.
 
-    An answer that was cut off (`ended` false) loses its last, unfinished sentence. Empty when nothing is left.
+    The last, unfinished sentence of an answer that was cut off (`ended` false) is dropped. Empty when nothing is left.
     """
     answer = answer.rpartition("</think>")[2].replace("\r\n", "\n").strip()
     if answer.startswith("<think>"):
@@ -96,7 +101,7 @@ def tidy(answer: str, *, ended: bool) -> str:
 
 
 class Answer(NamedTuple):
-    """What was answered, tidied and not empty, and how many faults it has."""
+    """An answer, tidied and not empty, and how many faults it has."""
 
     text: str
     faults: int
@@ -112,10 +117,10 @@ def ask(
     seed: int,
     attempts: int,
 ) -> dict[int, Answer]:
-    """The best answers to `num` questions: each the first without faults, else the first with the fewest; none where all were empty.
+    """The best answers to `num` questions: for each the first without faults, else the first with the fewest; none where all were empty.
 
-    `request(i, attempt)` is what question i is asked with, `faults(i, text)` counts what is wrong with an answer to it. What has no
-    answer without faults is asked again, with another seed, in up to `attempts` attempts. Seeds depend on the line of question 0.
+    `request(i, attempt)` is the text of question i, `faults(i, text)` counts what is wrong with an answer to it. A question without a
+    faultless answer is asked again, with another seed, in up to `attempts` attempts. Seeds depend on the line of question 0.
     """
     best: dict[int, Answer] = {}
     for attempt in range(attempts):
@@ -131,28 +136,60 @@ def ask(
     return best
 
 
-def write_lines(prompts: Sequence[str], output: Path, settings: Mapping[str, Any], begin: Callable[[], Lines], *, batch: int) -> str:
-    """Write a line for each prompt to `output`, `batch` at a time; returns a sentence for the terminal.
+def write_lines(arguments: argparse.Namespace, prompts: Sequence[str], lines: Lines, *, request: object, **settings: Any) -> str:
+    """Write a line for each prompt to `arguments.output`, `arguments.batch` at a time; returns a sentence for the terminal.
 
-    Until all lines are there they are in `<output>.partial`; `<output>.json` holds the settings. A run that was stopped goes on with the
-    batch it was in. `begin` makes what writes the lines, and is called only when some are missing.
+    Until all lines are there they are in `<output>.partial`. `<output>.json` records the model's name and the SHA-256 of its weights,
+    digests of prompts and request, sampling, device, versions, and `settings`. A run that was stopped continues with the batch it was in
+    and writes, on the same machine, what it would have written. The model is loaded only when lines are missing.
 
-    Raises ValueError when there are lines that were made with other settings.
+    Raises:
+        ValueError: for other arguments than `add_writer_arguments` describes, and when there are lines that were made with other settings.
+        OSError: when the model cannot be loaded.
     """
-    partial, record = output.with_name(f"{output.name}.partial"), record_of(output)
+    output, batch = arguments.output, arguments.batch
+    if output.suffix != ".txt" or batch < 1 or arguments.attempts < 1:
+        raise ValueError(f"--output {output} --batch {batch} --attempts {arguments.attempts}: want a .txt file and at least 1")
+    device = choose_device(arguments.device, get_world())
+    dtype = choose_dtype(arguments.dtype, device)
+    sampling = {name: vars(arguments)[name] for name in ("max_new_tokens", "temperature", "top_p")}
+    settings = {
+        "model": arguments.model.resolve().name,
+        "weights": _digests(arguments.model),
+        "prompts": digest_of(prompts),
+        "request": digest_of(request),
+        "seed": arguments.seed,
+        "batch": batch,
+        **sampling,
+        "device": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        **{name: version(name) for name in ("torch", "transformers")},
+        **settings,
+    }
     if output.exists():
-        _compare(output, record, settings)
+        _check_same(output, output, settings)
         return f"{output} is complete: {len(prompts)} lines"
-    done = _resume(partial, record, settings, batch=batch)
-    lines = begin()
+    partial = output.with_name(f"{output.name}.partial")
+    done = _resume(partial, output, settings, batch=batch)
+    write = Writer(arguments.model, device=device, dtype=dtype, **sampling)
     with partial.open("ab") as file, tqdm(total=len(prompts), initial=done, unit=" prompts", mininterval=5) as progress:
         for start in range(done, len(prompts), batch):
             part = prompts[start : start + batch]
-            file.write("".join(f"{line}\n" for line in lines(part, start + 1)).encode())
+            file.write("".join(f"{line}\n" for line in lines(write, part, start + 1)).encode())
             file.flush()
             progress.update(len(part))
     os.replace(partial, output)
     return f"wrote {output}: {len(prompts)} lines"
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of weights in a model's folder, by name."""
+    files = sorted(path for ending in ("safetensors", "bin") for path in folder.glob(f"*.{ending}"))
+    if not files:
+        raise ValueError(
+            f"there are no weights (*.safetensors, *.bin) in {folder}; give a folder with config.json, weights and tokenizer files"
+        )
+    return {path.name: file_digest(path) for path in files}
 
 
 def record_of(output: Path) -> Path:
@@ -160,20 +197,12 @@ def record_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.json")
 
 
-def note(record: Path, content: Mapping[str, Any]) -> None:
-    """Write a record whole or not at all."""
-    partial = record.with_name(f"{record.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, record)
-
-
-def _resume(partial: Path, record: Path, settings: Mapping[str, Any], *, batch: int) -> int:
-    """How many lines are there already, in whole batches; what was written beyond them is cut off. Notes the settings of a new run."""
+def _resume(partial: Path, output: Path, settings: Mapping[str, Any], *, batch: int) -> int:
+    """How many lines are there already, in whole batches; what was written after them is cut off. Records the settings of a new run."""
     if not partial.exists():
-        record.parent.mkdir(parents=True, exist_ok=True)
-        note(record, settings)
+        write_json(record_of(output), settings)
         return 0
-    _compare(partial, record, settings)
+    _check_same(partial, output, settings)
     with partial.open("rb+") as file:
         lines = file.read().split(b"\n")[:-1]  # what follows the last line break is half a line
         done = len(lines) // batch * batch
@@ -181,8 +210,9 @@ def _resume(partial: Path, record: Path, settings: Mapping[str, Any], *, batch: 
     return done
 
 
-def _compare(lines: Path, record: Path, settings: Mapping[str, Any]) -> None:
+def _check_same(lines: Path, output: Path, settings: Mapping[str, Any]) -> None:
     """Raises ValueError unless `lines` were made with these settings."""
+    record = record_of(output)
     if not record.is_file():
         raise ValueError(f"{lines} is there, but not {record}, which says how it was made; remove it or choose another --output")
     try:
@@ -196,18 +226,14 @@ def _compare(lines: Path, record: Path, settings: Mapping[str, Any]) -> None:
 
 
 def add_writer_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command that has lines written lets choose."""
-    parser.add_argument("--batch", type=int, default=16, help="prompts at a time")
+    """The arguments of every command that has a language model write lines."""
+    parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
+    parser.add_argument("--output", type=Path, required=True, help="a .txt file; lines that are there already are kept")
+    parser.add_argument("--batch", type=int, default=16, help="prompts at a time (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--attempts", type=int, default=5, help="for each prompt")
-    parser.add_argument("--max-new-tokens", type=int, default=400, help="an answer has at most")
+    parser.add_argument("--attempts", type=int, default=5, help="per prompt (default %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=400, help="per answer (default %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-
-
-def check_choices(output: Path, *, batch: int, attempts: int) -> None:
-    """Raises ValueError for what no lines can be written with."""
-    if output.suffix != ".txt" or batch < 1 or attempts < 1:
-        raise ValueError(f"--output {output} --batch {batch} --attempts {attempts}: a .txt file and at least 1 are wanted")

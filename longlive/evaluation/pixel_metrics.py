@@ -1,16 +1,18 @@
-"""Measures of a video that need no weights: flicker, also where blocks meet and prompts switch, colour drift, motion, collapse, loops.
+"""Metrics of a video's pixels alone, without weights: flicker (also between blocks and at switches), colour drift, motion, collapse, loops.
 
-A video is read once, image by image, and `Traces` are kept of it: memory does not grow with its pixels. Knows nothing about models or
-prompts, only where blocks and switches are.
+A video is read once, image by image, and reduced to `Traces`: memory does not grow with its pixels. Knows nothing about models or prompts,
+only where blocks and switches are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from longlive.generation.dimensions import Timing
 
 SINK_IMAGES = 9  # of three latent frames
 THUMBNAIL = 32  # pixels along the longer side
@@ -19,13 +21,13 @@ THUMBNAIL = 32  # pixels along the longer side
 class Traces(NamedTuple):
     """What is kept of a video of T images.
 
-    `changes` `[T - 1]`: mean absolute difference of neighbouring images, in steps of 0..255. `histograms` `[T, 512]`: shares of the colour
-    cube's 8 x 8 x 8 cells. `likeness` `[T, T]`: correlation of brightness of small pictures of every two images, -1 to 1.
+    `changes` `[T - 1]`: mean absolute difference of neighbouring images, on the scale 0..255. `histograms` `[T, 512]`: shares of the
+    8 x 8 x 8 cells of the colour cube. `correlation` `[T, T]`: of the brightness of thumbnails of every two images, -1 to 1.
     """
 
     changes: np.ndarray
     histograms: np.ndarray
-    likeness: np.ndarray
+    correlation: np.ndarray
 
     @property
     def num_images(self) -> int:
@@ -47,7 +49,8 @@ def traces(images: Iterable[np.ndarray]) -> Traces:
             if image.shape != before.shape:
                 raise ValueError(f"an image of {image.shape[:2]} pixels in a video of {before.shape[:2]}")
             changes.append(np.abs(image.astype(np.int16) - before).mean())
-        histograms.append(_histogram(image))
+        counts = np.bincount((image >> 5).reshape(-1, 3).astype(np.int64) @ np.array([64, 8, 1]), minlength=512)
+        histograms.append((counts / counts.sum()).astype(np.float32))
         thumbnails.append(_thumbnail(image))
         before = image
     if len(histograms) < 2:
@@ -56,14 +59,8 @@ def traces(images: Iterable[np.ndarray]) -> Traces:
     return Traces(np.array(changes), np.stack(histograms), flat @ flat.T)
 
 
-def _histogram(image: np.ndarray) -> np.ndarray:
-    cells = (image >> 5).reshape(-1, 3).astype(np.int64)
-    counts = np.bincount(cells @ np.array([64, 8, 1]), minlength=512)
-    return (counts / counts.sum()).astype(np.float32)
-
-
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    """Brightness of a small picture as a vector of mean 0 and length 1; zeros when all of it is alike."""
+    """Brightness of a small copy as a vector of mean 0 and length 1; zeros for a uniform image."""
     height, width = image.shape[:2]
     reduce = min(1.0, THUMBNAIL / max(height, width))
     size = max(1, round(width * reduce)), max(1, round(height * reduce))
@@ -81,55 +78,58 @@ def temporal_flickering(found: Traces) -> float:
     return float((255.0 - found.changes.mean()) / 255.0)
 
 
-def border_flicker(found: Traces, borders: Sequence[int]) -> float:
-    """Mean change into the images at `borders` (the first of a block, or of a prompt), over the median of all other changes: 1 is smooth.
+def relative_change(found: Traces, firsts: Collection[int]) -> float:
+    """Mean change into the images `firsts` (the first of a block, or of a prompt), over the median of all other changes; 1 is smooth.
 
-    NaN where there is no border within the video, or nothing else ever changes.
+    NaN where none of them lies within the video, or nothing else ever changes.
     """
     at = np.zeros(len(found.changes), dtype=bool)
-    at[[border - 1 for border in borders if 0 < border < found.num_images]] = True
+    at[[first - 1 for first in firsts if 0 < first < found.num_images]] = True
     if not at.any() or at.all() or not (usual := float(np.median(found.changes[~at]))):
         return float("nan")
     return float(found.changes[at].mean() / usual)
 
 
-def block_borders(num_images: int, *, block: int = 3, stride: int = 4) -> list[int]:
-    """The first image of every block but the first, of a video of blocks of `block` latent frames: 4 F - 3 images are F frames."""
-    return list(range(stride * block - (stride - 1), num_images, stride * block))
+def block_starts(num_images: int, *, block: int = 3) -> list[int]:
+    """The first image of every block but the first, in a video of blocks of `block` latent frames."""
+    timing = Timing(block=block)
+    return list(range(timing.num_frames(block), num_images, timing.stride * block))
 
 
 def colour_drift(found: Traces, *, first: int = 32) -> np.ndarray:
-    """How far each image's colours are from those of the first ones, `[T]`: distance of the histograms, 0 (same) to 1 (nothing shared).
+    """Distance of each image's colour histogram from the mean of the first ones, `[T]`, 0 (same) to 1 (nothing shared).
 
-    The distance is half the sum of absolute differences (total variation).
+    Total variation: half the sum of absolute differences.
     """
     start = found.histograms[:first].mean(axis=0)
     return 0.5 * np.abs(found.histograms - start).sum(axis=1)
 
 
 def sink_similarity(found: Traces, *, first: int = SINK_IMAGES) -> np.ndarray:
-    """How much each image is like the most similar of the `first` ones (the sink's), `[T]`, -1 to 1.
+    """Correlation of each image with the most similar of the `first` ones (the sink's), `[T]`, -1 to 1.
 
-    A model that collapses to its sink comes back to values near 1 again and again although it should have moved on.
+    A model that collapses to its sink returns to values near 1 again and again although it should have moved on.
     """
-    return found.likeness[:, :first].max(axis=1)
+    return found.correlation[:, :first].max(axis=1)
 
 
 def loop_similarity(found: Traces, *, lag: int = 32) -> np.ndarray:
-    """How far each image went away and came back, `[T]`, 0 to 2: likeness to the most similar image at least `lag` before it, less the
-    least likeness to the images in between; 0 where a video only stands still or only moves on, and where there is no such past.
+    """How far each image went away and came back, `[T]`, 0 to 2.
+
+    Correlation with the most similar image at least `lag` before it, minus the lowest correlation with the images in between; 0 where a
+    video only stands still or only moves on, and where there is no such past.
     """
     loops = np.zeros(found.num_images, dtype=np.float32)
     for now in range(lag, found.num_images):
-        past = found.likeness[now, : now - lag + 1]
+        past = found.correlation[now, : now - lag + 1]
         match = int(past.argmax())
-        loops[now] = max(0.0, past[match] - found.likeness[now, match:now].min())
+        loops[now] = max(0.0, past[match] - found.correlation[now, match:now].min())
     return loops
 
 
-class Measured(NamedTuple):
-    """One video. `block_flicker`, `switch_flicker`: 1 is smooth; `colour_drift`: of its last second; `sink_similarity`: mean beyond the
-    sink; `loop_similarity`: highest; `motion`: mean change from image to image in 0..255."""
+class PixelMetrics(NamedTuple):
+    """Of one video. `block_flicker`, `switch_flicker`: 1 is smooth; `colour_drift`: of its last second; `sink_similarity`: mean beyond the
+    sink; `loop_similarity`: highest; `motion`: mean change from image to image, on the scale 0..255."""
 
     images: int
     temporal_flickering: float
@@ -141,17 +141,17 @@ class Measured(NamedTuple):
     motion: float
 
 
-def measure(found: Traces, *, switches: Sequence[int] = (), block: int = 3, fps: float = 16.0) -> Measured:
-    """All of them. `switches`: images at which a prompt begins, the first prompt aside; `block`: latent frames of which a video is made
-    at a time, 1 when it is not known or all at once, and then there is no flicker between blocks."""
-    borders = [] if block == 1 else [border for border in block_borders(found.num_images, block=block) if border not in set(switches)]
+def measure(found: Traces, *, switches: Collection[int] = (), block: int = 3, fps: float = 16.0) -> PixelMetrics:
+    """All metrics. `switches`: the images with which prompts begin, without the first prompt. `block`: latent frames per block; 1 when it
+    is not known or the video was made at once, and then there is no flicker between blocks."""
+    starts = [] if block == 1 else [start for start in block_starts(found.num_images, block=block) if start not in switches]
     second = max(1, round(fps))
     beyond = sink_similarity(found)[SINK_IMAGES:]
-    return Measured(
+    return PixelMetrics(
         images=found.num_images,
         temporal_flickering=temporal_flickering(found),
-        block_flicker=border_flicker(found, borders),
-        switch_flicker=border_flicker(found, switches),
+        block_flicker=relative_change(found, starts),
+        switch_flicker=relative_change(found, switches),
         colour_drift=float(colour_drift(found, first=2 * second)[-second:].mean()),
         sink_similarity=float(beyond.mean()) if len(beyond) else float("nan"),
         loop_similarity=float(loop_similarity(found, lag=2 * second).max()),

@@ -1,0 +1,31 @@
+"""What a prompt switch does with the video's past."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Recache = Literal["joint", "causal", "none", "clear"]
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What a prompt switch does with the sink and with the recent frames.
+
+    Attributes:
+        keep_sink: the video's first frames keep the keys and values written under the first prompt (`global_sink` of the released
+            configurations); otherwise they are written anew.
+        recache: "joint" passes the visible frames through the model again, together, under the new prompt (KV-recache, the paper's);
+            "causal" does so block by block in order. For comparison: "none" keeps the old keys and values and changes only the
+            text; "clear" drops the past.
+
+    Raises:
+        ValueError: for an unknown `recache`.
+    """
+
+    keep_sink: bool = True
+    recache: Recache = "joint"
+
+    def __post_init__(self) -> None:
+        if self.recache not in get_args(Recache):
+            raise ValueError(f"recache {self.recache!r} is unknown; choose from {', '.join(get_args(Recache))}")
