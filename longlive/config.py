@@ -155,7 +155,7 @@ class AutoencoderConfig:
     base_dim: int = 32
     decoder_dim: int | None = None  # None: as base_dim; with decoder_only, an `initial` of another width gets a new decoder
     dim_mult: tuple[int, ...] = (1, 1, 1)
-    num_res_blocks: int = 0
+    num_res_blocks: int = 0  # per level of the encoder, one more in the decoder; more than `initial` has are added as the identity
     z_dim: int = 16
     spatial_padding: Literal["zeros", "circular"] = "circular"  # the world is a torus
     lr: float = 1.5e-3

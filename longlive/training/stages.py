@@ -34,7 +34,7 @@ from longlive.training.distillation import DistillationStage
 from longlive.training.dmd import DMD
 from longlive.training.ema import EMA
 from longlive.training.embeddings import TextEmbeddings, fingerprint
-from longlive.training.miniature.autoencoder import AutoencoderStage, new_vae, with_new_decoder
+from longlive.training.miniature.autoencoder import AutoencoderStage, deepened, new_vae, with_new_decoder
 from longlive.training.miniature.causal_init import CausalInitStage
 from longlive.training.miniature.language import LanguageStage
 from longlive.training.miniature.teacher import TeacherStage
@@ -86,6 +86,8 @@ def _autoencoder(config: TrainConfig, settings: AutoencoderConfig) -> Autoencode
                 f"the decoder in {settings.initial} is {decoder_width(vae)} wide; a new one needs autoencoder.decoder_only=true"
             )
         vae = with_new_decoder(vae, settings.decoder_dim)
+    if settings.num_res_blocks > settings_of(vae).num_res_blocks:
+        vae = deepened(vae, settings.num_res_blocks)
     set_spatial_padding(vae, settings.spatial_padding)
     z_dim = settings_of(vae).z_dim
     if not settings.decoder_only:

@@ -8,7 +8,7 @@ from longlive.checkpoints import store
 from longlive.config import TrainConfig, load
 from longlive.miniature import oracle
 from longlive.miniature.world import SHAPES, Captioned, Identity, all_captioned, draw_identity, held_out, render
-from longlive.models.vae import decode_video, decoder_width, encode_video, set_spatial_padding
+from longlive.models.vae import decode_video, decoder_width, encode_video, set_spatial_padding, settings_of
 from longlive.parallel.world import World
 from longlive.training.miniature.autoencoder import EndlessVideos
 from longlive.training.miniature.caption_texts import weights
@@ -149,3 +149,17 @@ def test_a_decoder_trained_alone_leaves_the_latents_as_they_are(width, tmp_path)
         )
     with pytest.raises(ValueError, match="decoder_only needs an encoder that is trained"):
         build(load(TrainConfig, None, [*words, "autoencoder.decoder_only=true"]), World(), torch.device("cpu"))
+
+
+def test_blocks_are_added_to_an_autoencoder_as_the_identity(tmp_path):
+    words = ["stage=autoencoder", "autoencoder.base_dim=16", "autoencoder.batch=2", f"run={tmp_path}"]
+    first = build(load(TrainConfig, None, words), World(), torch.device("cpu")).stage
+    first.export(tmp_path)
+    again = [*words, f"autoencoder.initial={tmp_path}", "autoencoder.num_res_blocks=1", "autoencoder.decoder_only=true"]
+    second = build(load(TrainConfig, None, again), World(), torch.device("cpu")).stage
+    count = [sum(p.numel() for p in stage.vae.parameters()) for stage in (first, second)]
+    assert count[1] > 1.5 * count[0] and settings_of(second.vae).num_res_blocks == 1
+    images = one_image(Captioned("ring", "red", "gray", "still")).expand(-1, -1, 5, -1, -1)
+    with torch.no_grad():
+        old, new = (decode_video(stage.vae, encode_video(stage.vae, images)) for stage in (first, second))
+        torch.testing.assert_close(new, old, atol=1e-5, rtol=0)

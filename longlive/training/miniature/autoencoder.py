@@ -109,15 +109,31 @@ def new_vae(settings: AutoencoderConfig) -> AutoencoderKLWan:
     return vae
 
 
+def deepened(vae: AutoencoderKLWan, num_res_blocks: int) -> AutoencoderKLWan:
+    """The same function with `num_res_blocks` residual blocks per level: those that are added begin as the identity."""
+    deeper = _resized(vae, num_res_blocks=num_res_blocks)
+    added = deeper.load_state_dict(vae.state_dict(), strict=False).missing_keys
+    for name in added:
+        if ".conv2." in name:
+            torch.nn.init.zeros_(deeper.get_parameter(name))
+    return deeper
+
+
 def with_new_decoder(vae: AutoencoderKLWan, width: int) -> AutoencoderKLWan:
     """The same encoder and latents with a decoder `width` channels wide, from random weights."""
-    sizes = {name: value for name, value in settings_of(vae).items() if name != "spatial_padding"}
-    wider = AutoencoderKLWan.from_config(sizes | {"decoder_base_dim": width})
-    assert isinstance(wider, AutoencoderKLWan)
+    wider = _resized(vae, decoder_base_dim=width)
     wider.encoder.load_state_dict(vae.encoder.state_dict())
     wider.quant_conv.load_state_dict(vae.quant_conv.state_dict())
-    set_spatial_padding(wider, spatial_padding(vae))
-    return wider.train()
+    return wider
+
+
+def _resized(vae: AutoencoderKLWan, **sizes: int) -> AutoencoderKLWan:
+    """Random weights of other sizes; latents and padding as before."""
+    before = {name: value for name, value in settings_of(vae).items() if name != "spatial_padding"}  # which diffusers does not know
+    made = AutoencoderKLWan.from_config(before | sizes)
+    assert isinstance(made, AutoencoderKLWan)
+    set_spatial_padding(made, spatial_padding(vae))
+    return made.train()
 
 
 class AutoencoderStage:
