@@ -19,7 +19,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from longlive import video
-from longlive.config import InferenceConfig, load
+from longlive.config import InferenceConfig
 from longlive.generation.cues import PromptSchedule, check_prompt
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.prompt_files import Script, read_scripts
@@ -29,6 +29,7 @@ from longlive.parallel.world import choose_device, choose_dtype, configure_loggi
 from longlive.programs import loading, recording
 from longlive.programs.loading import VideoRequest
 from longlive.programs.terminal import TerminalPrompts
+from longlive.settings import load
 
 log = logging.getLogger(__name__)
 

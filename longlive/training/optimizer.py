@@ -1,7 +1,7 @@
-"""Optimisers for pre-training the miniature: Muon on matrices, AdamW on everything else.
+"""The learning-rate schedule, and the optimiser that pre-trains the miniature: Muon on matrices, AdamW on everything else.
 
-Muon (Jordan et al. 2024) orthogonalises the momentum of a matrix; here it needs a third to a quarter of AdamW's steps.
-The paper's own stages keep AdamW.
+Muon (Jordan et al. 2024) orthogonalises the momentum of a matrix; for the miniature it needs a third to a quarter of AdamW's steps.
+The paper's own stages use AdamW.
 """
 
 from __future__ import annotations
@@ -14,8 +14,16 @@ import torch
 from torch import Tensor, nn
 
 
+def warmup_cosine(step: int, steps: int, *, warmup: int = 100, floor: float = 0.02) -> float:
+    """Factor on the learning rate at a step: linear warm-up to 1, then half a cosine down to `floor` at step `steps`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
 def orthogonalized(matrix: Tensor, *, num_steps: int = 5) -> Tensor:
-    """U V^T of `matrix` = U S V^T, roughly: singular values come to lie between 0.7 and 1.2 (quintic Newton-Schulz, Jordan et al. 2024)."""
+    """U V^T of `matrix` = U S V^T, roughly: singular values between 0.7 and 1.2 (quintic Newton-Schulz, Jordan et al. 2024)."""
     a, b, c = 3.4445, -4.775, 2.0315
     x = matrix / matrix.norm().clamp(min=1e-7)
     x = x.T if x.shape[0] > x.shape[1] else x
@@ -26,12 +34,15 @@ def orthogonalized(matrix: Tensor, *, num_steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Muon):
-    """torch's, with its updates computed in the type of the weights. torch rounds them to bfloat16, which a CPU without instructions for it
-    computes ten times slower; matrices are small here, so a GPU loses nothing either."""
+    """torch's, with updates computed in the weights' own dtype.
+
+    torch computes them in bfloat16, which takes a CPU without instructions for it ten times as long; matrices are small here, so a GPU
+    loses nothing.
+    """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Momentum m <- mean of gradients; W <- W - 0.2 lr sqrt(max(shape)) orthogonalized(gradient mixed with m), as large as AdamW's."""
+        """m <- mean of gradients; W <- W - 0.2 lr sqrt(max(shape)) orthogonalized(gradient mixed with m), as large as AdamW's updates."""
         for group in self.param_groups:
             beta = group["momentum"]
             for p in group["params"]:
@@ -44,10 +55,11 @@ class Muon(torch.optim.Muon):
 
 
 class MatrixOptimizer:
-    """`Muon` on hidden weights of two or more dimensions (convolutions as `[out, in * kernel]`), AdamW on the rest.
+    """`Muon` on weights of two or more dimensions (convolutions as `[out, in * kernel]`), AdamW on the rest.
 
-    `lr` is Muon's, scaled to match AdamW's update size; AdamW runs at `lr * adamw_ratio`. `hidden(name)` says which
-    parameters are hidden matrices; by default all of them but embeddings, first and last layers should be left out by the caller.
+    Args:
+        lr: of Muon, whose updates are scaled to the size of AdamW's; AdamW runs at `lr * adamw_ratio`.
+        hidden: whether Muon may train the parameter of this name; embeddings, first and last layers should be left to AdamW.
     """
 
     def __init__(
