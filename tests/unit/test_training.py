@@ -63,7 +63,7 @@ def test_loss_of_a_perfect_network_is_zero_and_context_carries_none(model):
     clip, noise, text = torch.randn(1, 9, 4, 4, 4), torch.randn(1, 6, 4, 4, 4), torch.randn(1, 5, 8)
 
     class Perfect:
-        config = model.config
+        config, rope = model.config, model.rope
 
         def __call__(self, x, t, text, view):
             return torch.cat([torch.full((1, x.shape[1] - 6, 4, 4, 4), torch.nan), noise - clip[:, 3:]], 1)
