@@ -72,13 +72,13 @@ class Prepared:
 
     suite: str
     prompt_list: dict[str, Any]
-    rewritten: dict[str, Any] | None
-    seed: int | None
+    rewritten: dict[str, Any] | None = None
+    seed: int | None = None
     num_latent_frames: int | None
     fps: float
     block: int
     model: dict[str, Any]
-    weights: list[dict[str, Any]]
+    weights: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     entries: tuple[Entry, ...]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     made_with: list[dict[str, Any]] = dataclasses.field(default_factory=list)

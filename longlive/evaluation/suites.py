@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -52,12 +53,17 @@ class Entry:
 
 class PromptList(NamedTuple):
     """Entries, where they come from, and a digest that reveals a changed list. `own`: the user wrote them, and the scripts say how long a
-    video is."""
+    video is. `part`: which part of the list it is, as `part_of` was asked."""
 
     entries: tuple[Entry, ...]
     source: str
     digest: str
     own: bool = False
+    part: Mapping[str, Any] = MappingProxyType({})
+
+    def record(self) -> dict[str, Any]:
+        """What is recorded beside the entries."""
+        return {"source": self.source, "digest": self.digest, **self.part}
 
 
 class Suite(NamedTuple):
@@ -245,7 +251,8 @@ def part_of(
     if not taken:
         raise ValueError(f"{found.source} has no prompts for {', '.join(dimensions or ())}")
     entries = [taken[index] for index in sorted(taken)]
-    return found._replace(entries=tuple(dataclasses.replace(one, samples=samples or one.samples) for one in entries))
+    part = {"dimensions": dimensions, "limit": limit, "samples": samples}
+    return found._replace(entries=tuple(dataclasses.replace(one, samples=samples or one.samples) for one in entries), part=part)
 
 
 def _prompt_list(entries: Collection[Entry], source: str, content: object, *, own: bool = False) -> PromptList:
