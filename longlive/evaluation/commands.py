@@ -20,7 +20,6 @@ from longlive.evaluation.folder import PlannedVideo, Prepared
 from longlive.evaluation.vbench_environment import VBenchEnvironment, default_environment
 from longlive.evaluation.vbench_score import PUBLISHED, read_results, table
 from longlive.evaluation.vbench_score import score as score_of
-from longlive.files import file_digest
 from longlive.parallel.world import choose_device, get_world
 
 log = logging.getLogger(__name__)
@@ -59,12 +58,7 @@ def prepare(
         return 0
     if name is not None:
         raise ValueError("--name belongs to --videos")
-    source = None
-    if rewritten is not None:
-        record = rewritten.with_name(f"{rewritten.name}.json")  # our own `rewrite` writes it
-        made = folders.read_json(record) if record.is_file() else None
-        source = {"file": rewritten.name, "sha256": file_digest(rewritten), "made": made}
-    preparation.prepare(preparation.read_settings(config, settings), suite, listed, output, rewritten=source)
+    preparation.prepare(preparation.read_settings(config, settings), suite, listed, output)
     return 0
 
 

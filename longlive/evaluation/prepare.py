@@ -91,6 +91,7 @@ def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, pipe
     return Prepared(
         suite=suite,
         prompt_list=prompts.record(),
+        rewritten=prompts.rewritten,
         entries=prompts.entries,
         num_latent_frames=num_latent_frames,
         fps=info.fps,
@@ -110,17 +111,16 @@ def check_lengths(prepared: Prepared) -> None:
             raise ValueError(f"{planned.entry.script.where}: {error}") from error
 
 
-def prepare(config: InferenceConfig, suite: str, prompts: PromptList, output: Path, *, rewritten: dict[str, Any] | None = None) -> None:
+def prepare(config: InferenceConfig, suite: str, prompts: PromptList, output: Path) -> None:
     """Make the videos of `prompts` that are not in `output` yet.
 
-    `rewritten`: where the prompts that are generated from come from, when they are not those of the list. Raises ValueError on all ranks
-    when the folder holds something else, or the videos cannot be made.
+    Raises ValueError on all ranks when the folder holds something else, or the videos cannot be made.
     """
     world = get_world()
     video.check_writable(output)
     device = choose_device(config.device, world)
     pipe = loading.load_pipeline(config, choose_dtype(config.dtype, device))
-    wanted = dataclasses.replace(prepared_from(config, suite, prompts, pipe), rewritten=rewritten)
+    wanted = prepared_from(config, suite, prompts, pipe)
     check_lengths(wanted)
     _claim_together(output, wanted, config, world)
     planned = wanted.videos

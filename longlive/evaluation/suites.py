@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from longlive.evaluation.vbench_score import check_dimensions
-from longlive.files import digest_of
+from longlive.files import digest_of, file_digest, read_json
 from longlive.generation.prompt_files import Script, read_scripts
 from longlive.miniature.captions import canonical
 from longlive.miniature.world import ATTRIBUTES, Captioned, held_out
@@ -53,13 +53,15 @@ class Entry:
 
 class PromptList(NamedTuple):
     """Entries, where they come from, and a digest that reveals a changed list. `own`: the user wrote them, and the scripts say how long a
-    video is. `part`: which part of the list it is, as `part_of` was asked."""
+    video is. `part`: which part of the list it is, as `part_of` was asked. `rewritten`: where the longer prompts come from that are shown
+    instead of its own."""
 
     entries: tuple[Entry, ...]
     source: str
     digest: str
     own: bool = False
     part: Mapping[str, Any] = MappingProxyType({})
+    rewritten: Mapping[str, Any] | None = None
 
     def record(self) -> dict[str, Any]:
         """What is recorded beside the entries."""
@@ -141,7 +143,12 @@ def vbench_prompts(path: Path, *, rewritten: Path | None = None, static_samples:
         samples = static_samples if "temporal_flickering" in dimensions else SAMPLES
         dimensions = tuple(dict.fromkeys(dimensions))
         entries[name] = Entry(index=index, name=name, script=script, samples=samples, dimensions=dimensions, auxiliary=auxiliary)
-    return _prompt_list(entries.values(), f"{path.name}, {len(content)} entries", content)
+    found = _prompt_list(entries.values(), f"{path.name}, {len(content)} entries", content)
+    if rewritten is None:
+        return found
+    record = rewritten.with_name(f"{rewritten.name}.json")  # our own `rewrite` writes it
+    made = read_json(record) if record.is_file() else None
+    return found._replace(rewritten={"file": rewritten.name, "sha256": file_digest(rewritten), "made": made})
 
 
 def read_rewritten(path: Path, count: int) -> list[str]:

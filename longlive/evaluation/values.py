@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import PlannedVideo, Prepared
 from longlive.evaluation.vbench_run import read_result, result_path
 from longlive.evaluation.vbench_score import DIMENSIONS
-from longlive.files import write_json
+from longlive.files import read_json, write_json
 
 Values = dict[str, dict[str, float]]
 """Metric -> name of the video -> value; NaN where it is not defined."""
@@ -45,7 +44,7 @@ def read(folder: Path, kind: str) -> tuple[Values, dict[str, Any]]:
     path = folder / "results" / f"{kind}.json"
     if not path.exists():
         return {}, {}
-    about = folders.read_json(path)
+    about = read_json(path)
     try:
         metrics = about.pop("metrics")
         found = {name: {video: math.nan if value is None else float(value) for video, value in of.items()} for name, of in metrics.items()}

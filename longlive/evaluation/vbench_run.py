@@ -26,7 +26,7 @@ from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import SAMPLES, Entry, names_of, read_full_info
 from longlive.evaluation.vbench_environment import VBenchEnvironment, cache_folder
 from longlive.evaluation.vbench_score import DIMENSIONS, check_dimensions
-from longlive.files import digest_of, write_json
+from longlive.files import digest_of, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def result_path(folder: Path, dimension: str) -> Path:
 def read_run(folder: Path, dimension: str) -> dict[str, Any]:
     """How a dimension was measured; empty when we did not measure it."""
     path = results_folder(folder) / f"{dimension}_run.json"
-    return folders.read_json(path) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def is_stale(folder: Path, prepared: Prepared, dimension: str) -> bool:
