@@ -21,6 +21,7 @@ from longlive.files import digest_of, file_digest, read_json
 from longlive.generation.prompt_files import Script, read_scripts
 from longlive.miniature.captions import canonical
 from longlive.miniature.world import ATTRIBUTES, Captioned, held_out
+from longlive.programs.recording import first_words
 
 SAMPLES = 5  # videos per prompt (VBench)
 STATIC_SAMPLES = 25  # per prompt for temporal flickering, since VBench's filter removes those that move
@@ -181,8 +182,7 @@ def interactive_prompts(path: Path | None = None, *, samples: int = 8, only: tup
             if len(script.prompts) < only[0]:
                 raise ValueError(f"{script.where}: {len(script.prompts)} prompt; this suite needs {only[0]} consecutive ones")
             script = dataclasses.replace(script, prompts=script.prompts[: only[0]], durations=(only[1],) * only[0])
-        words = re.sub(r"[^a-z0-9]+", "-", script.prompts[0].lower()).strip("-")[:48].rstrip("-")
-        entries.append(Entry(index=index, name=f"{index:03d}-{words}", script=script, samples=samples))
+        entries.append(Entry(index=index, name=f"{index:03d}-{first_words(script.prompts[0])}", script=script, samples=samples))
     content = [[entry.script.prompts, entry.script.durations] for entry in entries]
     return _prompt_list(entries, f"{path.name}, {len(scripts)} scripts", content, own=own)
 

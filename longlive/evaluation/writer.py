@@ -39,18 +39,17 @@ class Lines(Protocol):
 class Writer:
     """A causal language model that samples answers; the same requests and seed give the same answers.
 
-    `folder`: one that transformers' AutoModelForCausalLM reads; its chat template is used if there is one. Raises ValueError without it.
+    `folder`: one that transformers' AutoModelForCausalLM reads; its chat template is used if there is one. `sampling`: max_new_tokens,
+    temperature and top_p. Raises ValueError without a model.
     """
 
-    def __init__(
-        self, folder: Path, *, device: torch.device, dtype: torch.dtype, max_new_tokens: int, temperature: float, top_p: float
-    ) -> None:
+    def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype, **sampling: float) -> None:
         if not (folder / "config.json").is_file():
             raise ValueError(f"there is no model in {folder}; give a folder with config.json, weights and tokenizer files")
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
         self._model = model.to(device).eval()
-        self._sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        self._sampling = sampling
         ends = self._model.generation_config.eos_token_id
         ends = self._tokenizer.eos_token_id if ends is None else ends
         self._ends = set(ends) if isinstance(ends, list) else {ends} - {None}
