@@ -1,4 +1,4 @@
-"""Trains a stage: `python train.py --config configs/miniature/causal_init.yaml steps=4000`; started again, it goes on where it stopped.
+"""Trains a stage: `python train.py --config configs/miniature/causal_init.yaml steps=4000`; started again, it resumes.
 
 On several GPUs: `torchrun --nproc-per-node 8 train.py --config …`.
 """
@@ -15,29 +15,30 @@ from pathlib import Path
 
 import torch
 
-from longlive.config import TrainConfig, load
+from longlive.config import TrainConfig
 from longlive.parallel.world import World, choose_device, get_world, joined
+from longlive.settings import load
 from longlive.training.stages import build
 from longlive.training.trainer import Terminated, train
 
-ALONE = ("language", "autoencoder", "teacher", "causal_init")  # stages of the miniature, small enough for one process
+SINGLE_PROCESS = ("language", "autoencoder", "teacher", "causal_init")  # stages of the miniature
 
 log = logging.getLogger("longlive")
 
 
 def run(config: TrainConfig, world: World) -> None:
-    from_pairs = config.stage == "causal_init" and config.causal_init.objective == "ode"  # at any size
-    if world.size > 1 and config.stage in ALONE and not from_pairs:
+    ode = config.stage == "causal_init" and config.causal_init.objective == "ode"
+    if world.size > 1 and config.stage in SINGLE_PROCESS and not ode:
         raise ValueError(f"stage {config.stage} trains in one process, not {world.size}; start it without torchrun")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    random.seed(config.seed)  # nothing here draws from it, but a library may
+    random.seed(config.seed)  # for libraries; we draw from generators of our own
     device = choose_device(config.device, world)
     with joined(world, device):
         built = build(config, world, device)
         train(
             built.stage,
-            kind=built.kind,
+            tuning=built.tuning,
             base=built.base,
             run=Path(config.run),
             name=config.stage,
@@ -46,8 +47,8 @@ def run(config: TrainConfig, world: World) -> None:
             validate_every=config.validate_every,
             log_every=config.log_every,
             settings=dataclasses.asdict(config),
-            explode=config.explode,
-            keep=config.keep_checkpoints,
+            loss_spike_factor=config.loss_spike_factor,
+            keep_checkpoints=config.keep_checkpoints,
             wandb=config.wandb,
             project=config.wandb_project,
         )
@@ -73,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> int:
         log.warning("%s", ending)
         return 143
     except KeyboardInterrupt:
-        log.warning("interrupted; the last checkpoint is in %s, start again to go on", config.run)
+        log.warning("interrupted; the last checkpoint is in %s, start again to resume", config.run)
         return 130
     return 0
 

@@ -1,10 +1,10 @@
-"""How much a block of video costs the transformer, and what a GPU can do at best. Knows nothing of clocks."""
+"""Floating-point operations of the transformer per block of video, and the peak rates of GPUs. Measures no time."""
 
 from __future__ import annotations
 
 from longlive.models.wan import WanTransformer
 
-# Dense bfloat16 and float16 tensor cores with float32 sums, TFLOP/s, from the makers' data sheets; by torch's name of the GPU.
+# Dense bfloat16 and float16 tensor cores with float32 sums, TFLOP/s, from the manufacturers' data sheets, by torch's name of the GPU.
 PEAK_TFLOPS = {
     "NVIDIA H200": 989.5,
     "NVIDIA H200 NVL": 835.5,
@@ -18,9 +18,9 @@ PEAK_TFLOPS = {
 
 
 def flops_of_pass(model: WanTransformer, *, frames: int, visible: int, tokens_per_frame: int) -> int:
-    """Floating-point operations (two a multiply-add) of one pass over `frames` frames that see `visible`, for one video.
+    """Floating-point operations (two per multiply-add) of one pass over `frames` frames that attend to `visible`, for one video.
 
-    Matrix products and attention only, as `torch.utils.flop_counter` counts; the prompt's keys and values are there already.
+    Matrix products and attention only, as `torch.utils.flop_counter` counts, without the prompt's keys and values.
     """
     sizes = model.config
     queries, keys = frames * tokens_per_frame, visible * tokens_per_frame
@@ -32,6 +32,6 @@ def flops_of_pass(model: WanTransformer, *, frames: int, visible: int, tokens_pe
 
 
 def flops_of_block(model: WanTransformer, *, height: int, width: int, block: int, window: int, steps: int) -> int:
-    """Operations of a steady block of latents of `height` x `width`: `steps` denoising passes and the clean one, the window full."""
+    """Operations per block of `height` x `width` latents with a full window: `steps` denoising passes and the one that writes the cache."""
     _, rows, columns = model.config.patch_size
     return (steps + 1) * flops_of_pass(model, frames=block, visible=window, tokens_per_frame=height // rows * (width // columns))

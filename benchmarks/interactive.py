@@ -1,7 +1,9 @@
-"""Live sessions as people feel them: `python benchmarks/interactive.py [--clients N] [--minutes M] [words for the server]`.
+"""Latency and speed of live sessions, as their users see them.
 
-Starts the server, and clients that play as a browser does: a segment is shown once it has arrived and the one before has been played.
-Prints a table and one line of JSON: from Enter until the new prompt shows, by part; time to the first image; images a second; memory of
+    python benchmarks/interactive.py [--clients N] [--minutes M] [arguments of the server]
+
+Starts the server, and clients that play like a browser: a segment is shown once it has arrived and the one before has been played.
+Prints a table and one line of JSON: time from a prompt until it is shown, by part; time to the first image; images per second; memory of
 the server over time.
 """
 
@@ -64,34 +66,34 @@ class Player:
 
 
 async def play(url: str, player: Player, seconds: float, every: float, playing: bool) -> None:
-    """A session of `seconds`, with a new prompt about `every` seconds (no two clients at once)."""
+    """A session of `seconds`, with a new prompt about every `every` seconds, not at the same time in all clients."""
     async with websockets.connect(url, max_size=None) as connection:
         player.began = time.perf_counter()
         await connection.send(json.dumps({"type": "start", "prompts": [PROMPTS[player.number % len(PROMPTS)]], "seed": player.number}))
-        turn, due = player.number, player.began + every * (1 + 0.37 * (player.number % 5))
+        number, due = player.number, player.began + every * (1 + 0.37 * (player.number % 5))
         while (now := time.perf_counter()) < player.began + seconds:
             message = await connection.recv()
             if isinstance(message, bytes):
                 continue
-            about = json.loads(message)
-            if about["type"] == "error" and about["fatal"]:
-                raise RuntimeError(about["message"])
-            if about["type"] != "segment":
+            content = json.loads(message)
+            if content["type"] == "error" and content["fatal"]:
+                raise RuntimeError(content["message"])
+            if content["type"] != "segment":
                 continue
             await connection.recv()  # the fragment: only now it can be shown
             now = time.perf_counter()
-            left = player.play(about, now)
-            await connection.send(json.dumps({"type": "ack", "segment": about["index"]} | ({"buffered": left} if playing else {})))
+            left = player.play(content, now)
+            await connection.send(json.dumps({"type": "ack", "segment": content["index"]} | ({"buffered": left} if playing else {})))
             if now > due and player.requested is None:
-                # A person types at any moment, not just when a segment has arrived.
+                # A user sends a prompt at any moment, not just when a segment has arrived.
                 await asyncio.sleep(0.11 * (len(player.switches) % 7))
-                turn, due = turn + 1, now + every
-                player.requested = (PROMPTS[turn % len(PROMPTS)], time.perf_counter())
+                number, due = number + 1, now + every
+                player.requested = (PROMPTS[number % len(PROMPTS)], time.perf_counter())
                 await connection.send(json.dumps({"type": "update", "prompts": [player.requested[0]]}))
 
 
 async def watch(process: psutil.Process, memory: list[tuple[float, float]], every: float) -> None:
-    """The server's memory in MiB, now and then."""
+    """Append the server's memory in MiB, with its time, every `every` seconds."""
     began = time.perf_counter()
     while True:
         memory.append((round(time.perf_counter() - began, 1), round(process.memory_info().rss / 2**20, 1)))
@@ -109,7 +111,7 @@ async def measure(
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
-    """Median, ninth decile and most."""
+    """Median, 90th percentile and maximum."""
     ordered = sorted(values)
     ninth = ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))]
     return {"median": round(statistics.median(ordered), 3), "p90": round(ninth, 3), "max": round(ordered[-1], 3)}
@@ -119,25 +121,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--every", type=float, default=4.0, help="seconds between prompts of a client (default %(default)s)")
+    parser.add_argument("--every", type=float, default=4.0, help="seconds between the prompts of a client (default %(default)s)")
     parser.add_argument("--as-fast-as-possible", action="store_true", help="acknowledge segments at once, without playing them")
     parser.add_argument("--json", type=Path, help="file to which the line of JSON is appended")
-    parser.add_argument("words", nargs="*", help="for the server: --model …, key=value")
+    parser.add_argument("words", nargs="*", help="passed to the server: --model …, key=value")
     arguments, rest = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "longlive.serving", "--port", "0", "--output", folder, f"max_sessions={arguments.clients}"]
         server = subprocess.Popen([*command, *arguments.words, *rest], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         try:
             assert server.stderr is not None
-            said, began = "", time.perf_counter()
-            while "ready after" not in said:
+            output, start = "", time.perf_counter()
+            while "ready after" not in output:
                 line = server.stderr.readline()
                 if not line:
-                    sys.stderr.write(said)
+                    sys.stderr.write(output)
                     return 1
-                said += line
-            url = re.sub("^http", "ws", re.search(r"open (\S+)", said)[1]) + "live"  # type: ignore[index]
-            ready = time.perf_counter() - began
+                output += line
+            url = re.sub("^http", "ws", re.search(r"open (\S+)", output)[1]) + "live"  # type: ignore[index]
+            ready = time.perf_counter() - start
             players = [Player(number) for number in range(arguments.clients)]
             playing, process = not arguments.as_fast_as_possible, psutil.Process(server.pid)
             memory = asyncio.run(measure(url, players, 60 * arguments.minutes, arguments.every, playing, process))

@@ -1,4 +1,4 @@
-"""Where and with what a speed was measured: a figure without that is none."""
+"""The machine and software of a measurement, which every reported number is stored with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from longlive.provenance import commit, processor
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Where and with what was measured."""
+    """The machine, software and settings of a measurement."""
 
     size: str
     height: int
@@ -66,14 +66,14 @@ def describe(pipe: LongLivePipeline, *, size: str, height: int, width: int, atte
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at the highest: of tensors on a GPU, building and warming up included; of the whole process on a CPU."""
+    """Peak bytes: of tensors on a GPU, including construction and warm-up; of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def clocks_under_load(device: torch.device, work: Callable[[], object]) -> dict[str, str] | None:
-    """What nvidia-smi says of the GPU while `work` is done over and over; None without a GPU or without nvidia-smi."""
+    """Clocks, power and temperature from nvidia-smi while `work` runs repeatedly; None without a GPU or without nvidia-smi."""
     if device.type != "cuda":
         return None
     fields = ["clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu"]

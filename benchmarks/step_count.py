@@ -1,4 +1,4 @@
-"""What a training step of a real size takes, by count: FLOPs on the meta device, where tensors have shapes and no values, and bytes."""
+"""FLOPs and bytes of a training step of a real size, counted on the meta device, where tensors have shapes and no values."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from unittest import mock
 
 import torch
 from diffusers import AutoencoderKLWan
-from step_parts import PARTS, ROLLOUT, Held, Live, Parts, clips_of, held, told_apart
+from step_parts import PARTS, ROLLOUT, Held, LiveMemory, Parts, clips_of, held, measured_parts
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from longlive.cache.window import Window
 from longlive.config import DistillationConfig
+from longlive.engine.apply import Recipe
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
@@ -27,10 +28,10 @@ from longlive.ops.flow_matching import warp_steps
 from longlive.parallel.world import SharedChoices, World
 from longlive.training.clips import StreamingTuner, anchor_frame
 from longlive.training.dmd import DMD
-from longlive.training.networks import Learner
+from longlive.training.networks import TrainableNetwork
 from longlive.training.prompts import PromptPair
 
-GROUPS = {  # what is called by one name in the design: its parts here, and its share of the designed 3,139 TFLOP
+GROUPS = {  # groups of the design: their parts here, and their share of the designed 3,139 TFLOP
     "critic": (("critic forward", "critic backward"), 0.39),
     "rollout": (ROLLOUT, 0.25),
     "teacher": (("teacher",), 0.21),
@@ -41,7 +42,7 @@ DESIGNED_TFLOP = 3139
 
 
 class _SamePrompts:
-    """Prompts without end, of which only the number counts."""
+    """Empty prompts without end."""
 
     def __init__(self, batch: int) -> None:
         self._batch = batch
@@ -57,37 +58,39 @@ class _SamePrompts:
 
 
 class _FirstChoice(SharedChoices):
-    """Nothing is drawn: every block ends after its first denoising pass."""
+    """Always chooses the first option: every block ends after its first denoising pass."""
 
     def integer(self, n: int) -> int:
         return 0
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention as a fused kernel counts and saves it, which on the meta device must be asked for by name."""
+    """Attention with the FLOPs and saved tensors of a fused kernel, which the meta device does not choose by itself."""
     assert mask is None
     return torch.ops.aten._scaled_dot_product_flash_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))[0].transpose(1, 2)
 
 
-class Imagined(NamedTuple):
-    """A stage of training whose tensors have no values, that makes the first `clips` clips of a video; the others are like the last."""
+class MetaStage(NamedTuple):
+    """A training stage on the meta device for the first `clips` clips of a video; later ones cost as much as the last of them."""
 
     tuner: StreamingTuner
     objective: DMD
-    generator: Learner
-    critic: Learner
+    generator: TrainableNetwork
+    critic: TrainableNetwork
     clips: int
 
 
-def imagine(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: DistillationConfig, *, layers: int) -> Imagined:
-    """Generator and critic of `size` and a `teacher` (arguments of `WanTransformer`) with so many layers each, computing in bfloat16."""
+def meta_stage(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: DistillationConfig, *, layers: int) -> MetaStage:
+    """Generator and critic of `size` and a `teacher` (arguments of `WanTransformer`) with `layers` layers each, in bfloat16."""
     meta, dtype = torch.device("meta"), torch.bfloat16
     with meta:
         networks = [WanTransformer(**{**kind, "num_layers": layers}) for kind in (size, size, teacher)]
         lora = {"lora_rank": settings.lora_rank, "lora_alpha": settings.lora_alpha}
-        generator, critic = (Learner(network, lr=1.0, checkpointing=settings.checkpointing, **lora) for network in networks[:2])
+        generator, critic = (
+            TrainableNetwork(network, lr=1.0, recipe=Recipe(checkpointing=settings.checkpointing), **lora) for network in networks[:2]
+        )
     for network in networks:
-        torch.nn.Module.to(network, dtype)  # diffusers warns of its own way
+        torch.nn.Module.to(network, dtype)  # not diffusers' own `to`, which warns
     networks[2].requires_grad_(False)
     sizes, window = networks[0].config, Window.of(settings.window, settings.sink)
     stride = settings.clip_frames - settings.overlap
@@ -117,16 +120,16 @@ def imagine(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: Disti
         transition=Transition(settings.keep_sink, settings.recache),
     )
     objective = DMD(Denoiser(networks[2]), Denoiser(networks[1]), guidance_scale=settings.guidance_scale, shift=settings.timestep_shift)
-    return Imagined(tuner, objective, generator, critic, clips)
+    return MetaStage(tuner, objective, generator, critic, clips)
 
 
-def flops_of_clips(stage: Imagined) -> list[dict[str, float]]:
-    """FLOPs by part for each clip, if both networks were trained on it and every block ended after one denoising pass."""
+def flops_of_clips(stage: MetaStage) -> list[dict[str, float]]:
+    """FLOPs by part for each clip, with both networks trained on it and one denoising pass per block."""
     tuner, objective = stage.tuner, stage.objective
     found = []
     with FlopCounterMode(display=False) as counter, mock.patch.object(attention, "choose", lambda *_: _flash):
         parts = Parts(counter.get_total_flops)
-        with told_apart(parts, tuner, objective, stage.generator, stage.critic):
+        with measured_parts(parts, tuner, objective, stage.generator, stage.critic):
             for _ in range(stage.clips):
                 before = counter.get_total_flops()
                 clip = tuner.clip(grad=True)
@@ -140,21 +143,21 @@ def flops_of_clips(stage: Imagined) -> list[dict[str, float]]:
 
 
 def flops_of_anchor(vae: AutoencoderKLWan, settings: DistillationConfig) -> float:
-    """FLOPs of the first frame of a clip that goes on from another."""
+    """FLOPs of the first frame of a clip that continues a video."""
     frames = settings.clip_frames - settings.overlap + 1
     size = (settings.batch, frames, settings_of(vae).z_dim, settings.height // 8, settings.width // 8)
     with FlopCounterMode(display=False) as counter:
-        anchor_frame(vae, torch.empty(size, device=vae.device), tail=settings.anchor_tail)
+        anchor_frame(vae, torch.empty(size, device=vae.device), context=settings.anchor_context)
     return counter.get_total_flops()
 
 
 def on_a_line(one: float, two: float, layers: int) -> float:
-    """What a network of so many equal layers takes, from what it takes with one and with two of them."""
+    """Extrapolation to `layers` equal layers from the values with one and with two."""
     return one + (layers - 1) * (two - one)
 
 
 def depth(kind: Mapping[str, Any]) -> int:
-    """Layers of a network with these arguments."""
+    """Number of layers of a network with these arguments."""
     with torch.device("meta"):
         return WanTransformer(**kind).config.num_layers
 
@@ -162,12 +165,12 @@ def depth(kind: Mapping[str, Any]) -> int:
 def flops_of_step(
     size: Mapping[str, Any], teacher: Mapping[str, Any], settings: DistillationConfig, *, anchor: float = 0.0
 ) -> dict[str, float]:
-    """FLOPs by part of a mean step: mean over the cycle of `ratio` steps, the exit steps, and all clips of videos of all lengths.
+    """FLOPs by part per step: the mean over a cycle of `critic_updates` steps, exit steps, and all clips of videos of all lengths.
 
-    `anchor`: of one anchor frame.
+    `anchor`: FLOPs of one anchor frame.
     """
     layers = dict.fromkeys(PARTS, depth(size)) | {"teacher": depth(teacher)}
-    one, two = (flops_of_clips(imagine(size, teacher, settings, layers=n)) for n in (1, 2))
+    one, two = (flops_of_clips(meta_stage(size, teacher, settings, layers=n)) for n in (1, 2))
     counted = [{part: on_a_line(a[part], b[part], layers[part]) for part in PARTS} for a, b in zip(one, two, strict=True)]
     videos = [clips_of(frames, settings.clip_frames, settings.overlap) for frames in settings.max_frames]
     switches = sum(any(frame < frames for frame in settings.switch_at) for frames in settings.max_frames)
@@ -176,23 +179,23 @@ def flops_of_step(
     mean["recache"] = counted[-1]["recache"] * switches / len(clips)
     mean["anchor"] = anchor * (len(clips) - len(videos)) / len(clips)
     mean["denoise"] *= (len(settings.denoising_steps) + 1) / 2
-    of_generator = 1 / settings.ratio
+    of_generator = 1 / settings.critic_updates
     times = dict.fromkeys(PARTS, of_generator) | dict.fromkeys((*ROLLOUT, "anchor"), 1 + of_generator)
     times |= {"critic forward": 1, "critic backward": 1}
-    return {part: settings.accumulate * times[part] * mean[part] for part in PARTS}
+    return {part: settings.gradient_accumulation * times[part] * mean[part] for part in PARTS}
 
 
 def activations(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: DistillationConfig) -> dict[str, Held]:
-    """What a clip with gradient far into a video holds, and the critic's loss on a clip; all layers, bfloat16."""
+    """Bytes held by a clip with gradient late in a video, and by the critic's loss on a clip; all layers, bfloat16."""
 
     def of(layers: int) -> dict[str, Held]:
-        stage = imagine(size, teacher, settings, layers=layers)
+        stage = meta_stage(size, teacher, settings, layers=layers)
         with mock.patch.object(attention, "choose", lambda *_: _flash):
-            with Live(torch.device("meta")) as live:
+            with LiveMemory(torch.device("meta")) as live:
                 for _ in range(stage.clips - 1):
                     stage.tuner.clip(grad=False)
                 clip = held(live, lambda: stage.tuner.clip(grad=True).latents)
-            with Live(torch.device("meta")) as live:
+            with LiveMemory(torch.device("meta")) as live:
                 latents, text = stage.tuner.noise(settings.clip_frames), stage.tuner.embed([""] * settings.batch)
                 t = stage.objective.draw_timesteps(latents, torch.Generator())
                 loss = held(live, lambda: stage.objective.critic_loss(latents, text, t=t, noise=latents))
@@ -206,10 +209,10 @@ def activations(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: D
 
 
 def parameters(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: DistillationConfig) -> dict[str, tuple[float, float]]:
-    """Parameters of each network: all of them, adapters included, and those in training."""
+    """Number of parameters of each network, adapters included, and of those that are trained."""
 
     def of(layers: int) -> dict[str, list[int]]:
-        stage = imagine(size, teacher, settings, layers=layers)
+        stage = meta_stage(size, teacher, settings, layers=layers)
         score = stage.objective.teacher
         assert isinstance(score, Denoiser)
         networks = {"generator": stage.generator.network, "critic": stage.critic.network, "teacher": score.network}
@@ -225,7 +228,7 @@ def parameters(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: Di
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Count:
-    """FLOPs of a mean step by part; bytes of weights, gradients and AdamW by network; bytes held by activations."""
+    """FLOPs per step by part; bytes of weights, gradients and AdamW by network; bytes held by activations."""
 
     flops: dict[str, float]
     flops_plain: dict[str, float]
@@ -235,7 +238,7 @@ class Count:
 
 
 def count(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: DistillationConfig) -> Count:
-    """Of a stage whose generator and critic are of `size`; weights in training are float32, the others and all activations bfloat16."""
+    """Count a stage with generator and critic of `size`; trained weights are float32, all other weights and activations bfloat16."""
     with torch.device("meta"):
         vae = AutoencoderKLWan()
     anchor = flops_of_anchor(vae, settings)
@@ -252,9 +255,9 @@ def count(size: Mapping[str, Any], teacher: Mapping[str, Any], settings: Distill
 
 
 def table_of_count(counted: Count, *, designed: bool) -> str:
-    """`designed`: whether the design has figures for this."""
+    """`designed`: whether the design has numbers to compare with."""
     whole, plain = sum(counted.flops.values()), sum(counted.flops_plain.values())
-    lines = [f"{'TFLOP a step':26}{'checkpointed':>14}{'share':>8}{'plain':>10}"]
+    lines = [f"{'TFLOP per step':26}{'checkpointed':>14}{'share':>8}{'plain':>10}"]
     for part in PARTS:
         flops = counted.flops[part]
         lines.append(f"{f'  {part}':26}{flops / 1e12:14.4g}{flops / whole:8.1%}{counted.flops_plain[part] / 1e12:10.4g}")
@@ -265,8 +268,8 @@ def table_of_count(counted: Count, *, designed: bool) -> str:
         for name, flops, share in [*figures, ("whole", whole, 1.0)]:
             expected = share * DESIGNED_TFLOP
             lines.append(f"{f'  {name}':26}{flops / 1e12:14.1f}{expected:10.1f}{flops / 1e12 / expected - 1:+12.1%}")
-        lines += [f"  the design's parts are rounded to whole percents: {DESIGNED_TFLOP / 200:.0f} TFLOP up or down", ""]
-    lines += [f"{'GB':26}{'weights':>14}{'gradients':>11}{'AdamW':>9}   whole, before anything is spread over ranks"]
+        lines += [f"  the design rounds parts to whole percents: ±{DESIGNED_TFLOP / 200:.0f} TFLOP", ""]
+    lines += [f"{'GB':26}{'weights':>14}{'gradients':>11}{'AdamW':>9}   whole, before anything is sharded over ranks"]
     for name, parts in counted.weights.items():
         lines.append(f"{f'  {name}':26}{parts[0] / 1e9:14.3g}{parts[1] / 1e9:11.3g}{parts[2] / 1e9:9.3g}")
     lines += ["", f"{'GB':26}{'held':>14}{'saved':>11}{'backward':>9}   by activations, one rank"]

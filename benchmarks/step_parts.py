@@ -1,4 +1,4 @@
-"""What a training step spends, told apart: by part of the step, and by what its tensors hold in memory."""
+"""Time or FLOPs of a training step by part, and the memory that its tensors occupy."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from longlive.training.clips import StreamingTuner
 from longlive.training.dmd import DMD
-from longlive.training.networks import Learner
+from longlive.training.networks import TrainableNetwork
 
 ROLLOUT = ("prompts", "denoise", "remember", "recache")
 PARTS = (*ROLLOUT, "anchor", "teacher", "critic for the generator", "generator backward", "critic forward", "critic backward")
 
 
 class Parts:
-    """By how much a reading grows in each part; what is called within a part belongs to that part."""
+    """How much a reading (a clock, a counter) grows in each part; calls within a part count for that part."""
 
     def __init__(self, read: Callable[[], float]) -> None:
         self.read = read
@@ -31,7 +31,7 @@ class Parts:
         self._inside = False
 
     def wrap(self, name: str | Callable[[], str], call: Callable[..., Any]) -> Callable[..., Any]:
-        """`call`, counted as the part called `name`, or what `name()` is when it is called."""
+        """`call`, counted for the part `name`, or for `name()` at the time of the call."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             if self._inside:
@@ -48,13 +48,15 @@ class Parts:
 
 
 @contextmanager
-def told_apart(parts: Parts, tuner: StreamingTuner, objective: DMD, generator: Learner, critic: Learner) -> Iterator[None]:
-    """Within the context, `parts` follows what these objects are asked to do."""
-    rollout, judged = tuner.rollout, ["generator"]
+def measured_parts(
+    parts: Parts, tuner: StreamingTuner, objective: DMD, generator: TrainableNetwork, critic: TrainableNetwork
+) -> Iterator[None]:
+    """Within the context, `parts` measures the calls of these objects."""
+    rollout, loss_of = tuner.rollout, ["generator"]
 
-    def judging(network: str, loss: Callable[..., Any]) -> Callable[..., Any]:
+    def noting(network: str, loss: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*args: Any, **kwargs: Any) -> Any:
-            judged[0] = network
+            loss_of[0] = network
             return loss(*args, **kwargs)
 
         return noted
@@ -67,9 +69,9 @@ def told_apart(parts: Parts, tuner: StreamingTuner, objective: DMD, generator: L
         (rollout, "switch", parts.wrap("recache", rollout.switch)),
         (objective, "teacher", parts.wrap("teacher", objective.teacher)),
         (objective, "critic", parts.wrap(lambda: f"critic for{'ward' if torch.is_grad_enabled() else ' the generator'}", objective.critic)),
-        (objective, "generator_loss", judging("generator", objective.generator_loss)),
-        (objective, "critic_loss", judging("critic", objective.critic_loss)),
-        (torch.Tensor, "backward", parts.wrap(lambda: f"{judged[0]} backward", torch.Tensor.backward)),
+        (objective, "generator_loss", noting("generator", objective.generator_loss)),
+        (objective, "critic_loss", noting("critic", objective.critic_loss)),
+        (torch.Tensor, "backward", parts.wrap(lambda: f"{loss_of[0]} backward", torch.Tensor.backward)),
         (generator, "update", parts.wrap("generator optimiser", generator.update)),
         (critic, "update", parts.wrap("critic optimiser", critic.update)),
     ]
@@ -82,14 +84,14 @@ def told_apart(parts: Parts, tuner: StreamingTuner, objective: DMD, generator: L
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    """The tensors in what an operation is given or gives back."""
+    """The tensors in the arguments or results of an operation."""
     if isinstance(value, (list, tuple)):
         return [tensor for part in value for tensor in _tensors(part)]
     return [value] if isinstance(value, Tensor) else []
 
 
-class Live(TorchDispatchMode):
-    """Bytes of the tensors of one device made within the context that are still there (`bytes`), and the most at once (`peak`).
+class LiveMemory(TorchDispatchMode):
+    """Bytes of the tensors of one device created within the context and still alive (`bytes`), and their maximum (`peak`).
 
     Sees every operation of its own thread; the backward pass of a GPU runs in another.
     """
@@ -103,13 +105,13 @@ class Live(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         made = {s._cdata: s for s in map(Tensor.untyped_storage, _tensors(out)) if s.device.type == self.device.type}
         made = {key: storage for key, storage in made.items() if key not in self.known}
-        if made:  # neither a view of what was there, nor written in place
+        if made:  # neither a view nor written in place
             given = {tensor.untyped_storage()._cdata for tensor in _tensors([*args, *(kwargs or {}).values()])}
             for key in made.keys() - given:
-                self._made(key, made[key])
+                self._created(key, made[key])
         return out
 
-    def _made(self, key: int, storage: torch.UntypedStorage) -> None:
+    def _created(self, key: int, storage: torch.UntypedStorage) -> None:
         size = storage.nbytes()
 
         def gone(_: weakref.ref[Any]) -> None:
@@ -122,12 +124,12 @@ class Live(TorchDispatchMode):
 
 
 class Held(NamedTuple):
-    """Bytes that a tensor with a gradient keeps from being freed.
+    """Bytes that a tensor with a gradient keeps alive.
 
     Attributes:
-        saved: what autograd saved, weights aside: of checkpointed blocks their inputs.
-        alive: everything: also the remembered frames that the view of a checkpointed block shows.
-        backward: more at once while the backward pass runs.
+        saved: tensors saved by autograd, without weights; of checkpointed blocks their inputs.
+        alive: everything, also the cached frames that a checkpointed block attends to.
+        backward: further bytes at the peak of the backward pass.
     """
 
     saved: float
@@ -135,8 +137,8 @@ class Held(NamedTuple):
     backward: float
 
 
-def held(live: Live, make: Callable[[], Tensor]) -> Held:
-    """Of what `make` makes; `live` must have begun before anything that it reads, weights aside, was made."""
+def held(live: LiveMemory, make: Callable[[], Tensor]) -> Held:
+    """Bytes held by the result of `make`; everything that it reads, except weights, must have been created under `live`."""
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -153,15 +155,15 @@ def held(live: Live, make: Callable[[], Tensor]) -> Held:
 
 
 def held_by_clips(tuner: StreamingTuner, clips: int) -> list[Held]:
-    """Of each of the first clips of a video, made with a gradient one after the other; leaves no gradient behind.
+    """Bytes held by each of the first clips of a video, generated with a gradient; leaves no gradient.
 
     Raises:
-        ValueError: when a video is under way.
+        ValueError: when a video is in progress.
     """
     if not tuner.between_videos:
-        raise ValueError(f"the video stands at frame {tuner.rollout.end}; bring it to its end first")
+        raise ValueError(f"a video is in progress at frame {tuner.rollout.end}; finish it first")
     network, found = tuner.rollout.denoiser.network, []
-    with Live(network.device) as live:
+    with LiveMemory(network.device) as live:
         for _ in range(clips):
             found.append(held(live, lambda: tuner.clip(grad=True).latents))
             network.zero_grad(set_to_none=True)
@@ -169,5 +171,5 @@ def held_by_clips(tuner: StreamingTuner, clips: int) -> list[Held]:
 
 
 def clips_of(frames: int, clip_frames: int, overlap: int) -> int:
-    """Clips of a video that may have so many frames."""
+    """Number of clips of a video of at most `frames` frames."""
     return 1 + (frames - clip_frames) // (clip_frames - overlap)

@@ -51,7 +51,7 @@ MINIATURE_VAE: dict[str, Any] = {  # the sizes that configs/miniature/autoencode
 
 @contextmanager
 def building(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """New weights are made on `device` in `dtype`, so that nothing is made twice."""
+    """New weights are created on `device` in `dtype` directly."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -63,7 +63,7 @@ def building(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 @torch.no_grad()
 def randomise(module: nn.Module) -> nn.Module:
-    """Weights of 0.02 standard deviation: numbers like real ones, since a GPU fed with zeros draws less power and runs faster."""
+    """Set weights to a standard deviation of 0.02, as trained ones have: on zeros a GPU draws less power and runs faster."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d, nn.Conv3d)):
             nn.init.normal_(part.weight, std=0.02)
@@ -73,7 +73,7 @@ def randomise(module: nn.Module) -> nn.Module:
 def build(
     size: str, *, device: torch.device, dtype: torch.dtype, attention_backend: str = "auto", seed: int = 0, **settings: Any
 ) -> LongLivePipeline:
-    """A pipeline of random weights of a named size of the zoo, with Wan's own autoencoder (the miniature: its own)."""
+    """A pipeline of random weights of a named size, with Wan's autoencoder (the miniature with its own)."""
     torch.manual_seed(seed)
     with building(device, dtype):
         transformer = WanTransformer(**arguments(size))
@@ -89,7 +89,7 @@ def build(
 
 
 class Spread(NamedTuple):
-    """Median and the values that a tenth lies below and above."""
+    """Median, 10th and 90th percentile."""
 
     median: float
     p10: float
@@ -104,7 +104,7 @@ class Spread(NamedTuple):
 
 
 class Lap(NamedTuple):
-    """One block: wall seconds until its images were in host memory and it was remembered, its parts, and how many images."""
+    """One block: wall seconds until its images were in host memory and the cache was written, its parts, and its number of images."""
 
     wall: float
     parts: Seconds
@@ -114,7 +114,7 @@ class Lap(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Milliseconds are of blocks that see a full window; FPS are pixel frames a second at the median block."""
+    """Milliseconds are per block with a full window; FPS are pixel frames per second at the median block."""
 
     blocks: int
     block_ms: Spread
@@ -134,13 +134,13 @@ class Speed:
 
 def laps(session: Session) -> Iterator[Lap]:
     began = time.perf_counter()
-    for chunk in session:
-        yield Lap(time.perf_counter() - began, chunk.seconds, chunk.images.shape[0] * chunk.images.shape[1], chunk.switched)
+    for block in session:
+        yield Lap(time.perf_counter() - began, block.seconds, block.images.shape[0] * block.images.shape[1], block.switched)
         began = time.perf_counter()
 
 
 def measure(pipe: LongLivePipeline, *, height: int, width: int, blocks: int, switches: int, seed: int = 0) -> Speed:
-    """Warm up with a video that fills the window and switches its prompt; then time another one."""
+    """Warm up with a video that fills the window and switches its prompt, then time a second one."""
     info = pipe.info
     filling = -(-info.window // info.block) + 1  # from this block on every one overwrites a frame of a full window
 
@@ -201,7 +201,7 @@ def measure(pipe: LongLivePipeline, *, height: int, width: int, blocks: int, swi
 
 
 def utilisation(speed: Speed, setup: Setup) -> float | None:
-    """Share of what the GPU's tensor cores could do at best; None when that is not known."""
+    """Fraction of the GPU's peak rate; None when that is not known."""
     peak = PEAK_TFLOPS.get(setup.device) if setup.dtype != "float32" else None
     return None if peak is None else speed.network_tflops / peak
 
@@ -231,7 +231,7 @@ def table(setup: Setup, speed: Speed, memory: int, used: float | None) -> str:
         f"{'prompt switch, recache, ms':32} {speed.switch_recache_ms:10.1f}",
         f"{'prompt switch, whole block, ms':32} {speed.switch_block_ms:10.1f}",
         f"{'peak memory, GiB':32} {memory / 2**30:10.2f}",
-        f"{'transformer, TFLOP a block':32} {speed.block_tflop:10.4g}",
+        f"{'transformer, TFLOP per block':32} {speed.block_tflop:10.4g}",
         f"{'transformer, TFLOP/s':32} {speed.network_tflops:10.4g}{share}",
     ]
     return "\n".join(lines)
@@ -257,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure as the command line says; prints the table and returns what the JSON line holds."""
+    """Measure as the command line says; prints the table and returns the content of the JSON line."""
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("this machine has no CUDA device; choose --device cpu")

@@ -1,15 +1,15 @@
-"""Where does a training step spend its time and memory? Prints a table, then one JSON line. Two questions, two answers:
+"""Time and memory of a training step, measured or counted. Prints a table, then one JSON line.
 
     python benchmarks/train_step.py --config configs/miniature/long.yaml [key=value …] [--steps 10]
 
-runs stage `init` or `long`: seconds and share of every part of a mean step and the memory it takes, with and without
-checkpointing. Configurations of the miniature take the bundled model and prompts of its world unless told otherwise.
+runs stage `init` or `long`: seconds and share of every part of a step, and its memory, with and without activation checkpointing.
+Configurations of the miniature use the bundled model and prompts of its world unless the command line names others.
 
     python benchmarks/train_step.py --count 1.3b [--teacher 14b] [key=value …]
 
-counts a mean iteration of a real size: the same code on the meta device, where tensors have shapes and no values, with
-torch's FLOP counter. One and two layers are counted; all layers are alike, so the rest follows on a straight line. That it
-runs there also says that a rollout asks for no value, which would make the host wait for a GPU.
+counts a step of a real size: the same code on the meta device, where tensors have shapes and no values, with torch's FLOP counter. One
+and two layers are counted, and the rest is extrapolated, since all layers are equal. That it runs there also shows that a rollout reads no
+value, for which the host would wait for a GPU.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from typing import Any
 import torch
 from machine import peak_memory
 from step_count import count, table_of_count
-from step_parts import PARTS, Held, Live, Parts, clips_of, held_by_clips, told_apart
+from step_parts import PARTS, Held, LiveMemory, Parts, clips_of, held_by_clips, measured_parts
 
 import longlive.miniature
-from longlive.config import DistillationConfig, TrainConfig, load
+from longlive.config import DistillationConfig, TrainConfig
 from longlive.miniature.prompt_pairs import write_pairs
 from longlive.models.zoo import ZOO, arguments
 from longlive.parallel.world import World, choose_device
 from longlive.provenance import commit, processor
+from longlive.settings import load
 from longlive.training.distillation import DistillationStage
 from longlive.training.stages import build
 
@@ -46,7 +47,7 @@ SECONDS = (*PARTS, "generator optimiser", "critic optimiser", "rest")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """A mean step.
+    """Means over steps.
 
     Attributes:
         seconds, parts: of the whole, and of each part.
@@ -65,10 +66,10 @@ class Step:
 
 
 def measure(config: TrainConfig, *, steps: int, device: torch.device) -> Step:
-    """The stage of `config`: a cycle of `ratio` steps to warm up, whose memory is watched, then as many whole cycles as `steps` need."""
+    """Run the stage of `config`: a cycle of `critic_updates` steps to warm up and measure memory, then whole cycles of at least `steps`."""
     stage = build(config, World(), device).stage
     assert isinstance(stage, DistillationStage)
-    tuner, cycle = stage.tuner, range(stage.ratio)
+    tuner, cycle = stage.tuner, range(stage.config.critic_updates)
     cuda = device.type == "cuda"
 
     def clock() -> float:
@@ -83,14 +84,14 @@ def measure(config: TrainConfig, *, steps: int, device: torch.device) -> Step:
             stage.step(number)
         peak = torch.cuda.max_memory_allocated(device) - before
     else:
-        with Live(device) as live:
+        with LiveMemory(device) as live:
             for number in cycle:
                 stage.step(number)
         peak = live.peak
 
-    steps = -(-steps // stage.ratio) * stage.ratio
+    steps = -(-steps // stage.config.critic_updates) * stage.config.critic_updates
     parts = Parts(clock)
-    with told_apart(parts, tuner, stage.objective, stage.generator, stage.critic):
+    with measured_parts(parts, tuner, stage.objective, stage.generator, stage.critic):
         began = clock()
         for number in range(steps):
             stage.step(number)
@@ -116,7 +117,7 @@ def measure(config: TrainConfig, *, steps: int, device: torch.device) -> Step:
 
 
 def waits_in(work: Callable[[], object]) -> int:
-    """How often the host waits for the GPU within `work`."""
+    """How often the host waits for the GPU during `work`."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -136,7 +137,7 @@ def distillation_of(config: TrainConfig) -> DistillationConfig:
 
 
 def bundled(folder: Path) -> dict[str, str]:
-    """Settings by which a stage trains the bundled miniature on prompts of its world, which are written to `folder`."""
+    """Settings to train the bundled miniature on prompts of its world, which are written to `folder`."""
     weights = Path(longlive.miniature.__file__).parent / "weights"
     files = write_pairs(folder / "prompts", num=64, seed=0, phrasings=1)
     values = {"generator": weights, "teacher": weights, "components": weights, "embeddings": folder / "embeddings"}
@@ -156,7 +157,7 @@ def table_of_steps(steps: Sequence[Step]) -> str:
         ),
         f"{'whole':26}{columns(lambda step: f'{step.seconds:.4f}  100.0%')}",
         "",
-        f"{'made in a cycle, MiB':26}{columns(lambda step: f'{step.peak_bytes / 2**20:.1f}')}   at most at once, weights aside",
+        f"{'peak in a cycle, MiB':26}{columns(lambda step: f'{step.peak_bytes / 2**20:.1f}')}   without weights",
     ]
     for number in range(len(steps[0].clips)):
         lines.append(f"{f'held by clip {number + 1}, MiB':26}{columns(lambda step, n=number: f'{step.clips[n].alive / 2**20:.1f}')}")
@@ -168,7 +169,7 @@ def table_of_steps(steps: Sequence[Step]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", metavar="YAML", type=Path, help="default: the miniature's long.yaml; with --count train_long.yaml")
-    parser.add_argument("--steps", type=int, default=10, help="steps to measure, rounded up to whole cycles of `ratio` steps")
+    parser.add_argument("--steps", type=int, default=10, help="steps to measure, rounded up to whole cycles of `critic_updates` steps")
     parser.add_argument("--count", choices=list(ZOO), metavar="SIZE", help=f"count a generator of this size instead: {', '.join(ZOO)}")
     parser.add_argument("--teacher", choices=list(ZOO), default="14b", help="with --count")
     parser.add_argument("--output", type=Path, help="also write the JSON line to this file")
@@ -177,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure or count as the command line says; prints the table and returns what the JSON line holds."""
+    """Measure or count as the command line says; prints the table and returns the content of the JSON line."""
     if options.steps < 1:
         raise ValueError(f"{options.steps} steps cannot be measured; choose at least 1")
     where = {"machine": processor(), "torch": torch.__version__, "commit": commit()}

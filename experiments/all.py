@@ -1,4 +1,4 @@
-"""Every experiment, one after another: `python -m experiments.all [--quick]`."""
+"""All experiments, one after another: `python -m experiments.all [--quick]`."""
 
 from __future__ import annotations
 

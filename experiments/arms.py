@@ -1,7 +1,7 @@
-"""The trained networks that experiments compare, by name: which other they go on from, and what is different about them.
+"""The trained networks that experiments compare (arms), by name: which arm they continue, and their settings.
 
-All share one pre-trained start; a seed's `init` and everything that follows from it is trained for that seed alone. Arms of a seed
-see the same prompts in the same order. Each is trained once, into its own folder, and goes on where it was stopped.
+All share one pre-trained start; `init` and the arms that continue it are trained for each seed. The arms of a seed see the same prompts
+in the same order. Each is trained once, into its own folder; an interrupted training resumes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from experiments.state_world import tables
 from longlive.cache.window import Window
 from longlive.models.wan import WanTransformer
 from longlive.training.networks import load_network
-from longlive.training.trainer import hash_of, train
+from longlive.training.trainer import train, weights_digest
 
 LENGTHS = (48, 120)  # frames of the training videos; with long ones alone switches would be rare
 LONGEST = max(LENGTHS)
@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Arm:
-    """`says`: for a table's reader; `start`: the arm it goes on from (None: the pre-trained start); `settings`: beyond the defaults."""
+    """`start`: the arm that it continues (None: the pre-trained start); `settings`: those that differ from the defaults."""
 
-    says: str
+    description: str
     start: str | None = "init"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -56,10 +56,10 @@ ARMS: dict[str, Arm] = {
 
 
 class Trained:
-    """Networks of a run folder, trained when they are first asked for.
+    """Networks of a run folder, trained when they are first needed.
 
     Raises:
-        ValueError: when the folder holds a network of that name that was trained with other settings.
+        ValueError: when the folder has a network of that name that was trained with other settings.
     """
 
     def __init__(self, runs: Path, scale: Scale) -> None:
@@ -70,7 +70,7 @@ class Trained:
         return load_network(self._distilled(arm, seed) / "transformer")
 
     def seconds(self) -> dict[str, float]:
-        """Wall seconds that training took, by run folder; of those that are there."""
+        """Wall seconds of training of each run folder that exists."""
         found = {}
         for journal in sorted(self.runs.glob("**/metrics.jsonl")):
             lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
@@ -82,16 +82,16 @@ class Trained:
     def _distilled(self, name: str, seed: int) -> Path:
         arm, scale = ARMS[name], self.scale
         stage = "init" if arm.start is None else "long"
-        sizes = {part: getattr(scale, f"{stage}_{part}") for part in ("steps", "lr", "critic_lr", "ratio")}
+        sizes = {part: getattr(scale, f"{stage}_{part}") for part in ("steps", "lr", "critic_lr", "critic_updates")}
         settings = Distillation(batch=scale.batch, **sizes, **arm.settings)
         run = self.runs / f"seed_{seed}" / name
-        if not self._is_there(run, about := {**asdict(settings), "seed": seed}):
+        if not self._is_finished(run, about := {**asdict(settings), "seed": seed}):
             if arm.start is None:
                 generator, critic = (load_network(self.pretrained()) for _ in range(2))
             else:
                 start = self._distilled(arm.start, seed)
                 generator, critic = load_network(start / "transformer"), load_network(start / "critic" / "transformer")
-            number = 1000 * seed + (0 if arm.start is None else 1)  # arms that go on from `init` do not see its prompts again
+            number = 1000 * seed + (0 if arm.start is None else 1)  # arms that continue `init` see other prompts than it did
             self._train(distillation_stage(generator, critic, settings, seed=number), run, settings.steps, about)
         return run / "export"
 
@@ -99,14 +99,14 @@ class Trained:
         """The network that every seed starts from, generator and critic."""
         scale, run = self.scale, self.runs / "start"
         sizes = {"batch": scale.pretraining_batch, "steps": scale.pretraining_steps, "lr": scale.pretraining_lr}
-        if not self._is_there(run, about := {**sizes, "width": scale.width, "layers": scale.layers, "world": hash_of(tables())}):
+        if not self._is_finished(run, about := {**sizes, "width": scale.width, "layers": scale.layers, "world": weights_digest(tables())}):
             stage = WorldStage(new_network(0, width=scale.width, layers=scale.layers), seed=0, **sizes)
             self._train(stage, run, scale.pretraining_steps, about)
         return run / "export" / "transformer"
 
     @staticmethod
-    def _is_there(run: Path, about: dict[str, Any]) -> bool:
-        """Whether the run is finished; what it was begun with must be what is wanted."""
+    def _is_finished(run: Path, about: dict[str, Any]) -> bool:
+        """Whether the run is finished. Raises ValueError when it was started with other settings."""
         file = run / "settings.json"
         if file.exists():
             then, now = json.loads(file.read_text(encoding="utf-8"))["settings"], json.loads(json.dumps(about, default=str))

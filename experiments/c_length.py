@@ -31,7 +31,7 @@ def experiment(trained: Trained) -> Report:
         compare("in the first clip they are as near to the manifold", "equal", long, short, "distance", at=0, margin=0.02),
         compare("in the first clip they adhere as much", "equal", long, short, "adherence", at=0, margin=0.03),
     ]
-    says = {words: ARMS[arm].says for arm, words in NAMES.items()}
+    descriptions = {words: ARMS[arm].description for arm, words in NAMES.items()}
     panels = []
     for name, title, label in (
         ("distance", "Distance to the manifold", "distance / norm"),
@@ -45,7 +45,7 @@ def experiment(trained: Trained) -> Report:
         name="c_length",
         title="Long tuning against clips only",
         question="Paper: train long, test long. Tuning on its own long videos keeps quality far beyond the clip; clips alone do not.",
-        setting=setting(trained, f"{clips * CLIP} frames ({clips} clips) of one prompt", **says),
+        setting=setting(trained, f"{clips * CLIP} frames ({clips} clips) of one prompt", **descriptions),
         tables=[Table("Drift", DRIFT_COLUMNS, {words: drift_cells(scores[arm], resamples=many) for arm, words in NAMES.items()})],
         claims=claims,
         panels=panels,

@@ -19,9 +19,9 @@ Experiment = Callable[[Trained], Report]
 
 
 def main(experiments: dict[str, Experiment], argv: list[str] | None = None) -> int:
-    """Run them one after another, training what is not there yet; each writes its results when it is done."""
-    parser = argparse.ArgumentParser(description="Measures claims of the paper in the state world; trains what is not there yet.")
-    parser.add_argument("--quick", action="store_true", help="seconds instead of an hour: shows that it runs, the numbers mean nothing")
+    """Run the experiments one after another, training networks that are missing; each writes its results when it is done."""
+    parser = argparse.ArgumentParser(description="Measures claims of the paper in the state world; trains networks that are missing.")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of an hour: shows that it runs; the numbers mean nothing")
     parser.add_argument("--runs", type=Path, help="folder of trained networks (runs/experiments, or runs/experiments_quick)")
     parser.add_argument("--output", type=Path, help="folder of results (docs/experiments, or the folder of networks with --quick)")
     arguments = parser.parse_args(argv)
@@ -35,7 +35,7 @@ def main(experiments: dict[str, Experiment], argv: list[str] | None = None) -> i
             report = experiment(trained)
             write(report, output)
             summarize(output)
-            verdicts = "; ".join(f"{claim.says}: {claim.verdict}" for claim in report.claims)
+            verdicts = "; ".join(f"{claim.statement}: {claim.verdict}" for claim in report.claims)
             logging.info("%s in %.0f s -> %s\n  %s", name, time.perf_counter() - clock, output / f"{name}.md", verdicts)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"experiments: {error}\n")

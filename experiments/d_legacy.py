@@ -1,4 +1,4 @@
-"""Three deviations of the public v1.0 code from its paper, one at a time: what each costs. `python -m experiments.d_legacy`."""
+"""The cost of three deviations of the public v1.0 code from its paper, one at a time. `python -m experiments.d_legacy`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KEEP_SINK = {"zero_sink": True}  # the public code trains without a sink after a
 
 
 def experiment(trained: Trained) -> Report:
-    """Trained with each deviation, run as the public code runs it (clean context; the sink kept where training had none)."""
+    """Trained with each deviation, run as the public code runs (clean context; the sink kept where training had none)."""
     clock, many, clips = time.perf_counter(), trained.scale.resamples, trained.scale.attention_clips
     switches: dict[str, Scores] = {arm: switched(trained, Case(arm, keep_sink=KEEP_SINK.get(arm, False))) for arm in NAMES}
     drifts: dict[str, Scores] = {arm: lasting(trained, Case(arm), clips) for arm in NAMES}
@@ -58,7 +58,7 @@ def experiment(trained: Trained) -> Report:
         setting=setting(
             trained,
             f"{SWITCH + AFTER} frames with a switch at {SWITCH}, and {clips * CLIP} frames without",
-            **{words: ARMS[arm].says for arm, words in NAMES.items()},
+            **{words: ARMS[arm].description for arm, words in NAMES.items()},
         ),
         tables=[
             Table("Switch", SWITCH_COLUMNS, {words: switch_cells(switches[arm], resamples=many) for arm, words in NAMES.items()}),

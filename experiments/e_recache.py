@@ -27,7 +27,7 @@ OWN: dict[str, Case] = {
 
 
 def experiment(trained: Trained) -> Report:
-    """The four ways with one network, and three of them each with a network trained that way."""
+    """All four variants with one network, and three of them with networks trained for them."""
     clock, many = time.perf_counter(), trained.scale.resamples
     one: dict[str, Scores] = {name: switched(trained, case) for name, case in CASES.items()}
     own: dict[str, Scores] = {

@@ -1,7 +1,7 @@
 """The state world's perfect denoiser: the posterior mean over all of its videos, in closed form.
 
-Of a prompt all 12288 identities are equally likely videos x_k, all of the same norm, so the posterior of noisy latents
-x_t = (1 - sigma) x + sigma noise, with a sigma of its own for each frame f, is
+A prompt has 12288 equally likely videos x_k, one for each identity, all of the same norm. So the posterior of noisy latents
+x_t = (1 - sigma) x + sigma noise, with its own sigma for each frame f, is
 
     softmax_k  sum_f (1 - sigma_f) / sigma_f^2 <x_t[f], x_k[f]>.
 
@@ -25,12 +25,12 @@ from longlive.ops import flow_matching
 from longlive.ops.flow_matching import NUM_TIMESTEPS
 from longlive.types import KVView, Latents, Text, Timesteps
 
-ANYTHING = Captioned("circle", "red", "black", "still")  # stands where nothing is said, and is not looked at
+ANYTHING = Captioned("circle", "red", "black", "still")  # a placeholder where the prompt is None
 
 
 @dataclass(frozen=True)
 class ExactPrediction:
-    """What the posterior mean makes of noisy latents at `t`; reads like the `Prediction` of a network's denoiser."""
+    """The posterior mean of noisy latents at `t`, with the properties of a denoiser's `Prediction`."""
 
     noisy: Latents
     x0: Latents
@@ -43,12 +43,12 @@ class ExactPrediction:
 
     @property
     def noise(self) -> Latents:
-        """x_t + (1 - sigma) flow."""
+        """x_t + (1 - sigma) velocity."""
         return flow_matching.noise_from_velocity(self.velocity, self.noisy, self.t)
 
 
 def _probabilities(logits: Tensor, nearest: bool) -> Tensor:
-    """Over the last axis; all on the largest if `nearest`."""
+    """Softmax over the last axis; one-hot on the largest if `nearest`."""
     return one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits) if nearest else logits.softmax(dim=-1)
 
 
@@ -58,16 +58,16 @@ def _evidence(logits: Tensor, nearest: bool) -> Tensor:
 
 
 def _hypotheses(prompts: Sequence[Prompt | None], num_latent_frames: int) -> Tensor:
-    """Cells from the first frame `[B, M, F, 2]` under each motion that may be: one if all prompts say it, otherwise all five."""
+    """Cells from the first frame `[B, M, F, 2]` under each possible motion: one if all prompts name it, otherwise all five."""
     if all(prompt is not None for prompt in prompts):
         return offsets([prompt for prompt in prompts if prompt is not None], num_latent_frames)[:, None]
-    # a prompt that is known stands there five times: equal hypotheses, equally weighted, change nothing
+    # A known prompt is repeated five times: equal hypotheses with equal weights change nothing.
     ways = [[Captioned("circle", "red", "black", way) if prompt is None else prompt for prompt in prompts] for way in MOTIONS]
     return torch.stack([offsets(way, num_latent_frames) for way in ways], dim=1)
 
 
 def _expected(weighted: Float[Tensor, "B F 128"], prompts: Sequence[Prompt | None], *, nearest: bool) -> Float[Tensor, "B F 128"]:
-    """The mean of the prompts' videos under weights exp of their inner product with `weighted`, or the one of the largest."""
+    """The mean of the prompts' videos, weighted by exp of their inner product with `weighted`, or the video of the largest weight."""
     num_latent_frames, device = weighted.shape[1], weighted.device
     scores = {name: weighted @ table.to(weighted).T for name, table in tables().items()}  # [B, F, V]
     chances: dict[str, Tensor] = {}  # [B, F or 1, V]
@@ -104,25 +104,25 @@ def _check(latents: Latents, prompts: Sequence[Prompt | None]) -> None:
 
 
 def nearest_clip(latents: Latents, prompts: Sequence[Prompt | None]) -> Latents:
-    """Of each prompt's 12288 videos the one nearest to the latents; of all 750 captions' where the prompt is None."""
+    """The nearest of each prompt's 12288 videos; of the videos of all 750 captions where the prompt is None."""
     _check(latents, prompts)
     return _expected(latents.detach().flatten(2).double(), prompts, nearest=True).to(latents.dtype).view_as(latents)
 
 
 def manifold_distance(latents: Latents, prompts: Sequence[Prompt | None]) -> Float[Tensor, " B"]:
-    """Distance to `nearest_clip` over its norm: 0 is a video of this world, 1 as far from it as the mean of all."""
+    """Distance to `nearest_clip` over its norm: 0 for a video of this world, 1 for the mean of all."""
     near = nearest_clip(latents, prompts)
     return (latents.detach() - near).flatten(1).norm(dim=1) / near.flatten(1).norm(dim=1)
 
 
 class ExactTeacher:
-    """The real score of the state world, without error; stands wherever a `Denoiser` is asked for predictions without a view.
+    """The real score of the state world, without error; replaces a `Denoiser` where no view is used.
 
-    Text is what `state_world.text_of` makes, or captions themselves; text that says nothing (`state_world.negative`) means the
-    mixture over all 750 captions, so guidance works too. With `clean_past` it is causal: videos are weighed by the past as well.
+    Text is what `state_world.text_of` returns, or captions; empty text (`state_world.negative`) means the mixture over all 750 captions,
+    so guidance works too. With `clean_past` it is causal: the past also weights the videos.
 
     Args:
-        past_sigma: deviation of the noise that a clean past is taken to have; a past from a network is never quite on the manifold.
+        past_sigma: assumed noise of a clean past; a past from a network is never exactly on the manifold.
     """
 
     def __init__(self, *, past_sigma: float = 0.05) -> None:
@@ -145,14 +145,14 @@ class ExactTeacher:
 
         Args:
             text: `[B, L, E]`, or captions: one for a video, or one for each frame (those of `clean_past` first, unless `past_text`
-                has them); None says nothing.
-            view: must be None; what a cache shows to a network is no evidence here.
-            guided: has no effect: there is no guidance inside, as in a `Denoiser` without.
+                has them); None: empty text.
+            view: must be None; a cache of keys and values means nothing to this teacher.
+            guided: without effect, as in a `Denoiser` without guidance.
             clean_past: the frames just before these, `[B, P, C, H, W]`.
-            past_text: their prompts, if they were others (a prompt switch).
+            past_text: their prompts, if they differ (a prompt switch).
 
         Raises:
-            ValueError: for a view, for t outside (0, 1000], for text that is no caption.
+            ValueError: for a view, for t outside (0, 1000], for text that is not a caption.
         """
         if view is not None:
             raise ValueError("the exact teacher cannot read a cache's view; give it clean_past")
@@ -179,11 +179,11 @@ class ExactTeacher:
 def _joined(old: Sequence[Prompt | None], num_old: int, new: Sequence[Prompt | None], num_new: int) -> list[Prompt | None]:
     """One caption for each frame of the past and of the present."""
     if len(old) != len(new):
-        raise ValueError(f"{len(old)} prompts of the past for {len(new)} of the present; they must be as many")
+        raise ValueError(f"{len(old)} prompts of the past for {len(new)} of the present; their numbers must be equal")
     joined: list[Prompt | None] = []
     for before, after in zip(old, new, strict=True):
         if before is None or after is None:
-            raise ValueError("a prompt switch is between two captions; text that says nothing has none")
+            raise ValueError("a prompt switch is between two captions, not empty text")
         joined.append(_each(before, num_old) + _each(after, num_new))
     return joined
 

@@ -1,6 +1,6 @@
-"""Deviations of the public v1.0 code from its paper, one class each, for the experiment that measures what they cost (spec: training 9).
+"""Deviations of the public v1.0 code from its paper, one class each, for the experiment that measures their cost (spec: training 9).
 
-They live here and nowhere else: the project's own cache and rollout know nothing of them.
+The project's own cache and rollout know nothing of them.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class ZeroSinkCache(HistoryCache):
 
 
 class NoisedContext(Rollout):
-    """Finished blocks are remembered with a little noise in them, as the public training does and its inference does not.
+    """Finished blocks are written to the cache with a little noise, as in the public training code, but not in its inference code.
 
-    A recache reads the clean frames. Needs a `FewStep` solver, whose `draw` gives the noise.
+    A recache uses the clean frames. Needs a `FewStep` solver, whose `draw` gives the noise.
     """
 
     @torch.no_grad()
@@ -81,11 +81,10 @@ class _LeakyMemory(NamedTuple):
 
 
 class LeakyCache(HistoryCache):
-    """Straight-through context: remembered values are those of the clean pass, their gradient is that of the block's last denoising pass.
+    """Straight-through context: cached values are those of the clean pass, with the gradient of the block's last denoising pass.
 
-    So later blocks of a clip train earlier ones through numbers that were never used. In the public code the leak ends where a
-    full cache overwrites its slots; here it always lasts to the end of the clip. Frames of an earlier clip, or read again at a
-    switch, are constants.
+    So later blocks of a clip train earlier ones through values that were never used. In the public code the leak ends where a full cache
+    overwrites its slots; here it lasts to the end of the clip. Frames of an earlier clip, or recached at a switch, are constants.
     """
 
     def reset(self) -> None:

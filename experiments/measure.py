@@ -1,4 +1,4 @@
-"""From trained arms to numbers: the two kinds of test, a video with a switch and a long video without, for every training seed."""
+"""Scores of trained arms in two kinds of test, videos with a switch and long videos without, for every training seed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from longlive.models.wan import WanTransformer
 from longlive.types import Latents
 
 SWITCH, AFTER = 24, 24  # the frame of the switch, two clips in, and the frames that follow it
-NOISE_SEED = 9000  # of the test videos; training seeds are told apart by their networks alone
+NOISE_SEED = 9000  # of the test videos, the same for all training seeds
 
 Scores = dict[str, Tensor]
-"""Of each metric its values `[S, V, ...]`: training seeds, test videos."""
+"""The values of each metric, `[S, V, ...]`: training seeds, test videos."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A trained arm, and how its videos are made."""
+    """A trained arm, and how its videos are generated."""
 
     arm: str
     recache: Recache = "joint"
@@ -52,7 +52,7 @@ def switch_video(network: WanTransformer, case: Case, num_videos: int) -> Latent
 
 
 def switched(trained: Trained, case: Case, also: Callable[[Latents], None] | None = None) -> Scores:
-    """Scores of videos with a switch; `also` is shown them."""
+    """Scores of videos with a switch; `also` is called with the videos of each seed."""
     pairs, found = switch_pairs(trained.scale.videos), []
     for seed in trained.scale.seeds:
         video = switch_video(trained.generator(case.arm, seed), case, len(pairs))
@@ -63,7 +63,7 @@ def switched(trained: Trained, case: Case, also: Callable[[Latents], None] | Non
 
 
 def lasting(trained: Trained, case: Case, clips: int, also: Callable[[Video], None] | None = None) -> Scores:
-    """Scores of videos of one prompt, `clips` clips long; `also` is shown them."""
+    """Scores of videos of one prompt, `clips` clips long; `also` is called with the videos of each seed."""
     captions, found = [pair.before for pair in switch_pairs(trained.scale.videos)], []
     for seed in trained.scale.seeds:
         network = trained.generator(case.arm, seed)
@@ -75,14 +75,14 @@ def lasting(trained: Trained, case: Case, clips: int, also: Callable[[Video], No
 
 
 def line(label: str, values: Tensor, *, step: int, first: int, resamples: int) -> Line:
-    """The curve of `[S, V, K]`, with x from `first` on in steps of `step`."""
+    """The curve of values `[S, V, K]` at x = `first`, `first + step`, …"""
     estimates = bootstrap(values, resamples=resamples)
     xs = [first + step * k for k in range(len(estimates))]
     return Line(label, xs, [e.mean for e in estimates], [e.low for e in estimates], [e.high for e in estimates])
 
 
 def claim(
-    says: str,
+    statement: str,
     expected: Expected,
     first: Scores,
     second: Scores,
@@ -92,9 +92,9 @@ def claim(
     at: int | slice | None = None,
     margin: float = 0.0,
 ) -> Claim:
-    """About the paired difference of two arms in metric `name`; if it has a value for each block or clip, in `at` or the mean over it."""
+    """A claim about the paired difference of two arms in metric `name`; `at`: the block or clip, or a slice to average over."""
     one, other = (_part(scores[name].double(), at) for scores in (first, second))
-    return Claim(says, expected, estimate(one - other, resamples=resamples), margin)
+    return Claim(statement, expected, estimate(one - other, resamples=resamples), margin)
 
 
 def _part(values: Tensor, at: int | slice | None) -> Tensor:
@@ -103,11 +103,11 @@ def _part(values: Tensor, at: int | slice | None) -> Tensor:
     return values[..., at].mean(dim=-1) if isinstance(at, slice) else values[..., at]
 
 
-def latency_claim(says: str, expected: Expected, first: Scores, second: Scores, *, resamples: int, margin: float = 0.0) -> Claim:
-    """About the difference of two arms' latencies, in frames."""
+def latency_claim(statement: str, expected: Expected, first: Scores, second: Scores, *, resamples: int, margin: float = 0.0) -> Claim:
+    """A claim about the difference of two arms' latencies, in frames."""
     both = torch.stack([first["adherence"], second["adherence"]], dim=2)
     (difference,) = bootstrap(both, lambda means: latency(means[..., 0, :]) - latency(means[..., 1, :]), resamples=resamples)
-    return Claim(says, expected, difference, margin)
+    return Claim(statement, expected, difference, margin)
 
 
 def switch_cells(scores: Scores, *, resamples: int) -> list[Estimate]:
@@ -142,19 +142,19 @@ def drift_cells(scores: Scores, *, resamples: int) -> list[Estimate]:
 DRIFT_COLUMNS = tuple(
     f"{name}, {when}"
     for name in ("all four attributes", "identity kept", "light turned, degrees", "step error, cells", "distance to the manifold")
-    for when in ("first clip", "last clip", "slope a 100 frames")
+    for when in ("first clip", "last clip", "slope per 100 frames")
 )
 
 
 def setting(trained: Trained, videos: str, **more: str) -> dict[str, object]:
-    """What every report says of its making; `videos`: what a test video is."""
+    """The setting of an experiment for its report; `videos` describes a test video."""
     scale = trained.scale
     return {
-        "networks": f"{scale.layers} layers, width {scale.width}, 1 token a frame; block {BLOCK}, clip {CLIP}, window {WINDOW.visible} "
+        "networks": f"{scale.layers} layers, width {scale.width}, 1 token per frame; block {BLOCK}, clip {CLIP}, window {WINDOW.visible} "
         f"frames, the sink's {WINDOW.sink} included",
         "training": f"pre-training {scale.pretraining_steps} steps, once; for each seed init, {scale.init_steps} steps of "
         f"{scale.batch} videos, and from it every other arm, {scale.long_steps} steps; the generator learns in each "
-        f"{scale.init_ratio}th and each {scale.long_ratio}nd of them",
+        f"{scale.init_critic_updates}th and each {scale.long_critic_updates}nd of them",
         "training seeds": len(scale.seeds),
         "test videos": f"{scale.videos} for each seed, of captions that training never shows; {videos}",
         "intervals": f"95 %, bootstrap of {scale.resamples} over seeds and videos; arms share prompts and noise, differences are paired",

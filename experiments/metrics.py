@@ -1,6 +1,6 @@
-"""What is measured on videos of the state world, in closed form, one number a video, and 95 % intervals by bootstrap.
+"""Metrics of videos of the state world, in closed form, one number per video, and 95 % intervals by bootstrap.
 
-Values of an arm are tensors `[S, V, ...]`: training seeds, test videos. Videos of all arms and seeds share prompts and noise, so that
+Values of an arm are tensors `[S, V, ...]`: training seeds, test videos. Videos of all arms and seeds share prompts and noise, so
 differences of arms are paired.
 """
 
@@ -21,8 +21,8 @@ from longlive.miniature.captions import SwitchPair
 from longlive.miniature.world import ATTRIBUTES, Captioned
 from longlive.types import Latents
 
-STEADY, IN_A_ROW = 0.9, 3  # the new prompt is followed from the first of so many blocks in a row that are so often right
-LOOK_BACK = 6  # frames before a switch that say who the subject is
+STEADY, IN_A_ROW = 0.9, 3  # the new prompt is followed from the first of IN_A_ROW blocks with at least this share right
+LOOK_BACK = 6  # frames before a switch that define the subject's identity
 
 
 class Estimate(NamedTuple):
@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
 
 
 def _weights(count: int, resamples: int, generator: torch.Generator) -> Float[Tensor, "R n"]:
-    """How often each of `count` things is drawn in each resample, over the number of draws."""
+    """The weight of each of `count` items in each resample: how often it is drawn, over the number of draws."""
     drawn = torch.randint(count, (resamples, count), generator=generator)
     return torch.zeros(resamples, count, dtype=torch.float64).scatter_add_(
         1, drawn, torch.full(drawn.shape, 1 / count, dtype=torch.float64)
@@ -48,10 +48,10 @@ def _weights(count: int, resamples: int, generator: torch.Generator) -> Float[Te
 def bootstrap(
     values: Float[Tensor, "S V *rest"], statistic: Callable[[Tensor], Tensor] | None = None, *, resamples: int, seed: int = 0
 ) -> list[Estimate]:
-    """Mean and percentile interval of a statistic of the mean over seeds and videos; both are drawn again, independently.
+    """Mean and percentile interval of a statistic of the mean over seeds and videos, which are resampled independently.
 
     Args:
-        statistic: of means `[..., *rest]`, what is estimated `[..., K]`; None: the means themselves, flat.
+        statistic: from means `[..., *rest]` to estimates `[..., K]`; None: the means themselves, flattened.
     """
     generator = torch.Generator().manual_seed(seed)
     seeds, videos = values.shape[:2]
@@ -74,14 +74,14 @@ def per_block(values: Tensor, length: int = BLOCK) -> Tensor:
 
 
 def latency(adherence: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape"]:
-    """Frames from the switch to the first of three blocks in a row that are nine times in ten right; all frames if none are."""
+    """Frames from the switch to the first of three consecutive blocks that are at least 90 % right; all frames if there are none."""
     steady = (adherence >= STEADY - 1e-9).unfold(-1, IN_A_ROW, 1).all(dim=-1)
     first = steady.long().argmax(dim=-1)
     return BLOCK * torch.where(steady.any(dim=-1), first, adherence.shape[-1]).double()
 
 
 def slope(values: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape"]:
-    """Change per 100 frames of a value known for each clip, by least squares, from the second clip on."""
+    """Change per 100 frames of a value per clip, by least squares, from the second clip on."""
     y = values[..., 1:]
     x = CLIP * torch.arange(y.shape[-1], dtype=y.dtype)
     x = x - x.mean()
@@ -90,14 +90,14 @@ def slope(values: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape"]:
 
 @dataclass(frozen=True)
 class SwitchScores:
-    """One value a video (`adherence`: one for each block after the switch).
+    """One value per video (`adherence`: one for each block after the switch).
 
     Attributes:
-        adherence: share of the block's frames that show the new value of the attribute that the switch changes.
+        adherence: share of the block's frames that show the new value of the changed attribute.
         unchanged: share of right values of the other captioned attributes, after the switch.
-        identity: share of frames after the switch whose size, and texture within 22.5 degrees, are those from before it.
-        jump: cells between the first new position and where the subject should have gone.
-        flicker: distance of the first new frame from what it should be in all that the switch does not change, over the norm of that.
+        identity: share of frames after the switch with the size, and within 22.5 degrees the texture, from before it.
+        jump: cells between the first new position and the expected one.
+        flicker: relative distance of the first new frame from the expected one, in everything that the switch does not change.
         distance: of the last clip from the nearest of the new prompt's videos.
     """
 
@@ -110,7 +110,7 @@ class SwitchScores:
 
 
 def switch_scores(video: Latents, pairs: Sequence[SwitchPair], frame: int) -> SwitchScores:
-    """Judge videos whose prompt switches at `frame`, by what they show alone."""
+    """Scores of videos whose prompt switches at `frame`."""
     later = video.shape[1] - frame
     reading = read(video)
     captions = [[pair.before] * frame + [pair.after] * later for pair in pairs]
@@ -129,7 +129,7 @@ def switch_scores(video: Latents, pairs: Sequence[SwitchPair], frame: int) -> Sw
 
 
 def expected_frame(video: Latents, pairs: Sequence[SwitchPair], frame: int) -> Latents:
-    """The first frame of the new prompt in the exact world, `[V, 1, 8, 4, 4]`: the subject of the last frames, moved and changed."""
+    """The expected first frame after the switch, `[V, 1, 8, 4, 4]`: the subject of the last frames, moved and changed."""
     last = read(nearest_clip(video[:, frame - LOOK_BACK : frame], [pair.before for pair in pairs]))
     names = ("size", "texture", "x", "y")
     identities = [StateIdentity(*values) for values in zip(*(getattr(last, name)[:, -1].tolist() for name in names))]
@@ -153,7 +153,7 @@ def image_jump(video: Latents, captions: Sequence[Captioned], frame: int) -> Flo
 
 
 def image_change(images: Tensor, captions: Sequence[Captioned]) -> Float[Tensor, " V"]:
-    """Mean absolute difference of the last two images, over the median of such differences before in videos that move.
+    """Mean absolute difference of the last two images, over the median of earlier differences in videos that move.
 
     `images`: uint8 `[V, T, 3, Y, X]`.
     """
@@ -164,7 +164,7 @@ def image_change(images: Tensor, captions: Sequence[Captioned]) -> Float[Tensor,
 
 @dataclass(frozen=True)
 class DriftScores:
-    """One value for each clip of a video without a switch, `[V, K]`.
+    """One value per clip of a video without a switch, `[V, K]`.
 
     Attributes:
         adherence: share of frames that show all four captioned attributes.
@@ -182,7 +182,7 @@ class DriftScores:
 
 
 def drift_scores(video: Latents, captions: Sequence[Captioned]) -> DriftScores:
-    """Judge videos of one prompt each, clip by clip."""
+    """Scores of videos of one prompt each, clip by clip."""
     reading = read(video)
     right = torch.stack(list(reading.correct_frames(list(captions)).values())).all(dim=0)
     changes = reading.identity_changed(slice(0, BLOCK))

@@ -1,4 +1,4 @@
-"""Videos of the pixel world by one of the miniature's pipelines, a batch at a time, with the past treated as a test wants it."""
+"""Batches of videos by one of the miniature's pipelines, with a choice of what a switch does with the past; metrics in pixels."""
 
 from __future__ import annotations
 
@@ -23,15 +23,11 @@ from longlive.models.vae import StreamDecoder, settings_of
 from longlive.ops.flow_matching import warp_steps
 from longlive.video import to_uint8
 
-IMAGES = 4  # of a latent frame, the first one excepted
+IMAGES = 4  # per latent frame, except the first
 
 
 class PixelModel:
-    """A pipeline of the miniature that was distilled to a few steps.
-
-    Raises:
-        ValueError: for a pipeline that was not.
-    """
+    """A pipeline of the miniature that was distilled to a few steps. Raises ValueError for one that was not."""
 
     def __init__(self, model: str | Path) -> None:
         pipe = LongLivePipeline.from_pretrained(model)
@@ -46,7 +42,7 @@ class PixelModel:
     def make(
         self, captions: Sequence[Captioned], *, num_latent_frames: int, seed: int, window: Window | None = None, cut: Cut | None = None
     ) -> Tensor:
-        """One video a caption, uint8 `[V, T, 3, 64, 64]`; the same seed gives the same noise."""
+        """One video per caption, uint8 `[V, T, 3, 64, 64]`; the same seed gives the same noise."""
         said = captions_by_cue(captions, cut)
         side = SIZE // settings_of(self.vae).scale_factor_spatial
         blocks = sample(
@@ -67,7 +63,7 @@ class PixelModel:
 
 
 def first_image(frame: int) -> int:
-    """Of a latent frame."""
+    """The number of the first image of a latent frame."""
     return 0 if frame == 0 else 1 + IMAGES * (frame - 1)
 
 
@@ -84,13 +80,13 @@ def right(reading: oracle.Reading, captions: Sequence[Captioned]) -> dict[str, T
 
 
 def radius_change(reading: oracle.Reading, reference: slice) -> Tensor:
-    """Of each image against the median of the `reference` images, relative, `[V, T]`; 1 where there is no subject."""
+    """Relative change against the median radius of the `reference` images, `[V, T]`; 1 where there is no subject."""
     usual = reading.radius[:, reference].nanmedian(dim=1, keepdim=True).values
     return ((reading.radius - usual).abs() / usual).nan_to_num(1.0)
 
 
 def jump(reading: oracle.Reading, captions: Sequence[Captioned]) -> Tensor:
-    """Pixels between the position of each image and where the one before and the caption's motion put it, `[V, T]`; half the picture
+    """Pixels between each position and that expected from the previous image and the caption's motion, `[V, T]`; half the image's size
     where there is no subject."""
     step = SPEED * torch.tensor([MOTIONS[caption.motion] for caption in captions]).float()
     beyond = (reading.displacement - step[:, None] + SIZE / 2) % SIZE - SIZE / 2

@@ -1,6 +1,6 @@
 """The same claims in pixels, with the miniature's own stages: `python -m experiments.pixels [--runs runs/miniature]`.
 
-One training, not several: its numbers confirm what the state world says, and its pictures show it.
+A single training: its numbers confirm those of the state world, and its pictures show them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ compare = partial(claim, resamples=RESAMPLES)
 
 
 def switch_scores(images: Tensor, pairs: list[SwitchPair]) -> Scores:
-    """Of videos of one training whose prompt switches at `SWITCH`: adherence in blocks of three frames, the others one value a video."""
+    """Scores of videos whose prompt switches at `SWITCH`: adherence per block of three frames, the others one value per video."""
     at, block = first_image(SWITCH), 3 * IMAGES
     reading, after = oracle.read(images), [pair.after for pair in pairs]
     shown = right(reading, after)
@@ -60,7 +60,7 @@ def switch_scores(images: Tensor, pairs: list[SwitchPair]) -> Scores:
 
 
 def drift_scores(images: Tensor, pairs: list[SwitchPair]) -> Scores:
-    """Of videos of one prompt, clip by clip; the first image, which is alone in its frame, is left out."""
+    """Scores of videos of one prompt, clip by clip, without the first image, which is alone in its latent frame."""
     reading, captions = oracle.read(images), [pair.before for pair in pairs]
     shown = torch.stack(list(right(reading, captions).values())).amin(dim=0)
     values = {
@@ -81,7 +81,7 @@ def switches(model: PixelModel, videos: int, output: Path) -> tuple[dict[str, Sc
         cut = Cut(SWITCH, [pair.after for pair in pairs], Transition(keep_sink=False, recache=mode))
         images = model.make([pair.before for pair in pairs], num_latent_frames=SWITCH + AFTER, seed=SEED, cut=cut)
         scores[name], shown[name] = switch_scores(images, pairs), images[:4]
-        logging.info("switch, %s: made and read", name)
+        logging.info("switch, %s: generated and read", name)
     at = first_image(SWITCH)
     picks = [at - 9, at - 1, at, at + 3, at + 7, at + 11, at + 23, at + 47]
     tiles, words = [], []
@@ -101,7 +101,7 @@ def switches(model: PixelModel, videos: int, output: Path) -> tuple[dict[str, Sc
 
 
 def lasting(models: dict[str, tuple[PixelModel, Window | None]], videos: int, clips: int, output: Path, sheet: str) -> dict[str, Scores]:
-    """Videos of one prompt, `clips` clips long, of each arm; a sheet of the first four."""
+    """Scores of videos of one prompt, `clips` clips long, of each arm; writes images of the first three to `sheet`."""
     pairs, scores, tiles, words = switch_pairs(videos), {}, [], []
     for name, (model, window) in models.items():
         images = model.make([pair.before for pair in pairs], num_latent_frames=clips * CLIP, seed=SEED, window=window)
@@ -110,13 +110,13 @@ def lasting(models: dict[str, tuple[PixelModel, Window | None]], videos: int, cl
         for video in range(min(3, videos)):
             tiles += [images[video, pick].movedim(0, -1).numpy() for pick in picks]
             words += [f"{pick / model.fps:.0f} s, {name}\n{canonical(pairs[video].before)}" for pick in picks]
-        logging.info("%d clips, %s: made and read", clips, name)
+        logging.info("%d clips, %s: generated and read", clips, name)
     contact_sheet(tiles, output / sheet, columns=8, captions=words, title=f"{clips} clips of one prompt")
     return scores
 
 
 def table(title: str, scores: dict[str, Scores], metrics: tuple[str, ...]) -> Table:
-    """Estimates of each metric; of a value known in several places the first and the last."""
+    """Estimates of each metric; of a metric with values per block or clip the first and the last."""
     names, rows = [], {arm: [] for arm in scores}
     for name in metrics:
         several = next(iter(scores.values()))[name].ndim == 3

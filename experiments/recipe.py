@@ -1,4 +1,4 @@
-"""What came out of each stage of `scripts/miniature_recipe.sh`: `python -m experiments.recipe [--runs DIR] [--output DIR]`.
+"""The results of each stage of `scripts/miniature_recipe.sh`: `python -m experiments.recipe [--runs DIR] [--output DIR]`.
 
 Losses and the oracle's validation over the steps, and videos of held-out prompts by the pipeline of each stage that makes videos.
 """
@@ -18,10 +18,11 @@ from PIL import Image
 
 from experiments import ROOT
 from longlive.evaluation.charts import Line, Panel, over_time
+from longlive.files import write_json, write_text
 from longlive.miniature.world import ATTRIBUTES
 
 STAGES = ("language", "autoencoder", "teacher", "causal_init", "init", "long")
-LOSSES = {  # stage: what is drawn of its journal
+LOSSES = {  # plotted metrics by stage
     "language": ("language/loss",),
     "autoencoder": ("autoencoder/loss",),
     "teacher": ("teacher/short_loss", "teacher/clip_loss"),
@@ -55,7 +56,7 @@ class Journal:
 
 
 def read_journal(run: Path) -> Journal | None:
-    """None when the stage has not run; a step that was trained again after a restart counts once, as it came out last."""
+    """The metrics of a run folder, None without any; of a step that was repeated after a restart the last values count."""
     file = run / "metrics.jsonl"
     if not file.exists():
         return None
@@ -67,13 +68,13 @@ def read_journal(run: Path) -> Journal | None:
 
 
 def smoothed(values: Sequence[float], share: float = 0.03) -> list[float]:
-    """Mean over a window of `share` of the points around each."""
+    """Moving average over a window of `share` of all points."""
     reach = round(share * len(values) / 2)
     return [sum(part) / len(part) for k in range(len(values)) if (part := values[max(0, k - reach) : k + reach + 1])]
 
 
 def panels(journals: dict[str, Journal]) -> list[Panel]:
-    """Losses of every stage, then what the oracle reads in its validation videos."""
+    """Losses of every stage, then the oracle's scores of its validation videos."""
     made = []
     for stage, journal in journals.items():
         lines, high = [], 0.0
@@ -97,7 +98,7 @@ def panels(journals: dict[str, Journal]) -> list[Panel]:
 
 
 def measure(runs: Path, stage: str, work: Path, num_prompts: int) -> dict[str, Any]:
-    """Held-out prompts by the pipeline of a stage, with the scripts a user would run."""
+    """Scores of a stage's pipeline on held-out prompts, by the scripts that users run."""
     model, output = work / stage / "pipeline", work / stage / "results"
     bundle = [sys.executable, "scripts/bundle_miniature.py", "--runs", str(runs), "--stage", stage, "--to", str(model)]
     judge = [sys.executable, "scripts/evaluate_miniature.py", "--model", str(model), "--output", str(output)]
@@ -107,7 +108,7 @@ def measure(runs: Path, stage: str, work: Path, num_prompts: int) -> dict[str, A
 
 
 def sheet(run: Path, to: Path, *, size: tuple[int, int] = (640, 640)) -> bool:
-    """The top of the newest picture that validation left in a run's folder; whether there is one."""
+    """Write the top of the newest validation picture of a run folder; whether there is one."""
     pictures = sorted(path for path in run.glob("*.png"))
     if pictures:
         with Image.open(pictures[-1]) as picture:
@@ -117,9 +118,9 @@ def sheet(run: Path, to: Path, *, size: tuple[int, int] = (640, 640)) -> bool:
 
 
 def page(stages: dict[str, dict[str, Any]], pictures: Sequence[str]) -> str:
-    """A table of all stages, and what each showed last."""
+    """A table of all stages, and the last validation picture of each."""
     lines = ["# The recipe, stage by stage", "", "![losses and validation](recipe.png)", ""]
-    head = ["stage", "steps", "minutes", *ATTRIBUTES, *(f"{name}, last second" for name in ATTRIBUTES), "seconds a video"]
+    head = ["stage", "steps", "minutes", *ATTRIBUTES, *(f"{name}, last second" for name in ATTRIBUTES), "seconds per video"]
     lines += ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
     for stage, found in stages.items():
         cells = [stage, str(found["steps"]), f"{found['seconds'] / 60:.0f}"]
@@ -160,8 +161,8 @@ def main(argv: list[str] | None = None) -> int:
             stages[stage]["videos"] = measure(runs, stage, runs / "evaluation", arguments.num_prompts)
     arguments.output.mkdir(parents=True, exist_ok=True)
     pictures = [stage for stage in journals if sheet(runs / stage, arguments.output / f"stage_{stage}.png")]
-    (arguments.output / "recipe.json").write_text(json.dumps(stages, indent=1) + "\n", encoding="utf-8")
-    (arguments.output / "recipe.md").write_text(page(stages, pictures), encoding="utf-8")
+    write_json(arguments.output / "recipe.json", stages)
+    write_text(arguments.output / "recipe.md", page(stages, pictures))
     over_time(panels(journals), arguments.output / "recipe.png", title="The miniature's stages", columns=3)
     return 0
 

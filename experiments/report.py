@@ -1,10 +1,7 @@
-"""What an experiment found, as JSON, as a page with tables and as a picture; and its verdict on each claim, computed from the numbers."""
+"""The results of an experiment as JSON, as a page with tables and as a plot; and the verdict on each claim, computed from the numbers."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from experiments.metrics import Estimate
 from longlive.evaluation.charts import Panel, over_time
+from longlive.files import write_json, write_text
+from longlive.provenance import commit, hardware, processor, version, versions
 
 Expected = Literal["less", "more", "equal"]
 Verdict = Literal["shows", "does not show", "reversed"]
@@ -23,13 +20,13 @@ Verdict = Literal["shows", "does not show", "reversed"]
 
 @dataclass(frozen=True)
 class Claim:
-    """What is expected of a paired difference, first arm minus second.
+    """An expectation about a paired difference, first arm minus second.
 
     Attributes:
-        margin: differences up to this count as none; what is "equal" must have its whole interval within.
+        margin: differences up to this count as none; for "equal" the whole interval must lie within it.
     """
 
-    says: str
+    statement: str
     expected: Expected
     difference: Estimate
     margin: float = 0.0
@@ -47,7 +44,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Table:
-    """Of each arm a value for each metric: estimates or numbers. A page shows an arm as a column."""
+    """A value of each metric for each arm: estimates or numbers. A page shows an arm as a column."""
 
     title: str
     metrics: Sequence[str]
@@ -56,7 +53,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """All that one experiment leaves behind; `name` is that of its files."""
+    """The results of one experiment; `name` is that of its files."""
 
     name: str
     title: str
@@ -70,23 +67,14 @@ class Report:
 
 
 def machine() -> dict[str, Any]:
-    """Where the numbers come from."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return {
-        "processor": names[0] if names else platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+    """Hardware, versions and commit of the numbers."""
+    return {**hardware(), "versions": versions(), "commit": commit()}
 
 
 def write(report: Report, folder: Path) -> None:
-    """`name.json`, `name.md` and `name.png` in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{report.name}.json").write_text(json.dumps(_data(report), indent=1) + "\n", encoding="utf-8")
-    (folder / f"{report.name}.md").write_text(_page(report), encoding="utf-8")
+    """Write `name.json`, `name.md` and `name.png` to `folder`."""
+    write_json(folder / f"{report.name}.json", _data(report))
+    write_text(folder / f"{report.name}.md", _page(report))
     over_time(report.panels, folder / f"{report.name}.png", title=report.title)
 
 
@@ -99,7 +87,7 @@ def _data(report: Report) -> dict[str, Any]:
         {"title": t.title, "arms": {arm: dict(zip(t.metrics, map(_plain, row))) for arm, row in t.arms.items()}} for t in report.tables
     ]
     claims = [
-        {"claim": c.says, "expected": c.expected, "difference": _plain(c.difference), "margin": c.margin, "verdict": c.verdict}
+        {"claim": c.statement, "expected": c.expected, "difference": _plain(c.difference), "margin": c.margin, "verdict": c.verdict}
         for c in report.claims
     ]
     curves = {
@@ -129,17 +117,18 @@ def _row(cells: Sequence[object]) -> str:
 
 
 def _page(report: Report) -> str:
-    world = machine()
     lines = [f"# {report.title}", "", report.question, "", f"![{report.title}]({report.name}.png)", "", "## Verdict", ""]
     lines += [_row(["claim", "expected", "difference, 95 % interval", "counts as none", "verdict"]), _row(["---"] * 5)]
-    lines += [_row([c.says, c.expected, c.difference, f"±{c.margin:g}" if c.margin else "–", f"**{c.verdict}**"]) for c in report.claims]
+    lines += [
+        _row([c.statement, c.expected, c.difference, f"±{c.margin:g}" if c.margin else "–", f"**{c.verdict}**"]) for c in report.claims
+    ]
     for table in report.tables:
         lines += ["", f"## {table.title}", "", _row(["", *table.arms]), _row(["---"] * (1 + len(table.arms)))]
         lines += [_row([metric, *values]) for metric, *values in zip(table.metrics, *table.arms.values())]
     training = sum(report.training_seconds.values())
     setting = [f"{name}: {value}" for name, value in report.setting.items()]
     setting.append(f"wall time: {report.seconds:.0f} s for the evaluation, {training:.0f} s for training all arms made so far")
-    setting.append(f"machine: {world['processor']}, {world['threads']} of {world['cores']} cores used, torch {world['torch']}")
+    setting.append(f"machine: {processor()}, torch {version('torch')}")
     wrapped = partial(textwrap.fill, width=120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
     lines += ["", "## Setting", "", *map(wrapped, setting)]
     lines += ["", f"All numbers, curves included: [{report.name}.json]({report.name}.json).", ""]

@@ -1,4 +1,4 @@
-"""How large the experiments are: the full size, and one of seconds that only shows that everything runs."""
+"""The size of the experiments: in full, and a small one that takes seconds and only shows that everything runs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Sizes of everything.
+    """Numbers of steps, videos and seeds.
 
     Attributes:
-        seeds: of training; each trains its own `init` and all that follows, from one common pre-trained start.
-        videos: tested for each seed, in one batch.
-        init_steps, long_steps: steps of distillation, of which every `…_ratio`-th trains the generator.
-        batch, pretraining_batch: videos a step.
-        clips: tested length, in clips, of attention and of long tuning.
+        seeds: of training; for each, `init` and all arms that continue it are trained from one common pre-trained start.
+        videos: tested per seed, in one batch.
+        init_steps, long_steps: steps of distillation, of which every `…_critic_updates`-th trains the generator.
+        batch, pretraining_batch: videos per step.
+        attention_clips, length_clips: length in clips of the test videos of these experiments.
         resamples: of the bootstrap.
     """
 
@@ -27,11 +27,11 @@ class Scale:
     pretraining_lr: float = 1.5e-2
     batch: int = 24
     init_steps: int = 400
-    init_ratio: int = 5
+    init_critic_updates: int = 5
     init_lr: float = 2e-4
     init_critic_lr: float = 1e-3
     long_steps: int = 420
-    long_ratio: int = 2
+    long_critic_updates: int = 2
     long_lr: float = 5e-4
     long_critic_lr: float = 1.5e-3
     attention_clips: int = 10
@@ -50,8 +50,8 @@ QUICK = Scale(
     batch=2,
     init_steps=2,
     long_steps=2,
-    init_ratio=2,
-    long_ratio=2,
+    init_critic_updates=2,
+    long_critic_updates=2,
     attention_clips=3,
     length_clips=3,
     resamples=50,

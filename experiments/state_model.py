@@ -1,8 +1,7 @@
 """The student of the experiments: a LongLive of 1.2 M parameters on the state world, trained by the project's own stages.
 
-Pre-training sees the world's videos: one network learns flow matching of whole clips (as critics do) and teacher forcing (as
-generators do), and is the start of both. Distillation sees none: `DistillationStage` on videos that a `StreamingTuner` makes, judged by the
-exact teacher. Knows nothing of which arms there are.
+Pre-training uses videos of the world: one network is trained with flow matching of whole clips, as critics are, and teacher forcing, as
+generators are, and is the start of both. Distillation uses no videos: `DistillationStage` with the exact teacher. Knows nothing of arms.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from experiments.legacy import Deviation, LeakyCache, NoisedContext, ZeroSinkCac
 from experiments.state_world import LATENT_SHAPE, TEXT_DIM, TEXT_LEN, draw_identity, latents, negative, text_of
 from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
-from longlive.engine.low_precision import use_bfloat16_linears
+from longlive.config import DistillationConfig
+from longlive.engine.apply import Recipe
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
@@ -36,24 +36,23 @@ from longlive.training.distillation import DistillationStage
 from longlive.training.dmd import DMD
 from longlive.training.ema import EMA
 from longlive.training.flow_matching import FlowMatching
-from longlive.training.networks import Learner, write_transformer
-from longlive.training.pretraining import Pretraining, PretrainingStage
+from longlive.training.networks import TrainableNetwork, write_transformer
+from longlive.training.pretraining import PretrainingStage
 from longlive.training.prompts import PromptPair, PromptSampler
 from longlive.training.teacher_forcing import TeacherForcing
 from longlive.types import Latents, Text
 
 BLOCK, CLIP, OVERLAP = 3, 12, 3
 WINDOW = Window(sink=3, recent=9)
-SHIFT = 2.0  # with 5 and so few numbers in a block, three steps of four would see next to nothing but noise
+SHIFT = 2.0  # with 5 and so few numbers per block, three of four steps would see almost only noise
 STEPS = warp_steps([1000, 750, 500, 250], SHIFT)
-HISTORY_SIGMA = 0.2  # noise in what later blocks see in pre-training, up to this level: their own past will have mistakes in it
-NUM_PAIRS = 2048  # prompts, with what they switch to, that a distillation run goes through
+HISTORY_SIGMA = 0.2  # in pre-training later blocks see a past with noise of up to this level, as a generated one has errors
+NUM_PAIRS = 2048  # prompts and switch prompts of a distillation run
 
 
 def new_network(seed: int, *, width: int, layers: int) -> WanTransformer:
-    """One token a frame: with four, each has a quarter of what tells a position, and finding it takes several times the steps.
-
-    A rotary base of 30, with which heads this narrow tell neighbouring frames apart.
+    """A network with one token per frame: with four, each has a quarter of the position's information, and training takes several times
+    as many steps. The rotary base of 30 lets heads this narrow distinguish neighbouring frames.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -75,67 +74,67 @@ def new_network(seed: int, *, width: int, layers: int) -> WanTransformer:
 
 @cache
 def meaning(prompt: str) -> Captioned:
-    """What a sentence says."""
+    """The caption that a sentence expresses."""
     return Captioned(**parse(prompt))
 
 
 def embed(prompts: Sequence[str]) -> Text:
-    """Sentences as the state world's network reads them."""
+    """Embeddings of sentences for the state world's network."""
     return text_of([meaning(prompt) for prompt in prompts])
 
 
 class WorldStage(PretrainingStage):
-    """Five objectives a step; what is exported is the average of the weights.
+    """Five objectives per step; what is exported is the average of the weights.
 
-    Clips and their beginnings, bidirectional, at all levels; then, at the levels at which the generator works: first blocks, where all
-    that a prompt does not say must be invented; second blocks, which can only go on by moving the subject as the prompt says; and
-    clips, whose later blocks see it come round again. In the first three the exact teacher's prediction, the mean of all that may be,
-    stands for the one video that was drawn: the same minimum, with a small part of the noise in the gradient.
+    Clips and beginnings of clips, bidirectional, at all timesteps; then, at the generator's timesteps: first blocks, where everything that
+    a prompt does not name must be invented; second blocks, which continue by moving the subject as the prompt says; and clips, whose later
+    blocks see it return. The first three use the exact teacher's prediction, the mean of all possible videos, in place of the video that
+    was drawn: the minimum is the same, and the gradient has much less noise.
     """
 
     def __init__(self, network: WanTransformer, *, steps: int, batch: int, lr: float, seed: int) -> None:
-        self.size, self.steps = batch, steps
+        super().__init__(network.requires_grad_(True), steps=steps, lr=lr, ema_decay=0.99, bfloat16=True, seed=seed)
+        self.size = batch
         self.teacher = ExactTeacher()
         self.bidirectional = FlowMatching(network)
         self.forced = TeacherForcing(network, block=BLOCK, window=WINDOW)
-        super().__init__(Pretraining(network.requires_grad_(True), steps=steps, lr=lr, ema_decay=0.99, bfloat16=True, seed=seed))
         self.captions = training_set()
 
     def step(self, number: int) -> dict[str, float]:
-        alike = number > self.steps // 2
+        equal_noise = number > self.steps // 2
         losses = {
-            "clip": self._whole("clip", self.size, CLIP, alike=alike),
-            "short": self._whole("short", 4 * self.size, BLOCK, alike=alike),
+            "clip": self._whole("clip", self.size, CLIP, equal_noise=equal_noise),
+            "short": self._whole("short", 4 * self.size, BLOCK, equal_noise=equal_noise),
             "first": self._first(),
         }
         for name, videos, blocks, known in (("second", 2, 2, 1), ("causal", 1, CLIP // BLOCK, 0)):
             clip, text, noise = self._draw(name, videos * self.size, BLOCK * blocks)
             damage = HISTORY_SIGMA * torch.rand(len(clip), 1, 1, 1, 1, generator=self.generator)
             history = (1 - damage) * clip + damage * torch.randn(clip.shape, generator=self.generator)
-            t, noise = self._few_levels(len(clip), blocks - known), noise[:, BLOCK * known :]
+            t, noise = self._few_timesteps(len(clip), blocks - known), noise[:, BLOCK * known :]
             frames = range(BLOCK * blocks)
             losses[name] = self.forced(clip, frames, text, t=t, noise=noise, context_blocks=known, history=history)
         torch.stack(list(losses.values())).sum().backward()
-        return {f"world/{name}_loss": loss.item() for name, loss in losses.items()} | {"world/grad_norm": self.learner.update(number)}
+        return {f"world/{name}_loss": loss.item() for name, loss in losses.items()} | {"world/grad_norm": self.update(number)}
 
-    def _whole(self, name: str, batch: int, num_latent_frames: int, *, alike: bool) -> Tensor:
+    def _whole(self, name: str, batch: int, num_latent_frames: int, *, equal_noise: bool) -> Tensor:
         """Beginnings of videos, bidirectional, with noise that grows from frame to frame; in the second half of training every other
-        video has one level for all frames.
+        video has one timestep for all frames.
 
-        A clear frame before a noisy one shows which way a word of motion means. With all frames alike, that left is not right can only
-        be found together with before not being after, and nothing is gained by either alone: in 3000 steps it was not found.
+        A clear frame before a noisy one shows the direction that a word of motion means. With equal noise in all frames the network must
+        learn the direction of motion and the order of frames at once, since neither helps alone: in 3000 steps it did not.
         """
         clip, text, noise = self._draw(name, batch, num_latent_frames)
         drawn = torch.rand(batch, num_latent_frames, generator=self.generator)
         drawn = drawn.sort(dim=1).values
-        if alike:
+        if equal_noise:
             drawn[::2] = torch.rand(len(drawn[::2]), 1, generator=self.generator)
         levels = (NUM_TIMESTEPS * shifted(drawn, SHIFT)).clamp(min=20.0)
         wanted = self.teacher(add_noise(clip, noise, levels), levels, text)
         return self.bidirectional(wanted.x0, text, t=levels, noise=wanted.noise)
 
     def _first(self) -> Tensor:
-        """First blocks as sampling goes through them, every one at every level: noise on what the exact teacher made of the last level."""
+        """First blocks as in sampling, each at every timestep: noise added to the exact teacher's prediction at the previous timestep."""
         _, text, noise = self._draw("first", self.size, BLOCK)
         noisy, wanted = noise, []
         for t in STEPS:
@@ -151,13 +150,13 @@ class WorldStage(PretrainingStage):
         return [self.captions[i] for i in torch.randint(len(self.captions), (count,), generator=self.generator).tolist()]
 
     def _draw(self, name: str, batch: int, num_latent_frames: int) -> tuple[Latents, Text, Latents]:
-        """Videos, what is said of them, and noise."""
+        """Videos, the embeddings of their captions, and noise."""
         captions = self._captions(batch)
         videos = latents(captions, [draw_identity(self.generator) for _ in captions], num_latent_frames)
-        self._batch[name] = videos
+        self.last_batch[name] = videos
         return videos, text_of(captions), torch.randn(videos.shape, generator=self.generator)
 
-    def _few_levels(self, *shape: int) -> Tensor:
+    def _few_timesteps(self, *shape: int) -> Tensor:
         return torch.tensor(STEPS)[torch.randint(len(STEPS), shape, generator=self.generator)]
 
     def validate(self, folder: Path, number: int) -> dict[str, float]:
@@ -166,20 +165,20 @@ class WorldStage(PretrainingStage):
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """What one run of distillation does; the defaults are the stage `init` as the paper has it, at this size.
+    """Settings of a run of distillation; the defaults are those of the paper's stage `init` at this size.
 
     Attributes:
-        max_frames: lengths of the videos that are made for training.
+        max_frames: lengths of the generated training videos.
         switch_at: frames at which their prompt may switch; empty: never.
         recache, keep_sink: what a switch does with the past.
-        deviation: of the public code, if one is to be measured.
+        deviation: of the public code, whose cost is measured.
     """
 
     steps: int
     batch: int
     lr: float
     critic_lr: float
-    ratio: int
+    critic_updates: int
     window: Window = WINDOW
     max_frames: tuple[int, ...] = (CLIP,)
     switch_at: tuple[int, ...] = ()
@@ -189,7 +188,7 @@ class Distillation:
 
 
 class _Distilled(DistillationStage):
-    """Exports the critic too, with which the next stage goes on."""
+    """Also exports the critic, with which the next stage starts."""
 
     def export(self, folder: Path) -> None:
         super().export(folder)
@@ -197,24 +196,23 @@ class _Distilled(DistillationStage):
 
 
 def distillation_stage(generator: WanTransformer, critic: WanTransformer, settings: Distillation, *, seed: int) -> DistillationStage:
-    """Distribution matching of `generator` with the exact teacher as the real score; both networks are changed in place."""
+    """Distribution matching with the exact teacher as the real score; both networks are trained in place."""
     average = EMA(generator, decay=0.95, warm_up=False)
-    for network in (generator, critic):
-        use_bfloat16_linears(network)
-    learners = [Learner(network, lr=lr) for network, lr in ((generator, settings.lr), (critic, settings.critic_lr))]
-    random = {name: rank_generator(seed + number, 0) for number, name in enumerate(("noise", "levels"), 1)}
+    recipe = Recipe(bfloat16_linears=True)
+    trained = [TrainableNetwork(network, lr=lr, recipe=recipe) for network, lr in ((generator, settings.lr), (critic, settings.critic_lr))]
+    random = {name: rank_generator(seed + number, 0) for number, name in enumerate(("noise", "timesteps"), 1)}
     world = World()
     return _Distilled(
+        DistillationConfig(ema_start=0, critic_updates=settings.critic_updates),
         _tuner(generator, settings, random["noise"], seed, world),
         DMD(ExactTeacher(), Denoiser(critic), guidance_scale=1.0, shift=SHIFT),
-        *learners,
+        *trained,
+        steps=settings.steps,
         negative=negative(settings.batch),
         random=random,
         validate=lambda network, folder, number: {},
         world=world,
         average=average,
-        ema_start=0,
-        ratio=settings.ratio,
     )
 
 

@@ -1,16 +1,15 @@
-"""The smallest of the miniature's worlds: a latent frame is a fixed linear picture of a small state. No pixels, no autoencoder.
+"""A world smaller than the miniature's: a latent frame is a fixed linear function of a small state. No pixels, no autoencoder.
 
-A frame's state: shape, colour and background (a caption says them), size, texture and position x, y on a torus of 8 x 8 cells (a
-caption cannot say them). The captioned motion is in no single frame: it moves the position by one cell a frame. Each of these seven
-attributes has a subspace of its own among the 128 numbers of a frame, all equally loud: centred one-hots for what is a choice, two
-harmonics of the angle for a position and for the texture, which is the direction of the light, so finely divided that copying it
-is never quite exact: errors can add up. Hence every state has the same norm, a reader in closed form exists, and so does an exact
-teacher (`exact_teacher`). Every latent element has mean 0 and variance 1 over the world. Knows nothing of models or training.
+The state of a frame: shape, colour and background, which a caption names; size, texture and position x, y on a torus of 8 x 8 cells,
+which it does not. The captioned motion is not visible in a single frame: it moves the position by one cell per frame. Each of these seven
+attributes has its own subspace of the 128 numbers of a frame, all with the same variance: centred one-hots for choices, two harmonics of
+the angle for positions and for the texture. The texture, the direction of the light, has so many values that copying it is never exact,
+so errors can accumulate. Every state has the same norm, and a reader and a teacher (`exact_teacher`) exist in closed form. Every latent
+element has mean 0 and variance 1 over the world. Knows nothing of models or training.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,10 +27,10 @@ ELEMENTS = 128
 CELLS = SIZE // LATTICE  # of the torus, along x and along y
 TURN = 64  # directions of the light
 IDENTITY: dict[str, int] = {"size": len(RADII), "texture": TURN, "x": CELLS, "y": CELLS}
-DRAWN: dict[str, int] = {name: len(ATTRIBUTES[name]) for name in ("shape", "color", "background")} | IDENTITY  # what one frame shows
-UNSURE = 0.7  # nothing is named that is further from it than this, relative to its norm; halfway between two choices is 0.76 or more
+DRAWN: dict[str, int] = {name: len(ATTRIBUTES[name]) for name in ("shape", "color", "background")} | IDENTITY  # visible in one frame
+UNSURE = 0.7  # relative distance above which a value is not recognised; halfway between two choices is 0.76 or more
 TEXT_LEN, TEXT_DIM = 8, 64
-_SEED = 20250922  # of the embedding and of the words: trained weights depend on it
+_SEED = 20250922  # of the embeddings of states and words: trained weights depend on it
 
 Prompt = Captioned | Sequence[Captioned]
 """One caption for all frames, or one for each (a prompt switch)."""
@@ -39,7 +38,7 @@ Prompt = Captioned | Sequence[Captioned]
 
 @dataclass(frozen=True)
 class StateIdentity:
-    """What a prompt cannot say, as indices: `size` 0..2, `texture` 0..63, cell `x`, `y` 0..7 at the first frame of the video."""
+    """What no prompt names, as indices: `size` 0..2, `texture` 0..63, cell `x`, `y` 0..7 at the first frame of the video."""
 
     size: int
     texture: int
@@ -53,13 +52,8 @@ class StateIdentity:
 
 
 def draw_identity(generator: torch.Generator) -> StateIdentity:
-    """A size, a texture and a start position, uniformly."""
+    """A uniformly random size, texture and start position."""
     return StateIdentity(*(int(torch.randint(count, (), generator=generator)) for count in IDENTITY.values()))
-
-
-def all_identities() -> list[StateIdentity]:
-    """All 12288, in a fixed order: a caption has as many equally likely videos."""
-    return [StateIdentity(*values) for values in itertools.product(*map(range, IDENTITY.values()))]
 
 
 class _Block(NamedTuple):
@@ -70,7 +64,7 @@ class _Block(NamedTuple):
 
 
 def _simplex(count: int) -> Tensor:
-    """The corners of a regular simplex around 0: centred one-hots in the orthonormal (Helmert) basis of their span."""
+    """The corners of a regular simplex around 0: centred one-hots in an orthonormal (Helmert) basis of their span."""
     corners = torch.zeros(count, count - 1, dtype=torch.float64)
     for j in range(1, count):
         corners[:j, j - 1] = 1 / (j * (j + 1)) ** 0.5
@@ -79,14 +73,14 @@ def _simplex(count: int) -> Tensor:
 
 
 def _circle(count: int) -> Tensor:
-    """Angles as two harmonics: of eight, the first alone would put neighbours 0.77 norms apart, both together 1.14."""
+    """Angles as two harmonics: neighbours of eight are then 1.14 norms apart, with the first harmonic alone 0.77."""
     angle = torch.arange(count, dtype=torch.float64) * (2 * torch.pi / count)
     return torch.stack([angle.cos(), angle.sin(), (2 * angle).cos(), (2 * angle).sin()], dim=1) / 2**0.5
 
 
 @lru_cache(maxsize=1)
 def _blocks() -> dict[str, _Block]:
-    """The embedding, float64, in columns of a shuffled Hadamard matrix: all its entries are equally large, hence all elements are."""
+    """The embedding, float64, in columns of a shuffled Hadamard matrix, whose entries all have the same magnitude."""
     points = {name: _circle(count) if name in ("x", "y", "texture") else _simplex(count) for name, count in DRAWN.items()}
     hadamard = torch.ones(1, 1, dtype=torch.float64)
     while hadamard.shape[0] < ELEMENTS:
@@ -101,7 +95,7 @@ def _blocks() -> dict[str, _Block]:
 
 @lru_cache(maxsize=1)
 def tables() -> dict[str, Float[Tensor, "V 128"]]:
-    """For each attribute of `DRAWN`, what each of its values adds to a flat latent frame, float64; a frame is the sum of seven rows.
+    """For each attribute of `DRAWN` the contribution of each value to a flat latent frame, float64; a frame is the sum of seven rows.
 
     Rows of one attribute have the same norm and sum to 0; rows of different attributes are orthogonal.
     """
@@ -112,11 +106,11 @@ def indices(prompts: Sequence[Prompt], num_latent_frames: int) -> dict[str, Int[
     """The captioned attributes of each frame, as indices into `world.ATTRIBUTES`.
 
     Raises:
-        ValueError: when a list of captions has not one entry for each frame.
+        ValueError: when a list of captions does not have one entry per frame.
     """
     for prompt in prompts:
         if not isinstance(prompt, Captioned) and len(prompt) != num_latent_frames:
-            raise ValueError(f"a list of captions must have one entry for each of the {num_latent_frames} frames, got {len(prompt)}")
+            raise ValueError(f"a list of captions must have one entry for each of the {num_latent_frames} frames, not {len(prompt)}")
     frames = [[prompt] * num_latent_frames if isinstance(prompt, Captioned) else prompt for prompt in prompts]
     result = {}
     for name, values in ATTRIBUTES.items():
@@ -126,7 +120,7 @@ def indices(prompts: Sequence[Prompt], num_latent_frames: int) -> dict[str, Int[
 
 
 def steps(prompts: Sequence[Prompt], num_latent_frames: int) -> Int[Tensor, "B F 2"]:
-    """Cells (x, y) by which each frame's caption moves the subject on its way from the frame before."""
+    """Cells (x, y) by which each frame's caption moves the subject from the previous frame."""
     return torch.tensor(list(MOTIONS.values()))[indices(prompts, num_latent_frames)["motion"]]
 
 
@@ -143,7 +137,7 @@ def latents(captions: Sequence[Prompt], identities: Sequence[StateIdentity], num
     position runs on through a switch: it is the identity's, shown by frame 0, plus the steps of all frames since.
     """
     if len(captions) != len(identities):
-        raise ValueError(f"{len(captions)} captions for {len(identities)} identities; they must be as many")
+        raise ValueError(f"{len(captions)} captions for {len(identities)} identities; their numbers must be equal")
     end = start + num_latent_frames
     position = torch.tensor([[i.x, i.y] for i in identities]).view(-1, 1, 2) + offsets(captions, end)
     state: dict[str, Tensor] = indices(captions, end)
@@ -161,9 +155,9 @@ def _wrap(distance: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StateReading:
-    """What the frames of `[B, F]` show, as indices; -1 where it cannot be said.
+    """What frames `[B, F]` show, as indices; -1 where it is not recognised.
 
-    `motion` of a frame is the step from the frame before it; the first frame, which has none before it, takes the step that leaves it.
+    `motion` of a frame is the step from the previous frame; for the first frame it is the step to the second.
     `position` `[B, F, 2]` is (x, y) in cells and `light` `[B, F]` the texture in degrees, neither rounded; `residual` `[B, F]` the
     distance to the nearest valid state over its norm (0 is a state, 1 the mean of the world).
     """
@@ -180,23 +174,18 @@ class StateReading:
     light: Float[Tensor, "B F"]
     residual: Float[Tensor, "B F"]
 
-    @property
-    def confidence(self) -> Float[Tensor, "B F"]:
-        """1 for a valid state, 0 for what is as far from one as the mean of the world, or further."""
-        return (1 - self.residual).nan_to_num(0.0).clamp(0, 1)
-
     def correct_frames(self, captions: Sequence[Prompt]) -> dict[str, Bool[Tensor, "B F"]]:
-        """For each captioned attribute whether each frame shows it; what cannot be said is wrong."""
+        """For each captioned attribute whether each frame shows it; unrecognised values count as wrong."""
         return {name: getattr(self, name).cpu() == said for name, said in indices(captions, self.shape.shape[1]).items()}
 
     def correct(self, captions: Sequence[Captioned], frames: slice = slice(None)) -> dict[str, Bool[Tensor, " B"]]:
-        """For each captioned attribute whether most of the video's `frames` show it; what cannot be said is wrong."""
+        """For each captioned attribute whether most of the video's `frames` show it; unrecognised values count as wrong."""
         said = indices(captions, 1)
         return {name: _majority(getattr(self, name).cpu(), frames) == said[name][:, 0] for name in ATTRIBUTES}
 
     def identity_changed(self, reference: slice) -> dict[str, Bool[Tensor, "B F"]]:
         """Whether the size of each frame differs from that of most `reference` frames, and the texture from their mean direction by
-        more than 22.5 degrees; what cannot be said has changed.
+        more than 22.5 degrees; unrecognised values count as changed.
 
         Of two unrelated videos 2/3 differ in size and 7/8 in texture.
         """
@@ -208,12 +197,12 @@ class StateReading:
         """Degrees between the light of each frame and the mean direction of the `reference` frames, 0 to 180; 90 is chance."""
         chosen = torch.deg2rad(self.light[:, reference])
         if chosen.shape[1] == 0:
-            raise ValueError(f"{reference} of {self.light.shape[1]} frames leaves none to judge")
+            raise ValueError(f"{reference} of {self.light.shape[1]} frames selects none")
         usual = torch.rad2deg(torch.atan2(chosen.sin().mean(dim=1), chosen.cos().mean(dim=1)))
         return ((self.light - usual[:, None] + 180) % 360 - 180).abs()
 
     def jump(self, captions: Sequence[Prompt]) -> Float[Tensor, "B F"]:
-        """Cells between the position of each frame and where the frame before and the caption's step put it; 0 for the first frame.
+        """Cells between each position and that expected from the previous frame and the caption's motion; 0 for the first frame.
 
         Two unrelated frames are 3.1 apart on average.
         """
@@ -225,12 +214,12 @@ class StateReading:
 def _majority(values: Int[Tensor, "B F"], frames: slice) -> Int[Tensor, " B"]:
     chosen = values[:, frames]
     if chosen.shape[1] == 0:
-        raise ValueError(f"{frames} of {values.shape[1]} frames leaves none to judge")
+        raise ValueError(f"{frames} of {values.shape[1]} frames selects none")
     return chosen.mode(dim=1).values
 
 
 class _Nearest(NamedTuple):
-    """Of each attribute the nearest value and the distance to it over its norm; of the frame what `StateReading` says."""
+    """The nearest value of each attribute and the relative distance to it; the other fields as in `StateReading`."""
 
     values: dict[str, Tensor]
     distances: dict[str, Tensor]
@@ -262,7 +251,7 @@ def _nearest(latents: Latents) -> _Nearest:
 
 
 def read(latents: Latents) -> StateReading:
-    """Read latents back: in each attribute's subspace the nearest value. A frame, or an attribute, that is far from all is not named.
+    """The nearest value in each attribute's subspace; -1 where a frame or an attribute is far from all values.
 
     Raises:
         ValueError: when the latents are not `[B, F, 8, 4, 4]`.
@@ -280,9 +269,9 @@ def read(latents: Latents) -> StateReading:
 
 
 def to_images(latents: Latents) -> Tensor:
-    """What a person would see: the nearest state of each frame as the pixel world draws it, texture as the direction of the light.
+    """The nearest state of each frame as rendered by the pixel world, with the texture as the direction of the light.
 
-    uint8 `[B, F, 3, 64, 64]`; the further a frame is from every state, the greyer.
+    uint8 `[B, F, 3, 64, 64]`; the farther a frame is from every state, the greyer.
     """
     near = _nearest(latents)
     state = {name: value.flatten().tolist() for name, value in near.values.items()}
@@ -302,7 +291,7 @@ def _words(text_dim: int) -> dict[str, Float[Tensor, "V E"]]:
 
 
 def text_of(captions: Sequence[Captioned], text_len: int = TEXT_LEN, text_dim: int = TEXT_DIM) -> Text:
-    """Captions as the network reads them, `[B, L, E]`: a fixed random token for each attribute's value, the other tokens 0."""
+    """Embeddings of captions `[B, L, E]`: a fixed random token for the value of each attribute, the other tokens 0."""
     if text_len < len(ATTRIBUTES):
         raise ValueError(f"{text_len} tokens cannot hold the {len(ATTRIBUTES)} attributes of a caption; text_len must be at least as many")
     text = torch.zeros(len(captions), text_len, text_dim)
@@ -312,12 +301,12 @@ def text_of(captions: Sequence[Captioned], text_len: int = TEXT_LEN, text_dim: i
 
 
 def negative(batch: int, text_len: int = TEXT_LEN, text_dim: int = TEXT_DIM) -> Text:
-    """The text that says nothing, `[B, L, E]` zeros."""
+    """The embedding of empty text: zeros `[B, L, E]`."""
     return torch.zeros(batch, text_len, text_dim)
 
 
 def captions_of(text: Text) -> list[Captioned | None]:
-    """What `text_of` was given, by nearest token; None for a row of zeros (`negative`).
+    """The captions given to `text_of`, by nearest token; None for a row of zeros (`negative`).
 
     Raises:
         ValueError: when a row is neither.
@@ -329,8 +318,8 @@ def captions_of(text: Text) -> list[Captioned | None]:
         distance, place = (text[:, token, None] - words).norm(dim=-1).min(dim=-1)
         far = torch.maximum(far, distance / words[place].norm(dim=-1))
         chosen.append([values[i] for i in place.tolist()])
-    silent = (text == 0).all(dim=2).all(dim=1)
-    strange = (~silent & (far > 0.1)).nonzero().flatten().tolist()
-    if strange:
-        raise ValueError(f"text rows {strange} are no captions of the state world; make them with text_of or negative")
-    return [None if empty else Captioned(*words) for empty, words in zip(silent.tolist(), zip(*chosen, strict=True), strict=True)]
+    empty = (text == 0).all(dim=2).all(dim=1)
+    unknown = (~empty & (far > 0.1)).nonzero().flatten().tolist()
+    if unknown:
+        raise ValueError(f"text rows {unknown} are not captions of the state world; make them with text_of or negative")
+    return [None if none else Captioned(*words) for none, words in zip(empty.tolist(), zip(*chosen, strict=True), strict=True)]

@@ -1,4 +1,4 @@
-"""The verdicts of all experiments on one page: `python -m experiments.summary [--output DIR]`; every experiment renews it."""
+"""The verdicts of all experiments on one page: `python -m experiments.summary [--output DIR]`; every experiment updates it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import ROOT
+from longlive.files import write_text
 
 INTRODUCTION = """# The paper's claims, measured in miniature
 
@@ -23,7 +24,7 @@ when it is on the other side.
 
 
 def page(reports: list[dict[str, Any]]) -> str:
-    """One table of claims for each experiment, and how many of each verdict there are."""
+    """A table of claims and the number of each verdict, per experiment."""
     lines = [INTRODUCTION]
     for report in reports:
         name, counts = report["experiment"], Counter(claim["verdict"] for claim in report["claims"])
@@ -38,7 +39,7 @@ def page(reports: list[dict[str, Any]]) -> str:
 
 
 def summarize(folder: Path) -> None:
-    """Write `README.md` from the JSON files of `folder`; `account.md` there, if any, is what people have to say about them."""
+    """Write `README.md` from the JSON files of `folder`; `account.md` in it, if any, is a discussion to put first."""
     files = sorted(folder.glob("*.json"))
     reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     account = folder / "account.md"
@@ -46,7 +47,7 @@ def summarize(folder: Path) -> None:
     if account.exists():
         head, _, tables = text.partition("\n## ")
         text = f"{head}\n{account.read_text(encoding='utf-8').strip()}\n\n## {tables}"
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Test prompts, and the videos that a network makes of them by the block loop of inference."""
+"""Test prompts, and a network's videos of them by the block loop of inference."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Video(NamedTuple):
 
 
 def switch_pairs(count: int) -> list[SwitchPair]:
-    """Captions that training never shows, and the same with one attribute changed: each attribute in turn, its new value drawn."""
+    """Held-out captions, and the same with one attribute changed: each attribute in turn, with a random new value."""
     generator = torch.Generator().manual_seed(20250923)
     pairs = []
     for number, before in enumerate((held_out(100) * (count // 100 + 1))[:count]):
@@ -41,7 +41,7 @@ def switch_pairs(count: int) -> list[SwitchPair]:
 
 
 class Cut(NamedTuple):
-    """A prompt switch: the frame, the captions after it, and what it does with the past."""
+    """A prompt switch: its frame, the captions after it, and what it does with the past."""
 
     frame: int
     captions: Sequence[Captioned]
@@ -54,7 +54,7 @@ def cues_of(cut: Cut | None) -> PromptSchedule:
 
 
 def captions_by_cue(captions: Sequence[Captioned], cut: Cut | None) -> dict[str, Sequence[Captioned]]:
-    """What the prompts of `cues_of` stand for in each video of a batch."""
+    """The captions of a batch that each prompt of `cues_of` stands for."""
     return {"before": captions} if cut is None else {"before": captions, "after": cut.captions}
 
 
@@ -69,11 +69,11 @@ def make(
     cut: Cut | None = None,
     cache: KVCache | None = None,
 ) -> Video:
-    """One video a caption, all in one batch; the same seed gives all arms the same noise.
+    """One video per caption, in one batch; the same seed gives all arms the same noise.
 
     Args:
-        relative: the sink's keys are turned so that they always stand just before the window.
-        cache: another than a ring for `window`.
+        relative: the sink is rotated to stand just before the window (infinite mode).
+        cache: None: a ring for `window`.
     """
     if cache is None:
         cache = ring_cache(network, *LATENT_SHAPE[1:], window=window, batch=len(captions), relative=relative)

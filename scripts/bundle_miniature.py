@@ -1,4 +1,4 @@
-"""Put what the miniature's stages exported together into one pipeline folder: `python scripts/bundle_miniature.py`."""
+"""Combine the exports of the miniature's stages into one pipeline folder: `python scripts/bundle_miniature.py`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
 from longlive.training.networks import load_network
 
-STAGES = ("long", "init", "causal_init")  # the last one that is finished is bundled
+STAGES = ("long", "init", "causal_init")  # the first of these that is finished is bundled
 
 
 def transformer_of(runs: Path, stage: str) -> WanTransformer:
-    """What a stage made; `long` trains adapters, which are merged into the weights they were trained on."""
+    """The transformer of a stage; the adapters of `long` are merged into the weights they were trained on."""
     export = runs / stage / "export"
     if stage != "long":
         return load_network(export)
@@ -27,7 +27,7 @@ def transformer_of(runs: Path, stage: str) -> WanTransformer:
 
 
 def bundle(runs: Path, to: Path, *, stage: str, guidance_scale: float, teacher: bool = False) -> int:
-    """Write the pipeline with the settings its transformer was trained with; returns its size in bytes."""
+    """Write the pipeline with the settings of its transformer's training; returns its size in bytes."""
     settings = json.loads((runs / stage / "settings.json").read_text())["settings"][stage]
     encoder, tokenizer = store.load_text_encoder(runs / "language" / "export")
     distilled = stage != "causal_init"
@@ -58,8 +58,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/miniature"))
     parser.add_argument("--to", type=Path, default=BUNDLED["miniature"])
-    parser.add_argument("--stage", choices=STAGES, help="whose transformer; by default that of the last stage that is finished")
-    parser.add_argument("--teacher", action="store_true", help="put the teacher beside it, in teacher/: what stages init and long need")
+    parser.add_argument("--stage", choices=STAGES, help="whose transformer; by default that of the last finished stage")
+    parser.add_argument("--teacher", action="store_true", help="also write the teacher, which stages init and long need, to teacher/")
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="of causal_init (default %(default)s)")
     arguments = parser.parse_args()
     finished = [stage for stage in STAGES if (arguments.runs / stage / "export").is_dir()]

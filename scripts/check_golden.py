@@ -23,7 +23,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
-from longlive.checkpoints import convert
+from longlive.checkpoints import configs, convert
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser, Prediction
 from longlive.generation.memory import ring_cache
@@ -162,7 +162,7 @@ class Case:
 
     def vae(self) -> Iterator[float]:
         state, given = self.folder.tensors(self.settings["weights"]), self.tensors
-        vae = AutoencoderKLWan(**convert.vae_config(state)).eval()
+        vae = AutoencoderKLWan(**configs.vae_config(state)).eval()
         vae.load_state_dict(convert.vae_to_diffusers(state))
         yield distance(encode_video(vae, given["pixels"]).transpose(1, 2), given["latents"])
         for frames_per_call in (1, 3, given["z"].shape[2]):
@@ -170,7 +170,7 @@ class Case:
 
     def text_encoder(self) -> Iterator[float]:
         state, given = self.folder.tensors(self.settings["weights"]), self.tensors
-        encoder = UMT5EncoderModel(UMT5Config(**convert.text_config(state))).eval()
+        encoder = UMT5EncoderModel(UMT5Config(**configs.text_config(state))).eval()
         encoder.load_state_dict(convert.text_to_transformers(state), strict=False)
         yield distance(embed(encoder, given["ids"], given["mask"]), given["prompt_embeds"])
 
@@ -181,7 +181,7 @@ class Case:
         teacher = self.folder.transformer(settings["teacher"])
         dmd = DMD(Denoiser(teacher), Denoiser(critic), guidance_scale=1 + settings["guidance"], shift=settings["timestep_shift"])
         text, negative = given["prompt_embeds"], given["negative_embeds"]
-        yield distance(dmd.levels(given["drawn_step"]), given["t"])
+        yield distance(dmd.timesteps(given["drawn_step"]), given["t"])
         clip = given["clip"].clone().requires_grad_()
         found = dmd.generator_loss(clip, text, negative, t=given["t"], noise=given["noise"], fresh=given["fresh"])
         found.loss.backward()

@@ -1,11 +1,11 @@
-"""Convert Wan, LongLive and Self-Forcing weights from any layout to another, with a LoRA merged if one is given.
+"""Convert weights of Wan, LongLive and Self-Forcing between layouts, and merge a LoRA.
 
     python scripts/convert_checkpoint.py --from longlive_models/models/longlive_base.pt --lora longlive_models/models/lora.pt \
         --to diffusers --output out
     python scripts/convert_checkpoint.py --from wan_models/Wan2.1-T2V-1.3B --to diffusers --output Wan2.1-T2V-1.3B-Diffusers
     python scripts/convert_checkpoint.py --from some_file.pt          (says what it is)
 
-Layouts (whatever of them the source has is written, and they are what `--from` understands):
+Layouts, of `--from` and `--to` (components that the source lacks are left out):
     wan           config.json, diffusion_pytorch_model*.safetensors, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/
     diffusers     transformer/ vae/ text_encoder/ tokenizer/ scheduler/; a LoRA as pytorch_lora_weights.safetensors
     longlive      models/longlive_base.pt, or models/lora.pt
@@ -26,8 +26,8 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from diffusers import __version__ as diffusers_version
 
-from longlive.checkpoints import convert, store
-from longlive.checkpoints.store import Kind
+from longlive.checkpoints import configs, convert, store
+from longlive.checkpoints.store import WeightsKind
 from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
 
@@ -50,20 +50,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder to write to")
     parser.add_argument("--which", help="part of a checkpoint: generator, generator_ema, critic, generator_lora, …")
     parser.add_argument("--lora", type=Path, help="a LoRA to merge into the transformer")
-    parser.add_argument("--alpha", type=float, help="alpha of that LoRA (its rank, unless given)")
-    parser.add_argument("--num-heads", type=int, help="for a bare file whose heads are not 128 wide")
+    parser.add_argument("--alpha", type=float, help="alpha of that LoRA (default: its rank)")
+    parser.add_argument("--num-heads", type=int, help="for a single file whose heads are not 128 wide")
     parser.add_argument("--dtype", choices=DTYPES, default="keep")
     parser.add_argument("--max-shard-size", default="5GB")
     args = parser.parse_args(argv)
     if (args.to is None) != (args.output is None):
         parser.error("--to and --output go together")
     if args.alpha is not None and args.lora is None:
-        parser.error("--alpha says how strong a LoRA is merged; give the LoRA with --lora")
+        parser.error("--alpha is the strength of the LoRA to merge; give the LoRA with --lora")
     return args
 
 
 def components(source: Path) -> list[str]:
-    """Which of transformer, vae, text_encoder and lora `source` holds."""
+    """Which of transformer, vae, text_encoder and lora `source` contains."""
     if source.is_dir() and not (source / "adapter_config.json").is_file():
         places = {
             "transformer": ("transformer", "diffusion_pytorch_model*.safetensors*", *store.RELEASED),
@@ -74,14 +74,14 @@ def components(source: Path) -> list[str]:
         return found or ["transformer"]
     state = store.read(source)
     kind = store.identify(state)
-    if kind is Kind.CHECKPOINT:
+    if kind is WeightsKind.CHECKPOINT:
         return ["transformer" if any(name in state for name in (*store.GENERATORS, "critic")) else "lora"]
     names = {
-        Kind.LORA: "lora",
-        Kind.VAE: "vae",
-        Kind.VAE_DIFFUSERS: "vae",
-        Kind.TEXT: "text_encoder",
-        Kind.TEXT_TRANSFORMERS: "text_encoder",
+        WeightsKind.LORA: "lora",
+        WeightsKind.VAE: "vae",
+        WeightsKind.VAE_DIFFUSERS: "vae",
+        WeightsKind.TEXT: "text_encoder",
+        WeightsKind.TEXT_TRANSFORMERS: "text_encoder",
     }
     return [names.get(kind, "transformer")]
 
@@ -90,7 +90,7 @@ def convert_transformer(args: argparse.Namespace) -> Iterator[str]:
     state, config = store.load_transformer(args.source, which=args.which)
     yield f"found {store.describe(state)}"
     with torch.device("meta"):
-        model = WanTransformer(**(config or convert.transformer_config(state, num_heads=args.num_heads)))
+        model = WanTransformer(**(config or configs.transformer_config(state, num_heads=args.num_heads)))
     store.fill(model, state, what=f"a transformer of {model.config.num_layers} blocks of width {model.config.dim}")
     if args.lora is not None:
         merge_lora(model, store.load_lora(args.lora), alpha=args.alpha)
@@ -104,11 +104,11 @@ def write_transformer(model: WanTransformer, args: argparse.Namespace) -> Path:
     state, config = model.state_dict(), {key: value for key, value in model.config.items() if not key.startswith("_")}
     if args.to == "wan":
         if config["rope_theta"] == 10000:
-            del config["rope_theta"]  # the original code has no such setting
+            del config["rope_theta"]  # not a setting of the original code
         store.write_safetensors(state, args.output, config={"_class_name": "WanModel"} | config, max_shard_size=args.max_shard_size)
         return args.output
     if args.to == "diffusers":
-        config = {"_class_name": "WanTransformer3DModel", "_diffusers_version": diffusers_version} | convert.config_to_diffusers(config)
+        config = {"_class_name": "WanTransformer3DModel", "_diffusers_version": diffusers_version} | configs.config_to_diffusers(config)
         folder = args.output / "transformer"
         store.write_safetensors(convert.transformer_to_diffusers(state), folder, config=config, max_shard_size=args.max_shard_size)
         return folder
@@ -167,7 +167,7 @@ CONVERTERS = {"transformer": convert_transformer, "vae": convert_vae, "text_enco
 
 
 def write_pipeline(folder: Path) -> Path:
-    """What makes the folder one that `diffusers.WanPipeline.from_pretrained` loads."""
+    """Write the files with which `diffusers.WanPipeline.from_pretrained` loads the folder."""
     UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
     ).save_pretrained(folder / "scheduler")
@@ -177,10 +177,10 @@ def write_pipeline(folder: Path) -> Path:
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
-    """Convert, a line of report at a time. Raises ValueError or OSError for what cannot be done."""
+    """Convert, yielding lines of a report. Raises ValueError or OSError for what cannot be converted."""
     found = components(args.source)
     if args.lora is not None and "transformer" not in found:
-        raise ValueError(f"--lora is merged into a transformer, and {args.source} holds {' and '.join(found)}")
+        raise ValueError(f"--lora is merged into a transformer, and {args.source} contains {' and '.join(found)}")
     only_networks = args.to in ("longlive", "self-forcing")
     if only_networks and not {"transformer", "lora"} & set(found):
         raise ValueError(f"the {args.to} layout has no {found[0]}; choose --to wan or diffusers")

@@ -1,7 +1,7 @@
 """Measure the miniature with its oracle: `python scripts/evaluate_miniature.py [--model FOLDER] [--output DIR]`.
 
-Videos of held-out prompts (combinations of attributes that training never showed) by the ordinary pipeline, and
-reconstructions by the autoencoder at three lengths. Writes results.json and two pictures.
+Videos of held-out prompts (combinations of attributes that are not in the training set) by the ordinary pipeline, and reconstructions by
+the autoencoder at three lengths. Writes results.json and two pictures.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ PARTS = ("autoencoder", "canonical", "phrased")
 
 
 def scores(videos: Tensor, captions: list[Captioned], frames: slice = slice(None)) -> dict[str, float]:
-    """Share of videos that show each attribute, by majority over `frames`; and the mean overlap with the best template."""
+    """Share of videos that show each attribute, by majority over `frames`, and the mean overlap with the best template."""
     reading = oracle.read(videos)
     right = {name: value.float().mean().item() for name, value in reading.correct(captions, frames).items()}
     return {**{name: round(right[name], 4) for name in ATTRIBUTES}, "iou": round(reading.iou[:, frames].mean().item(), 4)}
 
 
 def generate(pipe: LongLivePipeline, prompts: list[str], num_latent_frames: int, seed: int) -> Tensor:
-    """One video a prompt, uint8 `[B, T, 3, Y, X]`, with seeds seed, seed + 1, …"""
+    """One video per prompt, uint8 `[B, T, 3, Y, X]`, with seeds seed, seed + 1, …"""
     videos = []
     for number, prompt in enumerate(tqdm(prompts, desc="videos", mininterval=5)):
         session = pipe.session(prompt, num_latent_frames=num_latent_frames, generator=torch.Generator().manual_seed(seed + number))
-        videos.append(torch.cat([chunk.images for chunk in session], dim=1)[0].movedim(-1, 1))
+        videos.append(torch.cat([block.images for block in session], dim=1)[0].movedim(-1, 1))
     return torch.stack(videos)
 
 
 @torch.no_grad()
 def reconstructions(pipe: LongLivePipeline, captions: list[Captioned], num_images: int) -> tuple[Tensor, Tensor]:
-    """Originals and what the autoencoder makes of them, uint8 `[B, T, 3, Y, X]`."""
+    """Originals and their reconstructions, uint8 `[B, T, 3, Y, X]`."""
     generator = torch.Generator().manual_seed(5)
     originals = render(captions, [draw_identity(generator) for _ in captions], num_images)
     parts = [to_uint8(decode_video(pipe.vae, encode_video(pipe.vae, to_float(part)))) for part in originals.split(10)]
@@ -106,10 +106,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("docs/miniature"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--num-prompts", type=int, default=100)
-    parser.add_argument("--num-latent-frames", type=int, default=21, help="latent frames a video")
+    parser.add_argument("--num-latent-frames", type=int, default=21, help="latent frames per video")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # a model this small gains nothing from more, and loses everything beside another program
+    torch.set_num_threads(1)  # more do not speed up a model this small, and slow it down beside other programs
     try:
         pipe = LongLivePipeline.from_pretrained(arguments.model)
         results = evaluate(

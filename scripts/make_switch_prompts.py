@@ -35,7 +35,7 @@ A video is playing, and its description is below. Write the description of how t
 Description: {prompt}
 
 New description:"""
-CHANGES = {  # how often each is asked for, relative to the others: mostly somebody does something else
+CHANGES = {  # how often each is asked for, relative to the others; mostly the action changes
     "what the subject does, an action that can follow from the one described": 5,
     "one person, animal or object that was not there comes into the picture": 3,
     "the subject's mood, as face and posture show it": 1,

@@ -1,7 +1,7 @@
-"""Linear layers in bfloat16, everything else in float32: applied to a network from outside, like sharding.
+"""Linear layers that compute in bfloat16 while everything else stays in float32.
 
-On a CPU with bfloat16 instructions a matrix product is four times as fast so. Unlike autocast this leaves attention, norms and
-modulation alone, whose bfloat16 kernels gain nothing there.
+On a CPU with bfloat16 instructions a matrix product is then four times as fast. Unlike autocast this leaves attention, norms and
+modulation in float32, where bfloat16 kernels gain nothing on a CPU.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def use_bfloat16_linears(module: nn.Module) -> None:
-    """From now on the linear layers of `module` (float32; those of adapters have no bias and stay) compute in bfloat16; weights and
-    names stay as they are."""
+    """Make the linear layers of a float32 `module` compute in bfloat16, in place; weights and state dict stay as they are.
+
+    Layers without a bias, those of adapters, stay in float32.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Linear) and layer.bias is not None:
             layer.forward = partial(_forward, layer)  # type: ignore[method-assign]

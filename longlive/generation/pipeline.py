@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
-from longlive.checkpoints import convert, store
+from longlive.checkpoints import configs, store
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import Cues, PromptQueue, PromptSchedule
 from longlive.generation.denoiser import Denoiser
@@ -189,7 +189,7 @@ class LongLivePipeline(DiffusionPipeline):
         """
         source = wan_dir if checkpoint is None else checkpoint
         loaded = store.load_transformer(source, which=which)
-        config = loaded.config or convert.transformer_config(loaded.state)
+        config = loaded.config or configs.transformer_config(loaded.state)
         with torch.device("meta"):
             transformer = WanTransformer(**config)
         store.fill(transformer, loaded.state, what=f"the transformer of {source}", dtype=None if lora else torch_dtype)

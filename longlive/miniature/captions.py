@@ -1,7 +1,7 @@
-"""What people may say about a video of the miniature world, and what their words mean in it.
+"""Captions of videos of the miniature world, and the meaning of their words.
 
-A caption is a sentence template filled with synonyms. No word of one attribute is a word of another, so word matching reads every
-caption back: `parse`. Knows nothing of tokens or networks.
+A caption is a sentence template filled with synonyms. No word belongs to two attributes, so every caption can be parsed by word matching:
+`parse`. Knows nothing of tokens or networks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from longlive.miniature.world import ATTRIBUTES, Captioned
+from longlive.miniature.world import Captioned
 
 NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "shape": {
@@ -93,7 +93,7 @@ TEMPLATES = (
     "{shape} {moving}, {color} on {background}",
     "a {ground} in {background}, on it a {color} {shape} that {moves}",
 )
-UNSEEN_TEMPLATES = (  # never trained on: what is right on these was understood, not remembered
+UNSEEN_TEMPLATES = (  # not used in training: they measure generalisation
     "in front of {background}, a {color} {shape} {moves}",
     "{background} {ground}, {moving} {color} {shape}",
     "look, the {color} {shape} {moves} and the whole {ground} behind it is plain {background}",
@@ -103,7 +103,7 @@ OPENINGS = ("a video of", "please show", "now", "show me", "a short clip:", "in 
 
 
 class SwitchPair(NamedTuple):
-    """Two prompts' meanings that differ in `attribute` alone."""
+    """Two captions that differ in `attribute` only."""
 
     before: Captioned
     after: Captioned
@@ -117,7 +117,7 @@ def _choose(options: Sequence, generator: torch.Generator):
 def _motion(motion: str, generator: torch.Generator) -> tuple[str, str]:
     """A motion after a noun and after "it"."""
     own = PHRASES.get(motion, ())
-    general = len(DIRECTIONS.get(motion, ()))  # as likely to hear each of the general phrases as each of the motion's own
+    general = len(DIRECTIONS.get(motion, ()))  # every general phrase is as likely as every phrase of this motion
     if int(torch.randint(len(own) + general, (), generator=generator)) < len(own):
         return _choose(own, generator)
     after_noun, after_it = _choose(VERBS, generator)
@@ -130,13 +130,13 @@ def _article(text: str) -> str:
 
 
 def canonical(captioned: Captioned) -> str:
-    """The plainest sentence for a video: "a red circle moving right on a black background"."""
+    """The canonical sentence for a video: "a red circle moving right on a black background"."""
     motion = "standing still" if captioned.motion == "still" else f"moving {captioned.motion}"
     return _article(f"a {captioned.color} {captioned.shape} {motion} on a {captioned.background} background")
 
 
 def caption(captioned: Captioned, generator: torch.Generator, *, templates: Sequence[str] = TEMPLATES) -> str:
-    """One of many ways to say what `captioned` says: template, synonyms, opening, case and full stop are drawn."""
+    """A random sentence for a video: template, synonyms, opening, case and full stop are drawn."""
     moving, moves = _motion(captioned.motion, generator)
     words = {name: _choose(values[getattr(captioned, name)], generator) for name, values in NAMES.items()}
     text = _choose(templates, generator).format(**words, moving=moving, moves=moves, ground=_choose(GROUNDS, generator))
@@ -151,16 +151,9 @@ def caption(captioned: Captioned, generator: torch.Generator, *, templates: Sequ
     return text + _choose((".", "", ""), generator)
 
 
-def switch_pair(captioned: Captioned, generator: torch.Generator) -> SwitchPair:
-    """`captioned` and the same video but for one attribute, both drawn uniformly."""
-    attribute = _choose(tuple(ATTRIBUTES), generator)
-    others = [value for value in ATTRIBUTES[attribute] if value != getattr(captioned, attribute)]
-    return SwitchPair(captioned, captioned.with_one_change(attribute, _choose(others, generator)), attribute)
-
-
 @lru_cache(maxsize=1)
 def _meanings() -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
-    """A pattern of every phrase that means something, the longest first, and what each means: `(attribute, value)`."""
+    """A pattern of every phrase with a meaning, longest first, and the meaning of each: `(attribute, value)`."""
     spoken = NAMES | {"motion": SPOKEN_MOTIONS}
     meaning = {phrase: (name, value) for name, values in spoken.items() for value, phrases in values.items() for phrase in phrases}
     longest_first = sorted(meaning, key=len, reverse=True)
@@ -168,9 +161,9 @@ def _meanings() -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
 
 
 def parse(text: str) -> dict[str, str]:
-    """Attributes that `text` names, by word match: `{"color": "red", "shape": "circle"}`; of two values for one attribute, the first.
+    """Attributes that `text` names, by word match: `{"color": "red", "shape": "circle"}`; of two values of an attribute the first.
 
-    Empty when the text names nothing of this world.
+    Empty when the text names none.
     """
     pattern, meaning = _meanings()
     found: dict[str, str] = {}

@@ -1,7 +1,6 @@
-"""The miniature's tokenizer and text encoder: the real ones' classes and conventions at another size.
+"""The miniature's tokenizer and text encoder: the classes and conventions of Wan's at a smaller size.
 
-Words of the world are one token each; any other text falls into letter pairs, letters and `<unk>`, so that every text can be read.
-Knows nothing of how the encoder is trained.
+Words of the world are one token each; any other text is split into letter pairs, letters and `<unk>`. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from longlive.miniature.captions import known_words
 TEXT_LEN = 32  # tokens of a prompt that the transformer reads, `</s>` included
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2 as in T5
 PUNCTUATION = ".,:;!?'\"()-&"
-# Words that people put around what they want to see, none of which means anything here; one token each, so that a wordy prompt fits.
+# Words of prompts that mean nothing in this world; one token each, so that long prompts fit.
 COMMON = """
     and are as at background be beautiful bright by camera cinematic clip color colour colorful colored cute dark detailed each
     few first for from full has have high his image its light little made make movie must my new nice no of or over picture
@@ -42,11 +41,11 @@ def vocabulary() -> list[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Lower-cases, strips accents, cuts at white space and at everything that is not a letter, ends with `</s>`, pads on the right."""
+    """Lower-cases, strips accents, splits at white space and at everything that is not a letter, ends with `</s>`, pads on the right."""
     tokens = {token: index for index, token in enumerate(vocabulary())}
     tokenizer = Tokenizer(models.WordPiece(tokens, unk_token="<unk>", continuing_subword_prefix="##", max_input_chars_per_word=64))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
-    words = pre_tokenizers.Split(Regex(r"[a-z]+|[^\sa-z]"), behavior="isolated")  # a foreign character never takes a word with it
+    words = pre_tokenizers.Split(Regex(r"[a-z]+|[^\sa-z]"), behavior="isolated")  # an unknown character never makes its word unknown
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), words])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", tokens["</s>"])]
@@ -59,7 +58,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_text_encoder(vocab_size: int, *, seed: int) -> UMT5EncoderModel:
-    """An untrained UMT5 encoder of 64 channels and two layers, drawn from `seed` alone."""
+    """An untrained UMT5 encoder of 64 channels and two layers, with weights that depend on `seed` alone."""
     config = UMT5Config(
         vocab_size=vocab_size, d_model=64, d_kv=16, num_heads=4, d_ff=128, num_layers=2, relative_attention_num_buckets=32,
         relative_attention_max_distance=64, feed_forward_proj="gated-gelu", dropout_rate=0.0, pad_token_id=0, eos_token_id=1,
@@ -70,9 +69,9 @@ def build_text_encoder(vocab_size: int, *, seed: int) -> UMT5EncoderModel:
 
 
 def save_language(folder: Path, encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write `tokenizer/` and `text_encoder/` as a diffusers folder has them."""
+    """Write `tokenizer/` and `text_encoder/` as in a diffusers folder."""
     tokenizer.save_pretrained(folder / "tokenizer")
     settings = folder / "tokenizer" / "tokenizer_config.json"
-    # transformers 5 writes a class name that transformers 4 does not know; both know this one.
+    # transformers 5 writes a class name unknown to transformers 4; both know this one.
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
     encoder.save_pretrained(folder / "text_encoder")

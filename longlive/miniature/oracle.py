@@ -1,8 +1,8 @@
-"""Reads a video of the miniature world back from its pixels, in closed form: no learned classifier.
+"""Recognises what a video of the miniature world shows, from its pixels and in closed form, without a learned classifier.
 
-Background = per-channel median; colour = mean of the pixels with the strongest contrast, nearest palette entry at any
-shading; mask = nearer to the colour than to the background; shape = best intersection over union against templates of
-the same area; position = circular mean; motion = nearest direction of the circular displacement.
+Background: per-channel median. Colour: mean of the pixels with the strongest contrast, nearest palette entry at any shading. Mask: pixels
+nearer to the colour than to the background. Shape: best intersection over union with templates of the same area. Position: circular mean.
+Motion: nearest direction of the circular displacement.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from longlive.miniature.world import ATTRIBUTES, BACKGROUNDS, COLORS, MOTIONS, SHADE, SHAPES, SIZE, SPEED, Captioned, soft_mask
 
-CONFIDENT_IOU = 0.7  # a subject that overlaps its best template less is nothing we can name
+CONFIDENT_IOU = 0.7  # with less overlap with its best template a shape is not recognised
 STRONGEST = 48  # pixels
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the oracle saw: indices into the world's attribute values, `[B, T]`; -1 where it cannot say.
+    """What the oracle recognised: indices into the world's attribute values, `[B, T]`; -1 where it recognised none.
 
-    `position` `[B, T, 2]` in pixels (x, y) and `radius` `[B, T]` are NaN where there is no subject; `iou` `[B, T]` is the
-    confidence in the shape; `displacement` `[B, T - 1, 2]` in pixels a frame; `motion` is `[B, T - 1]`.
+    `position` `[B, T, 2]` in pixels (x, y) and `radius` `[B, T]` are NaN where there is no subject; `iou` `[B, T]` is the overlap with
+    the best template; `displacement` `[B, T - 1, 2]` is in pixels per frame; `motion` is `[B, T - 1]`.
     """
 
     background: Tensor
@@ -36,7 +36,7 @@ class Reading:
     motion: Tensor
 
     def verdict(self, video: int, frames: slice = slice(None)) -> Captioned | None:
-        """The attributes over a stretch of pixel frames by majority; None when any cannot be said."""
+        """The majority of each attribute over some pixel frames; None when one of them was not recognised."""
         values = {name: _majority(getattr(self, name)[video, frames]) for name in ("shape", "color", "background")}
         step = self.displacement[video, frames].nanmean(dim=0)
         values["motion"] = int(_nearest_motion(step)) if step.isfinite().all() else -1
@@ -45,7 +45,7 @@ class Reading:
         return Captioned(**{name: ATTRIBUTES[name][value] for name, value in values.items()})
 
     def correct(self, captions: list[Captioned], frames: slice = slice(None)) -> dict[str, Tensor]:
-        """For each attribute whether the video shows it, `[B]` bool; what cannot be said is wrong."""
+        """For each attribute whether the video shows it, `[B]` bool; unrecognised values count as wrong."""
         result = {}
         for name in ("shape", "color", "background"):
             said = [_majority(row[frames]) for row in getattr(self, name)]

@@ -1,14 +1,13 @@
-"""Switch prompts of the miniature world: two sentences whose meanings differ in one attribute, as many as wanted.
+"""Switch prompts of the miniature world: pairs of sentences whose meanings differ in one attribute.
 
     python -m longlive.miniature.prompt_pairs --num 10000 --seed 0 --output data/miniature_prompts
 
-writes `prompts.txt` and `switch_prompts.txt`, line-aligned. Knows nothing about who trains on them.
+writes `prompts.txt` and `switch_prompts.txt`, line-aligned. Knows nothing about training.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -16,22 +15,23 @@ from typing import NamedTuple
 
 import torch
 
+from longlive.files import write_text
 from longlive.miniature.captions import SwitchPair, canonical, caption
 from longlive.miniature.world import ATTRIBUTES, Captioned, training_set
 
 
 class PairFiles(NamedTuple):
-    """Two text files; line i of `switch` goes on with line i of `prompts`."""
+    """Two text files; line i of `switch` continues line i of `prompts`."""
 
     prompts: Path
     switch: Path
 
 
 def draw_pair(generator: torch.Generator, captions: Sequence[Captioned]) -> SwitchPair:
-    """A caption and the same with exactly one attribute changed, both of `captions`, and the name of that attribute.
+    """A caption, another of `captions` that differs in exactly one attribute, and the name of that attribute.
 
-    The first is drawn uniformly, then the attribute from those that can change within the set, then its new value.
-    Raises ValueError when the set has nothing to switch to from the caption drawn.
+    The first is drawn uniformly, then an attribute that can change within `captions`, then its new value. Raises ValueError when no
+    other caption differs in one attribute only.
     """
     return _draw(generator, captions, frozenset(captions))
 
@@ -40,8 +40,8 @@ def write_pairs(folder: str | Path, *, num: int, seed: int, phrasings: int = 16,
     """Write `num` pairs to `prompts.txt` and `switch_prompts.txt` in `folder`; the same arguments give the same bytes.
 
     Args:
-        phrasings: in how many sentences each caption is said, the first of them the plainest; what bounds the number of texts to embed.
-        captions: what to speak of (None: the combinations training draws from).
+        phrasings: sentences per caption, the first of them canonical; this bounds the number of texts to embed.
+        captions: None: the combinations of the training set.
     """
     if num < 1 or phrasings < 1:
         raise ValueError(f"{num} pairs in {phrasings} phrasings: at least one of each")
@@ -54,13 +54,9 @@ def write_pairs(folder: str | Path, *, num: int, seed: int, phrasings: int = 16,
         pair = _draw(generator, captions, allowed)
         for side, meaning in zip(lines, (pair.before, pair.after)):
             side.append(sentences[meaning][_below(phrasings, generator)])
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = PairFiles(folder / "prompts.txt", folder / "switch_prompts.txt")
+    files = PairFiles(Path(folder) / "prompts.txt", Path(folder) / "switch_prompts.txt")
     for path, side in zip(files, lines):
-        path.with_suffix(".partial").write_text("\n".join(side) + "\n", encoding="utf-8")
-    for path in files:
-        os.replace(path.with_suffix(".partial"), path)
+        write_text(path, "\n".join(side) + "\n")
     return files
 
 
@@ -89,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num", type=int, required=True, help="pairs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="folder")
-    parser.add_argument("--phrasings", type=int, default=16, help="sentences for each caption; 1: only the plainest")
+    parser.add_argument("--phrasings", type=int, default=16, help="sentences per caption; 1: only the canonical one")
     arguments = parser.parse_args(argv)
     try:
         write_pairs(arguments.output, num=arguments.num, seed=arguments.seed, phrasings=arguments.phrasings)

@@ -1,8 +1,8 @@
-"""A captioned video world small enough to know everything about.
+"""A captioned video world in which every video can be rendered and measured exactly.
 
-One shaded subject (shape, colour, motion) on a plain background, 64x64 pixels, 16 frames a second, on a torus: no
-borders, so an endless video is stationary. Captioned attributes are what a prompt says; un-captioned identity (size,
-start position, direction of the light) is what a prompt cannot restore. Knows nothing of models, text or training.
+One shaded subject (shape, colour, motion) on a plain background, 64x64 pixels, 16 frames per second, on a torus: without borders an
+endless video is stationary. A prompt names the captioned attributes; it cannot restore the identity (size, start position, direction of
+the light). Knows nothing of models, text or training.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 SIZE = 64  # pixels, height and width
 FPS = 16
-SPEED = 2  # pixels a frame: one latent cell (8 pixels) a latent frame (4 pixel frames)
-LATTICE = 8  # pixels between possible start positions: one latent cell, which a moving subject crosses in one latent frame
+SPEED = 2  # pixels per frame: one latent cell (8 pixels) per latent frame (4 pixel frames)
+LATTICE = 8  # pixels between possible start positions: one latent cell
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -38,8 +38,8 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 MOTIONS: dict[str, tuple[int, int]] = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1), "still": (0, 0)}
 RADII = (10.0, 12.0, 14.0)  # of the circle with the subject's area, in pixels
-SHADE = 0.3  # the unlit side is this much darker than the lit side
-LIGHTS = 8  # directions the light may come from
+SHADE = 0.3  # how much darker the unlit side is than the lit one
+LIGHTS = 8  # directions of the light
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
@@ -51,7 +51,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Captioned:
-    """What a prompt can say about a video."""
+    """The attributes of a video that a prompt names."""
 
     shape: str
     color: str
@@ -64,13 +64,13 @@ class Captioned:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not in this world; choose from {', '.join(values)}")
 
     def with_one_change(self, attribute: str, value: str) -> Captioned:
-        """The same video but for one attribute: the two ends of a prompt switch."""
+        """The same with one attribute changed, as by a prompt switch."""
         return replace(self, **{attribute: value})
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a prompt cannot say: `radius` in pixels, start `x`, `y` in pixels, `light` an index into `LIGHTS` directions."""
+    """What no prompt names: `radius` in pixels, start `x`, `y` in pixels, `light` an index into `LIGHTS` directions."""
 
     radius: float
     x: int
@@ -84,20 +84,20 @@ def all_captioned() -> list[Captioned]:
 
 
 def held_out(count: int = 100, seed: int = 20250922) -> list[Captioned]:
-    """Combinations that training never shows; every single attribute value still occurs in training many times."""
+    """Combinations that are not in the training set, which has every single attribute value many times."""
     everything = all_captioned()
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))
     return [everything[i] for i in order[:count].tolist()]
 
 
 def training_set(num_held_out: int = 100) -> list[Captioned]:
-    """The combinations training draws from: all but the held-out ones."""
+    """The combinations used in training: all but the held-out ones."""
     kept_out = set(held_out(num_held_out))
     return [item for item in all_captioned() if item not in kept_out]
 
 
 def draw_identity(generator: torch.Generator, *, lattice: int = LATTICE) -> Identity:
-    """A size, a start position (multiples of `lattice` pixels) and a light, uniformly."""
+    """A uniformly random size, start position (multiples of `lattice` pixels) and light."""
 
     def below(n: int) -> int:
         return int(torch.randint(n, (), generator=generator))
@@ -153,11 +153,11 @@ def _table(values: dict[str, tuple[int, int, int]]) -> Tensor:
 def render(captions: Sequence[Captioned] | Sequence[Sequence[Captioned]], identities: Sequence[Identity], num_images: int) -> Tensor:
     """Videos of the given scenes: uint8 `[B, T, 3, 64, 64]`.
 
-    `captions[b]` is one `Captioned` for the whole video, or one per pixel frame (a prompt switch). The position runs on
-    through a switch: it is the start plus the sum of all steps before.
+    `captions[b]` is one `Captioned` for the whole video, or one per pixel frame (a prompt switch). The position continues through a
+    switch: it is the start plus the sum of all previous steps.
     """
     if len(captions) != len(identities):
-        raise ValueError(f"{len(captions)} captions for {len(identities)} identities; they must be as many")
+        raise ValueError(f"{len(captions)} captions for {len(identities)} identities; their numbers must be equal")
     per_frame = [[c] * num_images if isinstance(c, Captioned) else list(c) for c in captions]
     if any(len(c) != num_images for c in per_frame):
         raise ValueError(f"a list of captions must have one entry for each of the {num_images} pixel frames")

@@ -1,4 +1,4 @@
-"""Who am I among the processes of this run, on which device, with how much memory, and what do all of them choose alike.
+"""The processes of a run: this one's rank, device and free memory, and random choices that all ranks share.
 
 Knows nothing about what is computed.
 """
@@ -31,7 +31,7 @@ class World(NamedTuple):
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank speaks for all."""
+        """Whether this is rank 0, which writes files and logs for all."""
         return self.rank == 0
 
 
@@ -41,7 +41,7 @@ def get_world() -> World:
 
 
 def choose_device(name: str, world: World) -> torch.device:
-    """The device called `name`; "auto" is this rank's GPU when there are GPUs, else the CPU. Raises ValueError when it is not there."""
+    """The device called `name`; "auto" is this rank's GPU when there are GPUs, else the CPU. Raises ValueError when it does not exist."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -53,7 +53,7 @@ def choose_device(name: str, world: World) -> torch.device:
         index = world.local_rank if device.index is None else device.index
         if index >= count:
             raise ValueError(
-                f"device {name!r} is not there: torch {torch.__version__} sees {count} GPUs; choose device=cpu or start fewer ranks"
+                f"device {name!r} does not exist: torch {torch.__version__} sees {count} GPUs; choose device=cpu or start fewer ranks"
             )
         return torch.device("cuda", index)
     return device
@@ -67,7 +67,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on `device`; on the CPU no more than the control group allows."""
+    """Bytes that can still be allocated on `device`; on the CPU within the limit of the control group."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
@@ -78,16 +78,16 @@ def free_memory(device: torch.device) -> int:
 
 
 def configure_logging(world: World) -> None:
-    """Messages go to the terminal as they are; ranks other than the first speak only to warn."""
+    """Write log messages to the terminal without a prefix; ranks other than 0 write only warnings and errors."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("longlive").setLevel(logging.INFO if world.is_main else logging.WARNING)
 
 
 def join(world: World, device: torch.device) -> None:
-    """Meet the other processes as torchrun's environment describes them, once; a process alone has nobody to meet, but under torchrun
-    on a GPU it joins all the same, since networks there compute in bfloat16 by the same means on one GPU as on many (`shard`).
+    """Join the process group that torchrun's environment describes; a second call does nothing.
 
-    Tensors on a GPU travel by NCCL, everything on a CPU by gloo, so that small talk between ranks never waits for a GPU.
+    A process without others does not join, except under torchrun on a GPU: networks there compute in bfloat16 by the same means on one
+    GPU as on many (`engine.sharding.shard`). GPU tensors are exchanged by NCCL, CPU values by gloo, so that these never wait for a GPU.
     """
     alone = world.size == 1 and (device.type != "cuda" or "RANK" not in os.environ)
     if alone or dist.is_initialized():
@@ -99,7 +99,7 @@ def join(world: World, device: torch.device) -> None:
 
 @contextmanager
 def joined(world: World, device: torch.device) -> Iterator[World]:
-    """`join`, and part again at the end."""
+    """`join`, and leave the group at the end."""
     join(world, device)
     try:
         yield world
@@ -109,7 +109,7 @@ def joined(world: World, device: torch.device) -> Iterator[World]:
 
 
 def gather(value: Value, world: World) -> list[Value]:
-    """`value` of every rank, in the order of ranks, on every rank; anything that can be pickled. All ranks must call."""
+    """The `value` of every rank, in rank order, on every rank; anything that can be pickled. All ranks must call."""
     if world.size == 1:
         return [value]
     values: list[Any] = [None] * world.size
@@ -118,41 +118,41 @@ def gather(value: Value, world: World) -> list[Value]:
 
 
 def mean_over_ranks(metrics: Mapping[str, float], world: World) -> dict[str, float]:
-    """Mean of every metric, the same on every rank; not finite where that of any rank is not. All ranks must call.
+    """Mean of every metric, the same on every rank; not finite where the value of any rank is not. All ranks must call.
 
     Raises:
-        RuntimeError: on all ranks, when they do not report the same names.
+        RuntimeError: on all ranks, when they report different names.
     """
     parts = gather(dict(metrics), world)
-    strangers = [rank for rank, part in enumerate(parts) if part.keys() != parts[0].keys()]
-    if strangers:
-        names = f"{sorted(parts[strangers[0]])}, rank 0 {sorted(parts[0])}"
-        raise RuntimeError(f"ranks do not train the same thing: rank {strangers[0]} reports {names}")
+    different = [rank for rank, part in enumerate(parts) if part.keys() != parts[0].keys()]
+    if different:
+        names = f"{sorted(parts[different[0]])}, rank 0 {sorted(parts[0])}"
+        raise RuntimeError(f"ranks report different metrics: rank {different[0]} reports {names}")
     return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
 
 
 class SharedChoices:
-    """Random choices that all ranks must make alike: exit step, rollout length, switch frame, number of new frames.
+    """Random choices that must be the same on all ranks: exit step, rollout length, switch frame.
 
-    Every rank draws from its own CPU generator, all seeded with rank 0's `seed`: no draw talks to another rank or waits
-    for a GPU. Ranks stay in step as long as they ask for the same things in the same order; `check` says whether they did.
+    Every rank draws from its own CPU generator, all seeded with rank 0's `seed`, so that a draw needs neither communication nor a GPU.
+    Ranks agree as long as they make the same draws in the same order; `check` verifies that.
     """
 
     def __init__(self, seed: int, world: World) -> None:
         self._generator = torch.Generator().manual_seed(gather(seed, world)[0])
 
     def integer(self, n: int) -> int:
-        """One of 0 … n - 1. Raises ValueError when there is nothing to choose from."""
+        """A uniform integer from 0 to n - 1. Raises ValueError when n is less than 1."""
         if n < 1:
-            raise ValueError(f"cannot choose one of {n}; offer at least one")
+            raise ValueError(f"cannot choose one of {n} options; give at least one")
         return int(torch.randint(n, (), generator=self._generator))
 
     def pick(self, sequence: Sequence[Value]) -> Value:
-        """One of `sequence`, all equally likely."""
+        """A uniformly chosen element of `sequence`."""
         return sequence[self.integer(len(sequence))]
 
     def state(self) -> Tensor:
-        """Where the draws stand; the same on all ranks."""
+        """The state of the generator; the same on all ranks."""
         return self._generator.get_state()
 
     def load(self, state: Tensor) -> None:
@@ -160,21 +160,21 @@ class SharedChoices:
         self._generator.set_state(state)
 
     def check(self, world: World) -> None:
-        """Compare with the other ranks; all of them must call. Raises RuntimeError, on all, that names those that differ from rank 0."""
-        marks = gather(hashlib.sha256(self.state().numpy().tobytes()).hexdigest(), world)
-        apart = [rank for rank, mark in enumerate(marks) if mark != marks[0]]
-        if apart:
+        """Compare with the other ranks; all must call. Raises RuntimeError on all ranks, naming those that differ from rank 0."""
+        digests = gather(hashlib.sha256(self.state().numpy().tobytes()).hexdigest(), world)
+        different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        if different:
             raise RuntimeError(
-                f"shared random choices differ: ranks {apart} are not where rank 0 is; all must make the same draws in the same order"
+                f"shared random choices differ: ranks {different} differ from rank 0; all must make the same draws in the same order"
             )
 
 
 def seed_of(*parts: int | str) -> int:
-    """One seed from several numbers and names, so that (0, 1) and (1, 0) have nothing in common."""
+    """A seed derived from several numbers and names; (0, 1) and (1, 0) give unrelated seeds."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
 
 
 def rank_generator(seed: int, rank: int) -> torch.Generator:
-    """A generator of one rank's own draws (its noise, its data); unrelated to those of other ranks and seeds."""
+    """A CPU generator for one rank's own draws (noise, data), unrelated to those of other ranks and seeds."""
     mixed = hashlib.sha256(f"{seed}/{rank}".encode()).digest()[:8]
     return torch.Generator().manual_seed(int.from_bytes(mixed, "big") >> 1)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from longlive import video
-from longlive.config import InferenceConfig, load
+from longlive.config import InferenceConfig
 from longlive.generation.cues import PromptSchedule, check_prompt
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.prompt_files import Script, read_scripts
@@ -28,6 +28,7 @@ from longlive.programs import loading, recording
 from longlive.programs.loading import VideoRequest
 from longlive.programs.status import exit_status
 from longlive.programs.terminal import TerminalPrompts
+from longlive.settings import load
 
 log = logging.getLogger(__name__)
 

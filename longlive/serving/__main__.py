@@ -14,12 +14,13 @@ from typing import Any
 import uvicorn
 
 from longlive import video
-from longlive.config import ServeConfig, load
+from longlive.config import ServeConfig
 from longlive.parallel.world import choose_device, choose_dtype, configure_logging, free_memory, get_world
 from longlive.programs import loading
 from longlive.serving.app import create_app, model_name, token_for
 from longlive.serving.metrics import Metrics
 from longlive.serving.scheduler import SessionScheduler
+from longlive.settings import load
 
 FLAGS = ("host", "port", "token", "max_sessions", "output")
 DEFAULT_MAX_SESSIONS = 8

@@ -64,10 +64,10 @@ class FlowControl:
             if self._begin_at:
                 self._begin_at += self._segment_seconds  # until the client reports again
 
-    def end_segment(self, begun: float, seconds: float) -> None:
-        """The segment of the block that should have begun at `begun` is encoded; it plays for `seconds`."""
+    def end_segment(self, due_at: float, seconds: float) -> None:
+        """The segment of the block that should have begun at `due_at` is encoded; it plays for `seconds`."""
         with self._lock:
-            latency = self._now() - begun
+            latency = self._now() - due_at
             self._latency = latency if not self._latency else 0.8 * self._latency + 0.2 * latency
             self._segment_seconds = seconds
 

@@ -56,7 +56,7 @@ class LiveSession:
     Args:
         stepped: makes the videos, and knows their prompts.
         flow: decides when the next block begins; `stepped` asks the same one before it drops a block for a new prompt.
-        keep_sink: what prompts that do not say it themselves do with the sink; None: as the model's settings say.
+        keep_sink: the default for prompts that do not say what they do with the sink; None: the model's own.
         scale: how many times every pixel is repeated, each way, in what is sent and recorded.
         wake: called when a block may have become ready to be made.
         observe: called with the name and value of what is measured.
@@ -208,7 +208,7 @@ class LiveSession:
 
     def make_block(self) -> None:
         """Make one block. An error ends this session and no other."""
-        begun = self.flow.begin_block()
+        due_at = self.flow.begin_block()
         try:
             step = self.stepped.advance()
         except Exception as error:  # whatever it is, the other sessions go on
@@ -219,7 +219,7 @@ class LiveSession:
             self.end("finished")
             return
         self.flow.end_block()
-        self._blocks.put((*step, begun))
+        self._blocks.put((*step, due_at))
 
     def end(self, reason: str, error: str | None = None) -> None:
         """Make no more blocks; the session's own thread completes the recording. The first reason counts."""
@@ -245,9 +245,9 @@ class LiveSession:
     def _encode_blocks(self) -> None:
         index = 0
         while (item := self._blocks.get()) is not None:
-            video, block, begun = item
+            video, block, due_at = item
             try:
-                segment = self._make_segment(index, video.decode(block), begun)
+                segment = self._make_segment(index, video.decode(block), due_at)
             except Exception as error:  # the encoder's, mostly; the other sessions go on
                 log.exception("session %s: a segment failed", self.name)
                 self.end("failed", f"the video cannot be encoded: {type(error).__name__}: {error}")
@@ -262,13 +262,13 @@ class LiveSession:
         self._recording_complete = True
         self._notify()
 
-    def _make_segment(self, index: int, block: DecodedBlock, begun: float) -> Segment:
+    def _make_segment(self, index: int, block: DecodedBlock, due_at: float) -> Segment:
         encoding = time.monotonic()
         images = block.images[0].numpy()
         fragment = self._encoder.encode(images)
         now, seconds = time.monotonic(), len(images) / self.fps
         timings = asdict(block.seconds) | {"encode": now - encoding}
-        self.flow.end_segment(begun, seconds)
+        self.flow.end_segment(due_at, seconds)
         awaited = self._awaited
         if block.switched and awaited is not None and awaited[0] == block.prompt:
             self._observe("switch_latency", now - awaited[1])

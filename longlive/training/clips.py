@@ -1,8 +1,8 @@
-"""Streaming long tuning: long videos of the model's own making, handed out a clip at a time.
+"""Streaming long tuning: the model generates long videos and is trained on them one clip at a time.
 
-A clip is what a short-clip teacher can judge. The video runs on from clip to clip through the same block loop as inference;
-only the newest clip's frames carry a gradient, so memory does not grow with the video. Videos one clip long are the
-initial stage. Knows no loss and no optimiser.
+A clip is what a teacher of short clips can judge. The video continues from clip to clip through the same block loop as inference; only
+the newest clip's frames carry a gradient, so memory does not grow with the video. The initial stage uses videos of a single clip. Knows
+no loss and no optimiser; frames are latent frames.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from longlive.training.prompts import PromptPair
 from longlive.types import Latents, Text, TextKV
 
 Anchor = Callable[[Latents], Latents]
-"""The last of some frames as the first frame of a clip, `[B, F, C, H, W]` -> `[B, 1, C, H, W]`."""
+"""The last of some frames, made into the first frame of a clip: `[B, F, C, H, W]` -> `[B, 1, C, H, W]`."""
 
 Embed = Callable[[Sequence[str]], Text]
-"""Embeddings of prompts, where the network is."""
+"""Embeddings of prompts, on the network's device."""
 
 
 class Prompts(Protocol):
-    """Where prompts come from: a batch of them, with what they become after the switch."""
+    """A source of batches of prompts, each with its switch prompt."""
 
     def next(self) -> list[PromptPair]: ...
 
@@ -46,10 +46,10 @@ class Clip:
     """A clip as teacher and critic see it.
 
     Attributes:
-        latents: `[B, F, C, H, W]`; the first frame stands for an image, as the first of every video does.
-        fresh: frames made in this step: only these carry loss.
-        text: embeddings of the prompt in force at its end, which is the prompt of the whole clip for the losses.
-        frames: position in the video of the fresh frames.
+        latents: `[B, F, C, H, W]`; the first frame encodes a single image, as the first frame of every video does.
+        fresh: the frames generated for this clip; only these carry loss.
+        text: embeddings of the prompts at its end, which the losses use for the whole clip.
+        frames: positions of the fresh frames in the video.
     """
 
     latents: Latents
@@ -60,23 +60,23 @@ class Clip:
 
 
 class StreamingTuner:
-    """Makes one long video after another, a batch at a time, and cuts it into overlapping clips (spec: training 3-5).
+    """Generates long videos one after another, in batches, and cuts them into overlapping clips (spec: training 3-5).
 
-    All ranks go in step: lengths, switches and exit steps come from `choices`; prompts and noise are each rank's own.
+    Lengths, switches and exit steps come from `choices`, the same on all ranks; each rank has its own prompts and noise.
 
     Args:
         rollout: over a `HistoryCache`; its denoiser's network is the generator in training.
         embed: embeddings of prompts.
-        noise: Gaussian latents of a batch of so many frames, `[B, F, C, H, W]`.
-        clip_frames: frames of a clip (21: 5 seconds); the first clip of a video is all new,
-        overlap: every other one shares this many frames with the clip before.
-        max_frames: lengths a video may have; one is chosen for each. A video ends where no whole clip fits any more.
-        switch_at: frames at which the prompt may switch, each where a clip begins; one is chosen for each video. Empty: never.
+        noise: Gaussian latents `[B, F, C, H, W]` of a batch for the given number of frames.
+        clip_frames: frames of a clip (21: 5 seconds); the first clip of a video consists of new frames,
+        overlap: every later one shares this many frames with the previous clip.
+        max_frames: lengths of videos, one chosen for each. A video ends where no further whole clip fits.
+        switch_at: frames at which the prompt may switch, each the start of a clip; one chosen for each video. Empty: never.
         transition: what a switch does with the past.
-        anchor: the first frame of a clip that goes on from another; None: that frame as it is.
+        anchor: makes the first frame of a clip that continues a video; None: the latent frame is used as it is.
 
     Raises:
-        ValueError: when lengths are no whole blocks or a switch is not where a clip begins.
+        ValueError: when a length is not a multiple of `block`, or a switch is not at the start of a clip.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class StreamingTuner:
             raise ValueError(f"training needs a HistoryCache, whose pages never change; got a {type(rollout.cache).__name__}")
         for name, frames in (("clip_frames", clip_frames), ("overlap", overlap)):
             if frames < 0 or frames % block:
-                raise ValueError(f"{name} {frames} are no whole blocks of {block}; choose a multiple")
+                raise ValueError(f"{name} {frames} cannot be cut into blocks of {block}; choose a multiple")
         if not 0 < overlap < clip_frames:
             raise ValueError(f"clips of {clip_frames} frames cannot overlap by {overlap}; choose 1 to {clip_frames - 1}")
         if not max_frames or min(max_frames) < clip_frames:
@@ -107,30 +107,30 @@ class StreamingTuner:
         starts = self._starts(max(max_frames), clip_frames, overlap)
         if wrong := [frame for frame in switch_at if frame not in starts]:
             where = f"prompts can switch at {', '.join(map(str, starts))}" if starts else "these videos are one clip long"
-            raise ValueError(f"no clip goes on from frame {wrong[0]} in videos of {max(max_frames)} frames; {where}")
+            raise ValueError(f"no clip starts at frame {wrong[0]} in videos of {max(max_frames)} frames; {where}")
         self.rollout, self.cache, self.prompts, self.embed = rollout, rollout.cache, prompts, embed
         self.noise, self.choices = noise, choices
         self.block, self.clip_frames, self.overlap = block, clip_frames, overlap
         self.max_frames, self.switch_at, self.transition, self.anchor = tuple(max_frames), tuple(switch_at), transition, anchor
         self._pairs: list[PromptPair] = []
-        self._length, self._switch = 0, -1  # of this video; -1: no switch
-        self._previous: Latents | None = None  # its newest frames, as many as a clip has
+        self._length, self._switch = 0, -1  # of the current video; -1: no switch
+        self._previous: Latents | None = None  # its newest `clip_frames` frames
 
     @staticmethod
     def _starts(length: int, clip_frames: int, overlap: int) -> range:
-        """Where the clips after the first begin in a video of `length` frames; each fits whole."""
+        """Where the clips after the first start in a video of `length` frames."""
         new = clip_frames - overlap
         return range(clip_frames, length - new + 1, new)
 
     @property
     def between_videos(self) -> bool:
-        """Whether the next clip begins a new video."""
+        """Whether the next clip starts a new video."""
         return self._previous is None or self.rollout.end + self.clip_frames - self.overlap > self._length
 
     def clip(self, *, grad: bool) -> Clip:
-        """Continue the video by a clip, or start the next video.
+        """Continue the video by one clip, or start the next video.
 
-        `grad`: whether the new frames carry a gradient, each block's through its last denoising pass only.
+        `grad`: whether the new frames carry a gradient, which passes through the last denoising pass of each block only.
         """
         if self.between_videos:
             self._begin()
@@ -141,7 +141,7 @@ class StreamingTuner:
         text = self.embed(prompts)
         self.cache.reserve(len(frames) + (self.cache.window.visible if start == self._switch else 0))
         with torch.set_grad_enabled(grad):
-            read = self.rollout.denoiser.network.project_text(text)  # anew for every clip: the weights have changed
+            read = self.rollout.denoiser.network.project_text(text)  # for every clip again: the weights have changed
         if start == self._switch:
             self.rollout.switch(read, self.transition)
         made = self._make(frames, read, grad=grad)
@@ -165,7 +165,7 @@ class StreamingTuner:
         self._switch = self.choices.pick(inside) if inside else -1
         self._pairs = self.prompts.next()
         if self._switch >= 0 and (without := [pair.prompt for pair in self._pairs if pair.switch is None]):
-            raise ValueError(f"prompt {without[0]!r} has none to switch to; give switch prompts or leave switch_at empty")
+            raise ValueError(f"prompt {without[0]!r} has no switch prompt; give switch prompts or leave switch_at empty")
         self.rollout.reset()
         self._previous = None
 
@@ -174,7 +174,7 @@ class StreamingTuner:
         return [pair.switch if switched and pair.switch is not None else pair.prompt for pair in self._pairs]
 
     def _make(self, frames: range, text: TextKV, *, grad: bool) -> Latents:
-        """New frames, block by block, all of them ended after the same number of denoising passes."""
+        """New frames, block by block, all with the same random number of denoising passes."""
         stop_at = 1 + self.choices.integer(len(self.rollout.solver.timesteps))
         made = []
         for _ in range(frames.start, frames.stop, self.block):
@@ -183,14 +183,14 @@ class StreamingTuner:
         return torch.cat(made, dim=1)
 
     def state(self) -> dict[str, Any]:
-        """The position in the prompts and the video under way, if any; noise and `choices` are the caller's to save."""
+        """The position in the prompts, and the video in progress if any; the caller saves the states of noise and `choices`."""
         video = None
         if self._previous is not None and not self.between_videos:
             video = {
                 "pairs": [tuple(pair) for pair in self._pairs],
                 "length": self._length,
                 "switch": self._switch,
-                "previous": self._previous.cpu().clone(),  # a part of a larger tensor, which would be saved whole
+                "previous": self._previous.cpu().clone(),  # cloned: a view would be saved with its whole storage
                 "rollout": self.rollout.state(),
                 "cache": self.cache.state(),
             }
@@ -210,20 +210,19 @@ class StreamingTuner:
 
 
 @torch.no_grad()
-def anchor_frame(vae: AutoencoderKLWan, frames: Latents, *, tail: int | None = None) -> Latents:
+def anchor_frame(vae: AutoencoderKLWan, frames: Latents, *, context: int | None = None) -> Latents:
     """The last image of some latent frames, encoded alone: `[B, F, C, H, W]` -> `[B, 1, C, H, W]`.
 
-    A video's first latent frame is one image, the others are four; a teacher that was trained on whole videos expects the
-    first frame of a clip to be of the first kind. The frames are decoded as if a video began with them. The decoder's
-    memory is short, so that the last `tail` of them give nearly the same image at less cost (None: all; docs/training.md
-    has the differences).
+    The first latent frame of a video encodes one image, every other one four; a teacher trained on whole videos expects the first frame
+    of a clip to encode one. The frames are decoded as if they started a video. The decoder's memory is short, so decoding only the last
+    `context` frames (None: all) gives nearly the same image at less cost; docs/training.md has the differences.
 
     Raises:
-        ValueError: when `tail` is not 1 or more.
+        ValueError: when `context` is less than 1.
     """
-    if tail is not None and tail < 1:
-        raise ValueError(f"anchor_tail {tail}: at least the frame itself is decoded")
-    part = frames if tail is None else frames[:, -tail:]
+    if context is not None and context < 1:
+        raise ValueError(f"anchor_context {context}: choose 1 frame or more")
+    part = frames if context is None else frames[:, -context:]
     decoder, image = StreamDecoder(vae), None
     for start in range(part.shape[1]):
         image = decoder.decode(part[:, start : start + 1])

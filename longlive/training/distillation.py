@@ -1,12 +1,12 @@
-"""Stages `init` and `long`: distribution matching of the generator on videos of its own making.
+"""Stages `init` and `long`: distribution matching on the generator's own videos.
 
-Every step trains the critic on a clip; every `ratio`-th step trains the generator on a clip of its own first. The clips come from one
-`StreamingTuner`: one clip long in `init`, up to minutes long with prompt switches in `long`.
+Every step trains the critic on a clip; every `critic_updates`-th step first trains the generator on a clip. The clips come from one
+`StreamingTuner`, whose videos are one clip long in `init` and up to minutes long, with prompt switches, in `long`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,17 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from longlive.checkpoints import store
-from longlive.engine.sharding import load_state, spread_state
+from longlive.config import DistillationConfig
+from longlive.engine.sharding import load_state, sharded_state
 from longlive.models.wan import WanTransformer
 from longlive.parallel.world import World, gather
 from longlive.training.clips import Clip, StreamingTuner
 from longlive.training.dmd import DMD
 from longlive.training.ema import EMA
-from longlive.training.networks import Learner, write_transformer
+from longlive.training.networks import TrainableNetwork, write_transformer
+from longlive.training.optimizer import warmup_cosine
+from longlive.training.validation import Validate
 from longlive.types import Text
-
-Validate = Callable[[WanTransformer, Path, int], dict[str, float]]
-"""Makes videos with the generator as it is now, leaves pictures in a folder, measures; the number is that of the step."""
 
 
 class DistillationStage:
@@ -33,85 +33,79 @@ class DistillationStage:
 
     Args:
         tuner, objective: their networks are those of `generator` and `critic`.
-        negative: embedding of the negative prompt for a batch.
-        random: this rank's generators of random numbers, by name, to be saved; "levels" draws what clips are judged at.
-        average: of the generator's weights, begun at step `ema_start`; None for adapters.
-        ratio: critic updates for one update of the generator, which comes with the first of them.
-        accumulate: clips a step for each network.
-        max_norm: of the gradient of each network.
-        rate: factor on both learning rates at a step.
+        steps: of the whole run, for the learning-rate schedule.
+        negative: embeddings of the negative prompt for a batch.
+        random: this rank's generators, which are saved; "timesteps" draws timesteps and noise for teacher and critic.
+        average: of the generator's weights, started at step `config.ema_start`; None for adapters.
     """
 
     def __init__(
         self,
+        config: DistillationConfig,
         tuner: StreamingTuner,
         objective: DMD,
-        generator: Learner,
-        critic: Learner,
+        generator: TrainableNetwork,
+        critic: TrainableNetwork,
         *,
+        steps: int,
         negative: Text,
         random: dict[str, torch.Generator],
         validate: Validate,
         world: World,
         average: EMA[WanTransformer] | None = None,
-        ema_start: int = 200,
-        ratio: int = 5,
-        accumulate: int = 1,
-        max_norm: float = 10.0,
-        rate: Callable[[int], float] = lambda number: 1.0,
     ) -> None:
-        if ratio < 1 or accumulate < 1:
-            raise ValueError(f"ratio {ratio} and accumulate {accumulate} count updates and clips; choose 1 or more")
-        self.tuner, self.objective, self.generator, self.critic = tuner, objective, generator, critic
-        self.negative, self.random, self.world, self.max_norm = negative, random, world, max_norm
-        self.ratio, self.accumulate, self.average, self.ema_start = ratio, accumulate, average, ema_start
-        self._validate, self._rate = validate, rate
+        self.config, self.tuner, self.objective, self.generator, self.critic = config, tuner, objective, generator, critic
+        self.negative, self.random, self.world, self.average = negative, random, world, average
+        self._validate = validate
+        self._lr_factor = partial(warmup_cosine, steps=steps, warmup=0) if config.lr_schedule == "cosine" else lambda number: 1.0
         self._averaging = False
-        self._batch: dict[str, Any] = {}
+        self.last_batch: dict[str, Any] = {}
 
     def step(self, number: int) -> dict[str, float]:
-        """One update of the critic and, every `ratio` steps, of the generator; the generator's clip comes first."""
-        trains_generator = number % self.ratio == 0
+        """One update of the critic and, every `critic_updates` steps, of the generator, whose clip comes first."""
+        trains_generator, clips = number % self.config.critic_updates == 0, self.config.gradient_accumulation
         sums: dict[str, Tensor] = {}
-        for _ in range(self.accumulate):
+        for _ in range(clips):
             parts = self._train_generator() if trains_generator else {}
             parts |= self._train_critic()
             for name, value in parts.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value / self.accumulate
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value / clips
+        lr_factor = self._lr_factor(number)
         if trains_generator:
-            sums["generator/grad_norm"] = self.generator.update(self.max_norm, self._rate(number))
-            self._follow(number)
-        sums["critic/grad_norm"] = self.critic.update(self.max_norm, self._rate(number))
+            sums["generator/grad_norm"] = self.generator.update(self.config.max_norm, lr_factor)
+            self._update_average(number)
+        sums["critic/grad_norm"] = self.critic.update(self.config.max_norm, lr_factor)
         return {name: float(value) for name, value in sums.items()} | {"video/frames": float(self.tuner.rollout.end)}
 
     def _train_generator(self) -> dict[str, Tensor]:
         clip = self.tuner.clip(grad=True)
-        t, noise = self._noise(clip)
+        t, noise = self._draw(clip)
         found = self.objective.generator_loss(clip.latents, clip.text, self.negative, t=t, noise=noise, fresh=clip.fresh)
-        (found.loss / self.accumulate).backward()
-        self._batch["generator"] = self._saved(clip, t, noise)
+        (found.loss / self.config.gradient_accumulation).backward()
+        self.last_batch["generator"] = self._to_save(clip, t, noise)
         return {"generator/loss": found.loss.detach(), "generator/gradient": found.gradient.abs().mean()}
 
     def _train_critic(self) -> dict[str, Tensor]:
         clip = self.tuner.clip(grad=False)
-        t, noise = self._noise(clip)
+        t, noise = self._draw(clip)
         loss = self.objective.critic_loss(clip.latents, clip.text, t=t, noise=noise, fresh=clip.fresh)
-        (loss / self.accumulate).backward()
-        self._batch["critic"] = self._saved(clip, t, noise)
+        (loss / self.config.gradient_accumulation).backward()
+        self.last_batch["critic"] = self._to_save(clip, t, noise)
         return {"critic/loss": loss.detach()}
 
-    def _noise(self, clip: Clip) -> tuple[Tensor, Tensor]:
-        draw = self.random["levels"]
-        noise = torch.randn(clip.latents.shape, generator=draw).to(clip.latents)
-        return self.objective.draw_timesteps(clip.latents, draw), noise
+    def _draw(self, clip: Clip) -> tuple[Tensor, Tensor]:
+        """Timesteps and noise at which a clip is judged."""
+        generator = self.random["timesteps"]
+        noise = torch.randn(clip.latents.shape, generator=generator).to(clip.latents)
+        return self.objective.draw_timesteps(clip.latents, generator), noise
 
     @staticmethod
-    def _saved(clip: Clip, t: Tensor, noise: Tensor) -> dict[str, Any]:
+    def _to_save(clip: Clip, t: Tensor, noise: Tensor) -> dict[str, Any]:
         parts = {"latents": clip.latents.detach(), "fresh": clip.fresh, "t": t, "noise": noise}
         return parts | {"prompts": clip.prompts, "frames": (clip.frames.start, clip.frames.stop)}
 
-    def _follow(self, number: int) -> None:
-        if self.average is None or number < self.ema_start:
+    def _update_average(self, number: int) -> None:
+        if self.average is None or number < self.config.ema_start:
             return
         if self._averaging:
             self.average.update(self.generator.network, number)
@@ -120,24 +114,20 @@ class DistillationStage:
             self._averaging = True
 
     @property
-    def best(self) -> WanTransformer:
-        """The generator: the average of its weights once there is one."""
+    def averaged_generator(self) -> WanTransformer:
+        """The generator that is validated and exported: with averaged weights once the average was started."""
         return self.average.average if self.average is not None and self._averaging else self.generator.network
 
     @property
-    def at_rest(self) -> bool:
-        """Whether `state` has no video under way in it, with its cache."""
+    def between_videos(self) -> bool:
+        """Whether `state` contains no video in progress, with its cache."""
         return self.tuner.between_videos
 
-    def batch(self) -> dict[str, Any]:
-        """What the last step was made of, for a look at it when a loss is not finite."""
-        return self._batch
-
     def validate(self, folder: Path, number: int) -> dict[str, float]:
-        """Videos with the generator of now."""
-        measured = self._validate(self.best, folder, number)
-        if isinstance(self.best, FSDPModule):
-            self.best.reshard()  # the outermost weights stay gathered after a pass without a gradient: the average could not go on
+        network = self.averaged_generator
+        measured = self._validate(network, folder, number)
+        if isinstance(network, FSDPModule):
+            network.reshard()  # after a pass without gradient the root module's weights stay gathered, and could not be averaged
         return measured
 
     def state(self) -> dict[str, Any]:
@@ -145,15 +135,15 @@ class DistillationStage:
         return {
             "generator": self.generator.state(),
             "critic": self.critic.state(),
-            "average": spread_state(self.average.average) if self.average is not None and self._averaging else None,
+            "average": sharded_state(self.average.average) if self.average is not None and self._averaging else None,
             "choices": self.tuner.choices.state(),
             "ranks": gather(own, self.world),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`; raises ValueError on another number of ranks."""
+        """The inverse of `state`. Raises ValueError for another number of ranks."""
         if len(state["ranks"]) != self.world.size:
-            raise ValueError(f"the run has {len(state['ranks'])} ranks, here are {self.world.size}; go on with as many")
+            raise ValueError(f"the state is of {len(state['ranks'])} ranks, this run has {self.world.size}; start as many")
         self.generator.load(state["generator"])
         self.critic.load(state["critic"])
         self._averaging = state["average"] is not None
@@ -166,11 +156,10 @@ class DistillationStage:
             generator.set_state(own["random"][name])
 
     def export(self, folder: Path) -> None:
-        """`transformer/` in diffusers layout, or the adapters as `lora.pt` in the released one."""
+        """Write `transformer/` in diffusers layout, or the adapters as `lora.pt` in the layout of the released file."""
         if not self.generator.adapters_only:
-            write_transformer(self.best, folder, write=self.world.is_main)
+            write_transformer(self.averaged_generator, folder, write=self.world.is_main)
             return
         parts = {"generator_lora": self.generator.adapters(), "critic_lora": self.critic.adapters()}
         if self.world.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
             store.write_pt(parts, folder / "lora.pt")

@@ -1,4 +1,4 @@
-"""Distribution matching distillation: the generator's and the critic's loss on a given clip. Knows no rollout and no trainer."""
+"""Distribution matching distillation: the losses of generator and critic on a given clip. Knows no rollout and no trainer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longlive.types import Latents, Score, Text, Timesteps
 
 
 class GeneratorLoss(NamedTuple):
-    """`loss` has the gradient; `gradient` is the direction g given to each element of the clip."""
+    """`loss` carries the gradient; `gradient` is the direction g for each element of the clip; `noisy` is the clip with noise."""
 
     loss: Tensor
     gradient: Latents
@@ -25,11 +25,11 @@ class DMD:
 
     Args:
         teacher: the real score, bidirectional, guided: r = r_n + s (r_c - r_n) with s = `guidance_scale` (1: no guidance).
-        critic: the fake score, bidirectional, conditional only.
-        guidance_rescale: share phi by which the guided prediction is brought back to the norm of the conditional one (Lin et al. 2024,
-            equations 15 and 16). Where a prompt says the mean of a picture, guidance drives it beyond at high noise, and of all levels
-            together the generator learns that.
-        shift: of the noise levels; t is clamped to `min_t` and `max_t`.
+        critic: the fake score, bidirectional, without guidance.
+        guidance_rescale: factor phi, 0 to 1, by which the guided prediction is rescaled to the norm of the conditional one (Lin et al.
+            2024, equations 15 and 16). Guidance at high noise overshoots whatever of the picture's mean the prompt determines, and the
+            generator would learn that.
+        shift: of the timesteps, which are clamped to `min_t` and `max_t`.
     """
 
     def __init__(
@@ -46,22 +46,22 @@ class DMD:
         self.teacher, self.critic, self.guidance_scale, self.guidance_rescale = teacher, critic, guidance_scale, guidance_rescale
         self.shift, self.min_t, self.max_t = shift, min_t, max_t
 
-    def levels(self, drawn: Float[Tensor, "B F"]) -> Timesteps:
+    def timesteps(self, drawn: Float[Tensor, "B F"]) -> Timesteps:
         """t of uniform integers n in 0..999: 1000 s u / (1 + (s - 1) u) with u = n / 1000, clamped."""
         return (NUM_TIMESTEPS * shifted(drawn / NUM_TIMESTEPS, self.shift)).clamp(self.min_t, self.max_t)
 
     def draw_timesteps(self, clip: Latents, generator: torch.Generator) -> Timesteps:
-        """One level a sample, shared by its frames."""
+        """One random timestep per sample, shared by its frames."""
         n = torch.randint(NUM_TIMESTEPS, (clip.shape[0], 1), generator=generator).float()
-        return self.levels(n).expand(-1, clip.shape[1]).to(clip.device)
+        return self.timesteps(n).expand(-1, clip.shape[1]).to(clip.device)
 
     def generator_loss(
         self, clip: Latents, text: Text, negative: Text, *, t: Timesteps, noise: Latents, fresh: Bool[Tensor, "B F"] | None = None
     ) -> GeneratorLoss:
         """L = 1/2 mean over fresh frames of (x - stopgrad(x - g))^2, g = (f - r) / mean|x - r| of each sample.
 
-        f, r: clean predictions of critic and teacher at the noisy clip. The value is 1/2 mean g^2, the gradient g / count;
-        frames outside `fresh` get exactly 0. The difference is taken in float32.
+        f, r: x0 predictions of critic and teacher for the noisy clip. The value is 1/2 mean g^2, the gradient g / count; frames outside
+        `fresh` get exactly 0. The difference is computed in float32.
         """
         with torch.no_grad():
             noisy = add_noise(clip, noise, t)

@@ -14,7 +14,7 @@ Network = TypeVar("Network", bound=nn.Module)
 class EMA(Generic[Network]):
     """`average <- decay average + (1 - decay) weights` after every step.
 
-    `warm_up`: the decay grows from 0.1, so that the weights of the first steps fade.
+    `warm_up`: the decay grows from 0.1, so that the weights of the first steps are forgotten sooner.
     """
 
     def __init__(self, module: Network, *, decay: float, warm_up: bool = True) -> None:
@@ -23,12 +23,13 @@ class EMA(Generic[Network]):
 
     @torch.no_grad()
     def copy(self, module: nn.Module) -> None:
-        """Begin anew from the weights of `module`."""
+        """Restart the average from the weights of `module`."""
         for mean, now in zip(self.average.parameters(), module.parameters(), strict=True):
             mean.copy_(now)
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
+        """Move the average toward the weights of `module` after step number `step`."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warm_up else self.decay
         for mean, now in zip(self.average.parameters(), module.parameters(), strict=True):
             mean.lerp_(now.float(), 1 - decay)

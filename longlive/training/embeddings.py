@@ -1,18 +1,16 @@
-"""Text embeddings computed once and kept on disk, so that the text encoder need not stay in memory while a model is trained.
+"""Text embeddings computed once and stored on disk, so that the text encoder need not be in memory during training.
 
-`<folder>/<name>/3f/3fa9….safetensors`: one file a prompt, under the sha256 of the cleaned prompt, in 256 folders. A file a prompt, not a
-file a thousand: there is no index to keep right, ranks that write at the same time need no lock, a run that was killed goes on with the
-next prompt, and a batch reads just its own rows. At full size a file is about a megabyte, so that their number is no burden.
-Knows nothing about which prompts belong together or when they are drawn.
+`<folder>/<name>/3f/3fa9….safetensors`: one file per prompt, named after the SHA-256 of the normalised prompt, in 256 folders. With one
+file per prompt there is no index to maintain, ranks that write at the same time need no lock, a killed run continues with the next prompt,
+and a batch reads only its own rows. For Wan2.1 a file has about a megabyte, so their number is no problem. Knows nothing about which
+prompts belong together or when they are drawn.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from longlive.files import replacing
 from longlive.models.text import TextEncoder, normalize_prompt
 from longlive.types import Text
 
@@ -31,18 +30,18 @@ ARCHITECTURE = (
     "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "vocab_size", "feed_forward_proj", "layer_norm_epsilon",
     "relative_attention_num_buckets", "relative_attention_max_distance",
 )  # fmt: skip
-PROBE = "Two cats’ café, n°5: “a slow pan”   over naïve 猫 🔴"  # normalisation and unknown characters show in its tokens
+PROBE = "Two cats’ café, n°5: “a slow pan”   over naïve 猫 🔴"  # its tokens depend on normalisation and unknown characters
 
 
-class _Kept(NamedTuple):
-    tokens: Float[Tensor, "N E"]  # up to the prompt's end
-    length: int  # L, to which it is padded
+class _Stored(NamedTuple):
+    tokens: Float[Tensor, "N E"]  # without padding
+    length: int  # L, with padding
 
 
 def fingerprint(encoder: TextEncoder) -> str:
-    """16 hex digits that tell encoders apart: architecture, some values of every weight, vocabulary, text length, number types.
+    """16 hexadecimal digits that identify an encoder: architecture, some values of every weight, vocabulary, text length, number types.
 
-    Neither where the encoder lies nor the device counts. Cheap: some twenty values of each weight are read.
+    Independent of the encoder's folder and device. Cheap: about twenty values of each weight are read.
     """
     config = encoder.encoder.config.to_dict()
     digest = hashlib.sha256(json.dumps({name: config[name] for name in ARCHITECTURE}).encode())
@@ -56,31 +55,31 @@ def fingerprint(encoder: TextEncoder) -> str:
 
 
 def address(prompt: str) -> str:
-    """Under which name a prompt's embedding is kept: sha256 of the prompt as the encoder reads it."""
+    """The name under which a prompt's embedding is stored: SHA-256 of the normalised prompt."""
     return hashlib.sha256(normalize_prompt(prompt).encode()).hexdigest()
 
 
 class TextEmbeddings:
-    """Prompts to embeddings, on the CPU, in the dtype in which `encode` gave them; what is on disk is never encoded again.
+    """Prompts to embeddings, on the CPU, in the dtype of `encode`; a stored prompt is not encoded again.
 
     Args:
-        folder: where they are kept, for any number of encoders and runs; None keeps them in memory.
-        encode: prompts to `[B, L, E]`, zero after the end of each prompt, which `normalize_prompt` cleans first: `TextEncoder.encode`.
-            May be set to None once `prepare` has seen all prompts, and be None from the start when they are on disk.
-        name: of the encoder, a sub-folder: `fingerprint(encoder)`.
+        folder: where they are stored, for any number of encoders and runs; None: in memory.
+        encode: normalised prompts to `[B, L, E]`, zero after the end of each prompt: `TextEncoder.encode`. It may be set to None after
+            `prepare` was given all prompts, and be None from the start when all are stored.
+        name: of the encoder's sub-folder: `fingerprint(encoder)`.
     """
 
     def __init__(self, folder: str | Path | None, encode: Callable[[Sequence[str]], Text] | None, *, name: str) -> None:
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"{name!r} is no name for a folder of embeddings; give fingerprint(encoder), or letters, digits, . _ -")
+            raise ValueError(f"{name!r} is not a valid folder name; give fingerprint(encoder), or letters, digits, . _ -")
         self.encode = encode
         self._folder = None if folder is None else Path(folder) / name
-        self._memory: dict[str, _Kept] = {}
+        self._memory: dict[str, _Stored] = {}
 
     def __call__(self, prompts: Sequence[str]) -> Text:
-        """Embeddings of `prompts`, padded with zeros; those not kept yet are encoded and kept.
+        """Embeddings of `prompts`, padded with zeros; missing ones are encoded and stored.
 
-        Raises ValueError when one is not kept and there is no encoder, and for a file that is damaged or of another encoder.
+        Raises ValueError when one is missing and there is no encoder, and for a file that is damaged or of another encoder.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
         if not prompts:
@@ -88,20 +87,20 @@ class TextEmbeddings:
         missing = self._missing(prompts)
         if missing:
             self._encode(missing)
-        kept = [self._read(address(prompt)) for prompt in prompts]
-        kinds = {(one.length, one.tokens.shape[1], one.tokens.dtype) for one in kept}
+        stored = [self._read(address(prompt)) for prompt in prompts]
+        kinds = {(one.length, one.tokens.shape[1], one.tokens.dtype) for one in stored}
         if len(kinds) > 1:
             raise ValueError(f"the embeddings in {self._folder} are not all of one encoder (length, width, dtype: {kinds}); delete it")
         (length, width, dtype) = kinds.pop()
-        text = torch.zeros(len(kept), length, width, dtype=dtype)
-        for row, one in zip(text, kept):
+        text = torch.zeros(len(stored), length, width, dtype=dtype)
+        for row, one in zip(text, stored):
             row[: len(one.tokens)] = one.tokens
         return text
 
     def prepare(self, prompts: Sequence[str], *, batch: int) -> int:
-        """Encode all that are not kept yet, `batch` at a time; returns how many. Of several ranks each may take its own share.
+        """Encode the missing ones of `prompts`, `batch` at a time; returns how many. Each of several ranks may be given its own share.
 
-        Raises ValueError when something is missing and there is no encoder.
+        Raises ValueError when one is missing and there is no encoder.
         """
         if batch < 1:
             raise ValueError(f"batch {batch}: at least one prompt at a time")
@@ -117,7 +116,7 @@ class TextEmbeddings:
         return self._folder / key[:2] / f"{key}.safetensors"
 
     def _missing(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Address and prompt of each that is not kept, once each."""
+        """Address and prompt of those that are not stored, without duplicates."""
         wanted = {address(prompt): prompt for prompt in dict.fromkeys(prompts)}
         return {
             key: prompt for key, prompt in wanted.items() if not (key in self._memory if self._folder is None else self._path(key).exists())
@@ -128,37 +127,31 @@ class TextEmbeddings:
         if self.encode is None:
             raise ValueError(
                 f"{len(prompts)} prompts have no embedding in {self._folder or 'memory'} and there is no encoder, the first: "
-                f'"{prompts[0][:80]}"; call prepare() with all prompts while there is one'
+                f'"{prompts[0][:80]}"; call prepare() with all prompts before the encoder is released'
             )
         text = self.encode(prompts).detach()
         if text.ndim != 3 or len(text) != len(prompts):
-            raise ValueError(f"the encoder made {tuple(text.shape)} of {len(prompts)} prompts; [{len(prompts)}, L, E] is wanted")
+            raise ValueError(f"the encoder returned {tuple(text.shape)} for {len(prompts)} prompts, not [{len(prompts)}, L, E]")
         for (key, prompt), row in zip(missing.items(), text.cpu()):
             if not row.isfinite().all():
                 raise ValueError(f'the embedding of "{prompt[:80]}" has values that are not finite; is the encoder in float16?')
             said = row.ne(0).any(dim=-1).nonzero()
             end = int(said[-1]) + 1 if len(said) else 0
-            self._keep(key, _Kept(row[:end].clone(), len(row)))
+            self._store(key, _Stored(row[:end].clone(), len(row)))
 
-    def _keep(self, key: str, kept: _Kept) -> None:
+    def _store(self, key: str, stored: _Stored) -> None:
         if self._folder is None:
-            self._memory[key] = kept
+            self._memory[key] = stored
             return
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{key}.{uuid.uuid4().hex}.partial")  # nobody else's: several ranks may write the same prompt
-        try:
-            partial.write_bytes(save({"text": kept.tokens}, {"length": str(kept.length)}))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(self._path(key)) as partial:  # several ranks may write the same prompt
+            partial.write_bytes(save({"text": stored.tokens}, {"length": str(stored.length)}))
 
-    def _read(self, key: str) -> _Kept:
+    def _read(self, key: str) -> _Stored:
         if self._folder is None:
             return self._memory[key]
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
-                return _Kept(file.get_tensor("text"), int(file.metadata()["length"]))
+                return _Stored(file.get_tensor("text"), int(file.metadata()["length"]))
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it and it is made anew") from error
+            raise ValueError(f"{path} is damaged ({error}); delete it, and it is encoded again") from error

@@ -1,4 +1,4 @@
-"""Flow matching of a bidirectional network: the teacher's objective. Knows no trainer."""
+"""Flow matching for a bidirectional network: the teacher's objective. Knows no trainer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FlowMatching:
         self.network = network
 
     def __call__(self, clip: Latents, text: Text, *, t: Float[Tensor, " B"] | Timesteps, noise: Latents) -> Tensor:
-        """The loss of clean clips at timesteps `t`, one for all frames of a clip or one for each; `noise` is Gaussian like the clips."""
-        levels = t[:, None].expand(-1, clip.shape[1]) if t.ndim == 1 else t
-        velocity = self.network(add_noise(clip, noise, levels), levels, text)
+        """The loss of clean clips at timesteps `t`, one per clip or one per frame; `noise` is Gaussian, of the clips' shape."""
+        timesteps = t[:, None].expand(-1, clip.shape[1]) if t.ndim == 1 else t
+        velocity = self.network(add_noise(clip, noise, timesteps), timesteps, text)
         return (velocity.float() - (noise - clip).float()).square().mean()

@@ -1,7 +1,7 @@
-"""Causal initialisation by ODE regression: a few-step causal student learns where a teacher's trajectories end.
+"""Causal initialisation by ODE regression: a few-step causal student predicts the ends of a teacher's ODE trajectories.
 
-The states of a trajectory that the student will meet at inference are kept; the student sees each block at a state of its own choice
-and must name the end of the trajectory (Yin et al. 2025, CausVid; spec: training 6.1). Knows no trainer.
+Of a trajectory the states at the student's own timesteps are kept. The student sees each block of a clip at one of them, drawn at random,
+and predicts the end of the trajectory (Yin et al. 2025, CausVid; spec: training 6.1). Knows no trainer.
 """
 
 from __future__ import annotations
@@ -27,63 +27,63 @@ Trajectory = Float[Tensor, "B S F C H W"]  # from noise to clean
 def trajectory(
     teacher: Denoiser, noise: Latents, text: Text, *, num_steps: int = 48, keep: Sequence[int], shift: float = 5.0
 ) -> Trajectory:
-    """States number `keep` of a teacher's Euler solution from `noise` (state 0) to the clean clip (state `num_steps`).
+    """The states numbered `keep` of a teacher's Euler solution from `noise` (state 0) to the clean clip (state `num_steps`).
 
-    With 48 steps and the shift of the student, states 0, 12, 24 and 36 lie at the student's own levels (t = 1000, 937.5, 833.33, 625).
+    With 48 steps and the student's shift, states 0, 12, 24 and 36 are at the student's timesteps (1000, 937.5, 833.33, 625).
 
     Raises:
-        ValueError: when a state is not on the trajectory.
+        ValueError: when a number is not in 0 to `num_steps`.
     """
     if any(not 0 <= state <= num_steps for state in keep):
         raise ValueError(f"states {list(keep)} are not all on a trajectory of {num_steps} steps, which has states 0 to {num_steps}")
-    levels = [*warp_steps([1000 * (num_steps - i) / num_steps for i in range(num_steps)], shift), 0.0]
+    timesteps = [*warp_steps([1000 * (num_steps - i) / num_steps for i in range(num_steps)], shift), 0.0]
     x, kept = noise, {}
     for number in range(num_steps + 1):
         if number in keep:
             kept[number] = x
         if number < num_steps:
-            x = x + (levels[number + 1] - levels[number]) / 1000 * teacher(x, levels[number], text).velocity
+            x = x + (timesteps[number + 1] - timesteps[number]) / 1000 * teacher(x, timesteps[number], text).velocity
     return torch.stack([kept[number] for number in keep], dim=1)
 
 
 class ODERegression:
-    """Mean of (x0 - end of the trajectory)^2, every block at one of the student's levels.
+    """Mean of (x0 - end of the trajectory)^2, every block at one of the student's timesteps.
 
     Args:
-        levels: timesteps of the states 0 … S - 2 of a trajectory; the last state is its end.
-        window: what a block may see at inference.
-        clean_history: blocks see the ends of the blocks before them instead of their noisy states, as they do at inference.
+        timesteps: of the states 0 … S - 2 of a trajectory; the last state is its end.
+        window: of the attention at inference.
+        clean_history: blocks attend to the ends of past blocks, as at inference, instead of their noisy states.
     """
 
     def __init__(
-        self, network: WanTransformer, *, block: int, window: Window, levels: Sequence[float], clean_history: bool = False
+        self, network: WanTransformer, *, block: int, window: Window, timesteps: Sequence[float], clean_history: bool = False
     ) -> None:
         self.network, self.block, self.window, self.clean_history = network, block, window, clean_history
-        self.levels = torch.tensor(list(levels))
+        self.timesteps = torch.tensor(list(timesteps))
 
     def __call__(self, states: Trajectory, text: Text, *, chosen: Int[Tensor, "B blocks"]) -> Tensor:
-        """The loss of some trajectories; `chosen` is the state that each block is seen at, 0 … S - 2.
+        """The loss of some trajectories; `chosen` is the number of the state at which each block is seen, 0 … S - 2.
 
         Raises:
-            ValueError: when a trajectory has another number of states than there are levels, and its end.
+            ValueError: when the trajectories do not have one state per timestep and the end.
         """
         batch, num_states, num_latent_frames = states.shape[:3]
-        if num_states != len(self.levels) + 1:
-            raise ValueError(f"trajectories of {num_states} states do not fit {len(self.levels)} levels and the end")
+        if num_states != len(self.timesteps) + 1:
+            raise ValueError(f"trajectories of {num_states} states do not fit {len(self.timesteps)} timesteps and the end")
         per_frame = chosen.repeat_interleave(self.block, dim=1)  # [B, F]
         rows, columns = torch.arange(batch)[:, None], torch.arange(num_latent_frames)[None, :]
         noisy, end = states[rows, per_frame, columns], states[:, -1]
-        t = self.levels.to(states.device)[per_frame]
+        t = self.timesteps.to(states.device)[per_frame]
         frames = tuple(range(num_latent_frames))
         rope = self.network.rope(*states.shape[-2:])
         tokens = rope.tokens_per_frame
         if self.clean_history:
             seen = end[:, : -self.block]
             mask = teacher_forcing_mask(frames[: seen.shape[1]], frames, block=self.block, window=self.window, tokens_per_frame=tokens)
-            x, levels = torch.cat([seen, noisy], dim=1), torch.cat([torch.zeros_like(t[:, : seen.shape[1]]), t], dim=1)
+            x, t_all = torch.cat([seen, noisy], dim=1), torch.cat([torch.zeros_like(t[:, : seen.shape[1]]), t], dim=1)
             view = SequenceView(rope.at((*frames[: seen.shape[1]], *frames)), mask.to(states.device))
         else:
             mask = block_mask(frames, frames, block=self.block, window=self.window, tokens_per_frame=tokens)
-            x, levels, view = noisy, t, SequenceView(rope.at(frames), mask.to(states.device))
-        velocity = self.network(x, levels, text, view)[:, -num_latent_frames:]
+            x, t_all, view = noisy, t, SequenceView(rope.at(frames), mask.to(states.device))
+        velocity = self.network(x, t_all, text, view)[:, -num_latent_frames:]
         return (x0_from_velocity(velocity, noisy, t).float() - end.float()).square().mean()

@@ -1,10 +1,9 @@
-"""Trajectories of a teacher on disk: what ODE regression learns from, made once, in parts, by any number of ranks."""
+"""Trajectories of a teacher on disk, the data of ODE regression; generated once, by any number of ranks."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from longlive.files import replacing, write_json
 from longlive.generation.denoiser import Denoiser
 from longlive.parallel.world import rank_generator
 from longlive.training.ode import Trajectory, trajectory
@@ -31,23 +31,22 @@ class Pairs(NamedTuple):
 
 
 class OdePairs:
-    """One file a pair, `000123.safetensors` with float16 `states` `[S, F, C, H, W]`, its prompt in the header; `settings.json` beside them.
+    """One file per pair, `000123.safetensors` with float16 `states` `[S, F, C, H, W]` and the prompt in its header; and `settings.json`.
 
     Args:
         prompts: pair number n has prompt n.
-        settings: what the trajectories depend on; a folder made with others is refused.
+        settings: everything that the trajectories depend on.
 
     Raises:
-        ValueError: when `folder` holds pairs of other settings.
+        ValueError: when `folder` has pairs of other settings.
     """
 
     def __init__(self, folder: str | Path, prompts: Sequence[str], settings: dict[str, object]) -> None:
         self.folder, self.prompts = Path(folder), list(prompts)
-        self.folder.mkdir(parents=True, exist_ok=True)
         file, wanted = self.folder / "settings.json", json.loads(json.dumps(settings))
         if file.exists() and (found := json.loads(file.read_text(encoding="utf-8"))) != wanted:
-            raise ValueError(f"{self.folder} holds pairs made with {found}, not {wanted}; delete it or choose another folder")
-        file.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+            raise ValueError(f"{self.folder} has pairs made with {found}, not {wanted}; delete it or choose another folder")
+        write_json(file, wanted)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.safetensors"
@@ -66,23 +65,22 @@ class OdePairs:
         rank: int = 0,
         size: int = 1,
     ) -> None:
-        """Make this rank's share of the pairs that are not there yet, `batch` at a time.
+        """Generate this rank's share of the missing pairs, `batch` at a time.
 
         Args:
-            teacher: for a batch of so many.
+            teacher: the denoiser for a batch of the given size.
             shape: of a clip, `[F, C, H, W]`.
         """
         missing = [number for number in range(rank, len(self.prompts), size) if not self._file(number).exists()]
         for start in tqdm(range(0, len(missing), batch), desc="trajectories", mininterval=5, disable=not missing):
             numbers = missing[start : start + batch]
-            # A pair's noise depends on its number alone, so that any number of ranks makes the same pairs.
+            # A pair's noise depends on its number alone: any number of ranks generates the same pairs.
             noise = torch.stack([torch.randn(tuple(shape), generator=rank_generator(seed, number)) for number in numbers])
             text = embed([self.prompts[number] for number in numbers])
             states = trajectory(teacher(len(numbers)), noise.to(text.device), text, num_steps=num_steps, keep=keep, shift=shift)
             for number, one in zip(numbers, states.half().cpu(), strict=True):
-                partial = self._file(number).with_suffix(f".partial{rank}")
-                save_file({"states": one.contiguous()}, partial, metadata={"prompt": self.prompts[number]})
-                os.replace(partial, self._file(number))
+                with replacing(self._file(number)) as partial:
+                    save_file({"states": one.contiguous()}, partial, metadata={"prompt": self.prompts[number]})
 
     def draw(self, batch: int, generator: torch.Generator) -> Pairs:
         """Random pairs, float32."""
@@ -93,5 +91,5 @@ class OdePairs:
         with safe_open(self._file(number), framework="pt") as file:
             if (prompt := (file.metadata() or {}).get("prompt")) != self.prompts[number]:
                 wanted = self.prompts[number]
-                raise ValueError(f"{self._file(number)} was made for the prompt {prompt!r}, not {wanted!r}; delete the folder")
+                raise ValueError(f"{self._file(number)} was generated for the prompt {prompt!r}, not {wanted!r}; delete the folder")
             return file.get_tensor("states").float()

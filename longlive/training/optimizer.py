@@ -1,11 +1,12 @@
-"""Optimisers for pre-training the miniature: Muon on matrices, AdamW on everything else.
+"""The learning-rate schedule, and the optimiser that pre-trains the miniature: Muon on matrices, AdamW on everything else.
 
-Muon (Jordan et al. 2024) orthogonalises the momentum of a matrix; here it needs a third to a quarter of AdamW's steps.
-The paper's own stages keep AdamW.
+Muon (Jordan et al. 2024) orthogonalises the momentum of a matrix; for the miniature it needs a third to a quarter of AdamW's steps.
+The paper's own stages use AdamW.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,20 @@ import torch
 from torch import nn
 
 
-class MatrixOptimizer:
-    """`torch.optim.Muon` on hidden weights of two or more dimensions (convolutions as `[out, in * kernel]`), AdamW on the rest.
+def warmup_cosine(step: int, steps: int, *, warmup: int = 100, floor: float = 0.02) -> float:
+    """Factor on the learning rate at a step: linear warm-up to 1, then half a cosine down to `floor` at step `steps`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
-    `lr` is Muon's, scaled to match AdamW's update size; AdamW runs at `lr * adamw_ratio`. `hidden(name)` says which
-    parameters are hidden matrices; by default all of them but embeddings, first and last layers should be left out by the caller.
+
+class MatrixOptimizer:
+    """`torch.optim.Muon` on weights of two or more dimensions (convolutions as `[out, in * kernel]`), AdamW on the rest.
+
+    Args:
+        lr: of Muon, whose updates are scaled to the size of AdamW's; AdamW runs at `lr * adamw_ratio`.
+        hidden: whether Muon may train the parameter of this name; embeddings, first and last layers should be left to AdamW.
     """
 
     def __init__(

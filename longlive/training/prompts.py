@@ -1,6 +1,6 @@
-"""The prompts a training run is made of: read from files, drawn in an order that a resumed run continues.
+"""The prompts of a training run: read from files, and drawn in an order that a resumed run continues.
 
-Knows nothing about models, embeddings, or the frame at which a prompt is switched.
+Knows nothing about models, embeddings, or the frame at which a prompt switches.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from longlive.parallel.world import seed_of
 
 
 class PromptPair(NamedTuple):
-    """The prompt a video begins with and the one it goes on with; `switch` is None where videos keep their prompt."""
+    """The prompt a video starts with and the one it switches to; `switch` is None for a video of one prompt."""
 
     prompt: str
     switch: str | None = None
 
 
 def read_pairs(prompts: str | Path, switch: str | Path | None = None) -> list[PromptPair]:
-    """The pairs of a file of prompts, of two .txt files whose lines belong together, or of a .jsonl file with a pair a line:
+    """The pairs of a file of prompts, of two line-aligned .txt files, or of a .jsonl file with one pair per line:
 
     `{"prompt": "…", "switch": "…"}` or `{"prompts": ["…", "…"]}`.
 
-    Raises ValueError with file and line for a blank line or one that cannot be read, with both counts when two files differ in
-    length, and when only some prompts have a switch (ranks work in lock-step: all videos of a batch switch, or none).
+    Raises ValueError with file and line for a blank or invalid line, with both counts when two files differ in length, and when only
+    some prompts have a switch prompt (all videos of a batch switch, on all ranks, or none).
     """
     prompts = Path(prompts)
     lines = _lines(prompts)
@@ -37,13 +37,13 @@ def read_pairs(prompts: str | Path, switch: str | Path | None = None) -> list[Pr
     if switch is not None:
         switch = Path(switch)
         if switch.suffix != ".txt":
-            raise ValueError(f"{switch}: switch prompts beside a file of prompts come from a .txt file; a .jsonl file holds both itself")
+            raise ValueError(f"{switch}: switch prompts of a file of prompts must be a .txt file; a .jsonl file contains both")
         if any(pair.switch is not None for pair in pairs):
-            raise ValueError(f"{prompts} has switch prompts itself; leave out {switch}")
+            raise ValueError(f"{prompts} already has switch prompts; leave out {switch}")
         following = _lines(switch)
         if len(following) != len(pairs):
             raise ValueError(
-                f"{prompts} has {len(pairs)} lines and {switch} has {len(following)}; line i of one goes on with line i of the other"
+                f"{prompts} has {len(pairs)} lines and {switch} has {len(following)}; line i of one continues line i of the other"
             )
         pairs = [PromptPair(pair.prompt, line) for pair, (_, line) in zip(pairs, following)]
     for (number, _), pair in zip(lines, pairs):
@@ -54,20 +54,20 @@ def read_pairs(prompts: str | Path, switch: str | Path | None = None) -> list[Pr
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """Numbered from 1, stripped on the right; a blank line would shift what is line-aligned, so it is an error."""
+    """Lines with their numbers, from 1, stripped on the right. A blank line is an error: it would shift line-aligned files."""
     if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{path}: prompts come from .txt (one a line) or .jsonl files")
+        raise ValueError(f"{path}: prompts come from .txt (one per line) or .jsonl files")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise ValueError(f"there is no file {path} with prompts") from error
+        raise ValueError(f"the prompt file {path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
     lines = [line.rstrip() for line in text.removesuffix("\n").split("\n")]
     if lines == [""]:
-        raise ValueError(f"{path} holds no prompt")
+        raise ValueError(f"{path} contains no prompt")
     if "" in lines:
-        raise ValueError(f"{path}, line {lines.index('') + 1} is blank; remove it, and its line in a file that is aligned with this one")
+        raise ValueError(f"{path}, line {lines.index('') + 1} is blank; remove it, and the same line of a file aligned with this one")
     return list(enumerate(lines, 1))
 
 
@@ -82,19 +82,19 @@ def _pair(where: str, line: str) -> PromptPair:
     elif isinstance(content, dict) and "prompt" in content and content.keys() <= {"prompt", "switch"}:
         texts = [content["prompt"]] if content.get("switch") is None else [content["prompt"], content["switch"]]
     if not isinstance(texts, list) or not 1 <= len(texts) <= 2:
-        raise ValueError(f'{where}: {{"prompt": "…", "switch": "…"}} or {{"prompts": ["…", "…"]}} is wanted; this is {line[:80]}')
+        raise ValueError(f'{where}: {{"prompt": "…", "switch": "…"}} or {{"prompts": ["…", "…"]}} expected, got {line[:80]}')
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{where}: prompt {number} of {len(texts)} is empty or no text: {json.dumps(text)[:60]}")
+            raise ValueError(f"{where}: prompt {number} of {len(texts)} is empty or not text: {json.dumps(text)[:60]}")
     return PromptPair(*(text.rstrip() for text in texts))
 
 
 class PromptSampler:
-    """Batches of pairs, epoch after epoch, each epoch in a new order that `seed` and its number decide.
+    """Batches of pairs, epoch after epoch; the order of each epoch depends on `seed` and its number.
 
-    Step k of an epoch takes the next `size * batch` pairs of the order, and rank r every `size`-th of them from the r-th on: no pair
-    comes twice in an epoch, on whatever rank, and together the ranks see the same whatever their number. What is left at the end of an
-    order and does not fill `size * batch` waits for the next epoch. The state counts pairs, so a run may resume on another number of ranks.
+    A step takes the next `size * batch` pairs of the order, of which rank r gets every `size`-th, starting at the r-th: within an epoch
+    every pair is drawn at most once over all ranks, and all ranks together draw the same pairs whatever their number. A remainder of less
+    than `size * batch` pairs is skipped. The state counts pairs, so a run may resume with another number of ranks.
 
     Raises ValueError when the pairs do not fill one batch on every rank.
     """
@@ -115,11 +115,6 @@ class PromptSampler:
         self._digest = digest.hexdigest()[:16]
         self._begin(epoch=0, taken=0)
 
-    @property
-    def epoch(self) -> int:
-        """How many times the pairs were gone through before the latest batch."""
-        return self._epoch
-
     def next(self) -> list[PromptPair]:
         """This rank's next batch."""
         if self._taken + self._whole > len(self._pairs):
@@ -129,15 +124,15 @@ class PromptSampler:
         return [self._pairs[i] for i in own]
 
     def state(self) -> dict[str, int | str]:
-        """Where in the data the run is; the same on every rank."""
+        """The position in the data; the same on every rank."""
         return {"epoch": self._epoch, "taken": self._taken, "seed": self._seed, "pairs": self._digest}
 
     def load(self, state: dict[str, int | str]) -> None:
-        """Go on where `state` was taken. Raises ValueError when it was taken with another seed or other prompts."""
+        """Continue at the position of `state`. Raises ValueError when it belongs to another seed or other prompts."""
         if state["seed"] != self._seed:
-            raise ValueError(f"the run began with seed {state['seed']} for its prompts and cannot go on with {self._seed}; set it back")
+            raise ValueError(f"the run drew its prompts with seed {state['seed']} and cannot resume with {self._seed}; set it back")
         if state["pairs"] != self._digest:
-            raise ValueError("the prompts are not those the run began with; put the files back, or begin a new run")
+            raise ValueError("the prompts are not those the run started with; restore the files, or start a new run")
         self._begin(epoch=int(state["epoch"]), taken=int(state["taken"]))
 
     def _begin(self, *, epoch: int, taken: int) -> None:

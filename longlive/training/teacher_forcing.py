@@ -1,7 +1,7 @@
-"""Teacher forcing: flow matching of every block at once, each noisy block seeing the clean blocks before it.
+"""Teacher forcing: flow matching of all blocks in one pass, where each noisy block attends to the clean blocks before it.
 
-One forward pass over `[x0 history ; noisy blocks]` with the mask of the window stands in for as many passes of the
-block loop as there are blocks. The objective knows no trainer.
+A forward pass over `[clean frames ; noisy frames]`, with a mask for the window, replaces one pass of the block loop per block. Knows no
+trainer; frames are latent frames.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from longlive.types import Latents, Text, Timesteps
 def teacher_forcing_mask(
     x0: tuple[int, ...], noisy: tuple[int, ...], *, block: int, window: Window, tokens_per_frame: int
 ) -> Bool[Tensor, "N N"]:
-    """What `[x0 frames ; noisy frames]` (positions) may see: clean sees clean up to its own block, noisy sees clean before its
-    block and itself; the past through sink and window only."""
+    """What frames at positions `[x0 ; noisy]` may attend to.
+
+    Clean frames: clean frames up to their own block. Noisy frames: clean frames before their block, and their own block. The past is
+    visible through sink and window only.
+    """
     q, k = torch.tensor(x0 + noisy), torch.tensor(x0 + noisy)
     noisy_q = (torch.arange(len(q)) >= len(x0))[:, None]
     noisy_k = (torch.arange(len(k)) >= len(x0))[None, :]
@@ -39,8 +42,8 @@ class TeacherForcing:
     """Mean of (v - (noise - x))^2 over the noisy blocks of a clip.
 
     Args:
-        block: frames a block; positions of a clip must be whole blocks.
-        window: what a block may see at inference.
+        block: frames per block; the frames of a clip must be whole blocks.
+        window: of the attention at inference.
     """
 
     def __init__(self, network: WanTransformer, *, block: int, window: Window) -> None:
@@ -60,23 +63,23 @@ class TeacherForcing:
         """The loss of one clip.
 
         Args:
-            clip: `[B, F, C, H, W]`, clean; the first `context_blocks` blocks are only seen, the rest carry the loss.
+            clip: `[B, F, C, H, W]`, clean; the first `context_blocks` blocks are context only, the others carry the loss.
             frames: position in the video of each of the F frames.
             t: timestep of each block that carries the loss.
-            noise: Gaussian, like the frames that carry the loss.
-            history: the clip as later blocks see it (`clip` itself if None), e.g. a little damaged.
+            noise: Gaussian, of the shape of the frames that carry the loss.
+            history: the clip as later blocks see it, e.g. with a little noise; None: `clip` itself.
         """
         start = context_blocks * self.block
-        levels: Timesteps = t.repeat_interleave(self.block, dim=1)
-        noisy = add_noise(clip[:, start:], noise, levels)
-        seen = (clip if history is None else history)[:, : -self.block]  # the last block is nobody's history
+        t_noisy: Timesteps = t.repeat_interleave(self.block, dim=1)
+        noisy = add_noise(clip[:, start:], noise, t_noisy)
+        seen = (clip if history is None else history)[:, : -self.block]  # no block attends to the last one
         frames = tuple(frames)
         clean_frames, noisy_frames = frames[: seen.shape[1]], frames[start:]
         rope = self.network.rope(*clip.shape[-2:])
-        mask = None  # a first block alone sees all of itself
+        mask = None  # a single block attends to all of itself
         if clean_frames:
             frames_seen = {"block": self.block, "window": self.window, "tokens_per_frame": rope.tokens_per_frame}
             mask = teacher_forcing_mask(clean_frames, noisy_frames, **frames_seen).to(clip.device)
-        t_all = torch.cat([torch.zeros(seen.shape[:2], device=clip.device), levels], dim=1)
+        t_all = torch.cat([torch.zeros(seen.shape[:2], device=clip.device), t_noisy], dim=1)
         velocity = self.network(torch.cat([seen, noisy], dim=1), t_all, text, SequenceView(rope.at(clean_frames + noisy_frames), mask))
         return (velocity[:, seen.shape[1] :].float() - (noise - clip[:, start:]).float()).square().mean()

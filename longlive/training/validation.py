@@ -1,4 +1,4 @@
-"""What the generator makes now: videos of a few prompts by the block loop of inference, as files a person can look at."""
+"""Validation videos: a few prompts through the block loop of inference, written to files and measured."""
 
 from __future__ import annotations
 
@@ -25,19 +25,22 @@ from longlive.training.clips import Embed
 from longlive.video import VideoWriter, contact_sheet, evenly_spaced, to_uint8
 
 Measure = Callable[[Tensor, Sequence[PromptSchedule]], dict[str, float]]
-"""Numbers from videos, uint8 `[N, T, Y, X, 3]`, and what they should show."""
+"""Measurements of videos, uint8 `[N, T, Y, X, 3]`, given the prompts they should show."""
 
-SHOWN = 12  # videos that are written; more may be measured
+Validate = Callable[[WanTransformer, Path, int], dict[str, float]]
+"""Makes validation videos with a network at a step, writes pictures into a folder, returns measurements; a `Preview` is one."""
+
+MAX_WRITTEN = 12  # videos that are written to files; all are measured
 
 
 class Preview:
-    """Makes a video of each schedule with few-step sampling, always from the same noise; writes mp4 files and a contact sheet.
+    """Generates a video of each schedule with few-step sampling, always from the same noise; writes mp4 files and a contact sheet.
 
     Args:
         embed: embeddings `[1, L, E]` of a prompt.
         steps: timesteps of the denoising passes.
-        measure: numbers to report, if the videos can be judged.
-        write: whether this rank writes; all ranks make the videos, since a network spread over them can only run on all.
+        measure: None: nothing is measured.
+        write: whether this rank writes files; all ranks generate the videos, since a sharded network only runs on all ranks.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class Preview:
         write: bool = True,
     ) -> None:
         if num_latent_frames % block:
-            raise ValueError(f"validation videos of {num_latent_frames} frames are no whole blocks of {block}; choose a multiple")
+            raise ValueError(f"validation videos of {num_latent_frames} frames cannot be cut into blocks of {block}; choose a multiple")
         self.schedules, self.vae, self.embed, self.window, self.block = list(schedules), vae, embed, window, block
         self.steps, self.context_t, self.num_latent_frames, self.transition = list(steps), context_t, num_latent_frames, transition
         stride = settings_of(vae).scale_factor_spatial
@@ -73,11 +76,11 @@ class Preview:
         for index, schedule in enumerate(self.schedules):
             images = self._video(network, schedule, self.seed + index)
             videos.append(images)
-            if self.write and index < SHOWN:
+            if self.write and index < MAX_WRITTEN:
                 with VideoWriter(folder / f"step_{number:06d}_{index}.mp4", fps=self.fps, scale=max(1, 256 // images.shape[1])) as writer:
                     writer.write(images)
         if self.write:
-            self._sheet(videos[:SHOWN], folder / f"step_{number:06d}.png", number)
+            self._sheet(videos[:MAX_WRITTEN], folder / f"step_{number:06d}.png", number)
         return {} if self.measure is None else self.measure(torch.stack(videos), self.schedules)
 
     def _video(self, network: WanTransformer, schedule: PromptSchedule, seed: int) -> Tensor:
@@ -101,16 +104,16 @@ class Preview:
     def _sheet(self, videos: Sequence[Tensor], path: Path, number: int) -> None:
         picks = evenly_spaced(len(videos[0]), 6)
         tiles = [images[pick].numpy() for images in videos for pick in picks]
-        words, timing = [], Timing(self.fps, settings_of(self.vae).scale_factor_temporal, self.block)
+        captions, timing = [], Timing(self.fps, settings_of(self.vae).scale_factor_temporal, self.block)
         for schedule in self.schedules[: len(videos)]:
             for pick in picks:
                 cue = [cue for cue in schedule.cues if cue.latent_frame == 0 or timing.num_frames(cue.latent_frame) <= pick][-1]
-                words.append(f"{pick / self.fps:.1f} s\n{cue.prompt}")
-        contact_sheet(tiles, path, columns=len(picks), captions=words, title=f"step {number}")
+                captions.append(f"{pick / self.fps:.1f} s\n{cue.prompt}")
+        contact_sheet(tiles, path, columns=len(picks), captions=captions, title=f"step {number}")
 
 
 def read_by_oracle(videos: Tensor, schedules: Sequence[PromptSchedule]) -> dict[str, float]:
-    """Share of the miniature's videos, uint8 `[N, T, 64, 64, 3]`, that show what their last prompt says, in the last second."""
+    """Share of the miniature's videos, uint8 `[N, T, 64, 64, 3]`, whose last second shows each attribute of their last prompt."""
     captions = [Captioned(**parse(schedule.cues[-1].prompt)) for schedule in schedules]
     reading = oracle.read(videos.movedim(-1, 2))
     last = slice(max(0, videos.shape[1] - 16), videos.shape[1])

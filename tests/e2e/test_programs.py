@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from longlive import video
-from longlive.config import InferenceConfig, load
+from longlive.config import InferenceConfig
 from longlive.generation.cues import Cue
 from longlive.generation.dimensions import Timing
 from longlive.generation.pipeline import PipelineInfo
@@ -23,6 +23,7 @@ from longlive.generation.stream import Seconds
 from longlive.generation.timeline import Timeline
 from longlive.programs import inference as programs
 from longlive.programs import loading
+from longlive.settings import load
 
 ROOT = Path(__file__).parents[2]
 

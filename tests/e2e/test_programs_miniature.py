@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 
 from longlive import video
-from longlive.config import InferenceConfig, load
+from longlive.config import InferenceConfig
 from longlive.generation.prompt_files import read_scripts
 from longlive.miniature import oracle
 from longlive.miniature.captions import parse
 from longlive.miniature.world import ATTRIBUTES, Captioned
 from longlive.programs import inference as programs
+from longlive.settings import load
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "miniature"
 

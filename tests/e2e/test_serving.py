@@ -393,8 +393,8 @@ def test_bad_settings_are_refused(tiny, caplog):
         port = str(taken.getsockname()[1])
         for words, message in (
             (["--port", port, "--model", str(tiny)], f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose another"),
-            (["video.seconds=3"], "video.seconds is given, but what is shown comes from those who type"),
-            (["video.crf=3"], "video.crf is given, but what is shown is the server's own matter"),
+            (["video.seconds=3"], "video.seconds is given, but clients decide what is shown"),
+            (["video.crf=3"], "video.crf is given, but the server has its own settings for files"),
             (["--token", "short"], "shorter than 8 characters"),
             (["max_session=3"], "did you mean 'max_sessions'"),
             (["--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),

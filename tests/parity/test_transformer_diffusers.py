@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from longlive.checkpoints import convert, store
+from longlive.checkpoints import configs, convert, store
 from longlive.models.wan import WanTransformer
 
 SIZES = {
@@ -27,7 +27,7 @@ def ours(request) -> WanTransformer:
 
 
 def diffusers_of(model: WanTransformer) -> WanTransformer3DModel:
-    other = WanTransformer3DModel(**convert.config_to_diffusers(model.config))
+    other = WanTransformer3DModel(**configs.config_to_diffusers(model.config))
     store.fill(other, convert.transformer_to_diffusers(model.state_dict()), what="diffusers' model")
     return other.eval()
 
@@ -49,7 +49,7 @@ def test_names_and_config_come_back(ours):
     state = convert.transformer_to_wan(theirs.state_dict())
     assert state.keys() == ours.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in ours.state_dict().items())
-    config = convert.config_to_wan(theirs.config) | {"text_len": ours.config.text_len}
+    config = configs.config_to_wan(theirs.config) | {"text_len": ours.config.text_len}
     store.fill(WanTransformer(**config), state, what="the model")
 
 
@@ -73,16 +73,16 @@ def test_folders_of_diffusers_and_of_our_own_load(ours, tmp_path):
 
 
 def test_weights_tell_the_config_of_the_model(ours):
-    found = convert.transformer_config(ours.state_dict(), num_heads=ours.config.num_heads, text_len=ours.config.text_len)
+    found = configs.transformer_config(ours.state_dict(), num_heads=ours.config.num_heads, text_len=ours.config.text_len)
     assert found | {"patch_size": tuple(found["patch_size"])} == {key: ours.config[key] for key in found}
 
 
 def test_another_rotary_base_cannot_go_to_diffusers():
     with pytest.raises(ValueError, match="base 10000"):
-        convert.config_to_diffusers({"rope_theta": 100.0})
+        configs.config_to_diffusers({"rope_theta": 100.0})
 
 
 def test_image_to_video_is_refused(tmp_path):
     config = dict(WanTransformer3DModel(num_layers=1, num_attention_heads=1, attention_head_dim=12, ffn_dim=8, image_dim=4).config)
     with pytest.raises(ValueError, match="image_dim is 4"):
-        convert.config_to_wan(json.loads(json.dumps(config)))
+        configs.config_to_wan(json.loads(json.dumps(config)))

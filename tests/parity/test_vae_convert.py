@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from longlive.checkpoints import convert, store
+from longlive.checkpoints import configs, convert, store
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -25,7 +25,7 @@ def test_vae_reproduces_the_golden_vectors(tmp_path):
 
 def test_config_is_read_off_the_weights():
     config = json.loads((GOLDEN / "manifest.json").read_text())["vae_weights"]["config"]
-    found = convert.vae_config(load_file(GOLDEN / "vae_weights.safetensors"))
+    found = configs.vae_config(load_file(GOLDEN / "vae_weights.safetensors"))
     assert found == {"temperal_downsample" if key == "temporal_downsample" else key: value for key, value in config.items()}
 
 

@@ -46,7 +46,7 @@ def test_command_line_writes_what_it_prints(tmp_path, capsys):
     printed = capsys.readouterr().out
     result = json.loads(output.read_text())
     assert json.loads(printed.splitlines()[-1]) == result
-    assert "transformer, TFLOP a block" in printed
+    assert "transformer, TFLOP per block" in printed
     assert (result["size"], result["attention"], result["device"], result["blocks"]) == ("miniature", "sdpa", "cpu", 2)
     parts = ("denoise_ms", "remember_ms", "decode_ms")
     assert all(result[part]["median"] > 0 for part in parts)

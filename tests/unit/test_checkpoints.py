@@ -10,8 +10,8 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, processors
 
-from longlive.checkpoints import convert, store
-from longlive.checkpoints.store import Kind
+from longlive.checkpoints import configs, convert, store
+from longlive.checkpoints.store import WeightsKind
 from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
 from scripts import convert_checkpoint
@@ -93,7 +93,7 @@ def test_the_part_asked_for_is_taken(weights, tmp_path):
     assert_equal(store.load_transformer(tmp_path / "model.pt").state, weights)
     assert_equal(store.load_transformer(tmp_path / "model.pt", which="generator_ema").state, other)
     assert_equal(store.load_transformer(tmp_path / "model.pt", which="critic").state, other)
-    with pytest.raises(ValueError, match=r"no 'generator_lora'; it holds generator, generator_ema, critic"):
+    with pytest.raises(ValueError, match=r"no 'generator_lora'; it has generator, generator_ema, critic"):
         store.load_transformer(tmp_path / "model.pt", which="generator_lora")
     torch.save(weights, tmp_path / "bare.pt")
     with pytest.raises(ValueError, match="no part 'generator_ema'"):
@@ -169,7 +169,7 @@ def test_every_lora_gives_the_released_names(layout, tmp_path):
 def test_diffusers_reads_the_lora_we_write_and_we_read_it_back(tmp_path):
     lora = golden("lora_weights")
     assert program("--from", GOLDEN / "lora_weights.safetensors", "--to", "diffusers", "--output", tmp_path / "out") == 0
-    theirs = WanTransformer3DModel(**convert.config_to_diffusers(CONFIG | {"eps": 1e-6}))
+    theirs = WanTransformer3DModel(**configs.config_to_diffusers(CONFIG | {"eps": 1e-6}))
     store.fill(theirs, convert.transformer_to_diffusers(golden("dit_weights")), what="diffusers' model")
     theirs.load_lora_adapter(load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors"), prefix="transformer")
     theirs.fuse_lora()
@@ -221,28 +221,28 @@ def test_broken_loras_are_refused(tmp_path):
 # -- what does not fit -------------------------------------------------------------------------------------------------------------
 
 FILES = {
-    Kind.WAN: lambda: golden("dit_weights"),
-    Kind.WAN_DIFFUSERS: lambda: convert.transformer_to_diffusers(golden("dit_weights")),
-    Kind.LORA: lambda: golden("lora_weights"),
-    Kind.VAE: lambda: golden("vae_weights"),
-    Kind.VAE_DIFFUSERS: lambda: convert.vae_to_diffusers(golden("vae_weights")),
-    Kind.TEXT: lambda: golden("text_encoder_weights"),
-    Kind.TEXT_TRANSFORMERS: lambda: convert.text_to_transformers(golden("text_encoder_weights")),
-    Kind.CHECKPOINT: lambda: {"critic": wrapped(golden("dit_weights")), "step": 7},
-    Kind.UNKNOWN: lambda: {"conv.weight": torch.zeros(2)},
+    WeightsKind.WAN: lambda: golden("dit_weights"),
+    WeightsKind.WAN_DIFFUSERS: lambda: convert.transformer_to_diffusers(golden("dit_weights")),
+    WeightsKind.LORA: lambda: golden("lora_weights"),
+    WeightsKind.VAE: lambda: golden("vae_weights"),
+    WeightsKind.VAE_DIFFUSERS: lambda: convert.vae_to_diffusers(golden("vae_weights")),
+    WeightsKind.TEXT: lambda: golden("text_encoder_weights"),
+    WeightsKind.TEXT_TRANSFORMERS: lambda: convert.text_to_transformers(golden("text_encoder_weights")),
+    WeightsKind.CHECKPOINT: lambda: {"critic": wrapped(golden("dit_weights")), "step": 7},
+    WeightsKind.UNKNOWN: lambda: {"conv.weight": torch.zeros(2)},
 }
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", WeightsKind)
 def test_each_kind_is_told_and_taken_for_nothing_else(kind, tmp_path):
     state = FILES[kind]()
     torch.save(state, tmp_path / "some.pt")
     assert store.identify(state) is kind
     readers = {
-        store.load_transformer: (Kind.WAN, Kind.WAN_DIFFUSERS),
-        store.load_lora: (Kind.LORA,),
-        store.load_vae: (Kind.VAE, Kind.VAE_DIFFUSERS),
-        store.load_text_model: (Kind.TEXT, Kind.TEXT_TRANSFORMERS),
+        store.load_transformer: (WeightsKind.WAN, WeightsKind.WAN_DIFFUSERS),
+        store.load_lora: (WeightsKind.LORA,),
+        store.load_vae: (WeightsKind.VAE, WeightsKind.VAE_DIFFUSERS),
+        store.load_text_model: (WeightsKind.TEXT, WeightsKind.TEXT_TRANSFORMERS),
     }
     for reader, kinds in readers.items():
         if kind in kinds:
@@ -250,7 +250,7 @@ def test_each_kind_is_told_and_taken_for_nothing_else(kind, tmp_path):
             continue
         with pytest.raises(ValueError) as error:
             reader(tmp_path / "some.pt")
-        assert "it holds critic" in str(error.value) or kind.value in str(error.value)
+        assert "it has critic" in str(error.value) or kind.value in str(error.value)
 
 
 def test_a_misfit_lists_what_is_wrong_and_what_it_looks_like(weights):
@@ -273,7 +273,7 @@ def test_weights_unknown_to_a_layout_are_named(weights):
 
 
 def test_two_weights_of_one_name_are_refused(weights):
-    with pytest.raises(ValueError, match=r"two weights are both 'head.head.bias'"):
+    with pytest.raises(ValueError, match=r"two weights are both named 'head.head.bias'"):
         convert.clean_names(weights | {"model.head.head.bias": torch.zeros(64)})
 
 
@@ -319,7 +319,7 @@ def test_missing_files_say_what_to_download_to_where(tmp_path):
 
 def test_a_full_disk_is_noticed_before_anything_is_written(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(store.shutil, "disk_usage", lambda folder: store.shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(OSError, match=r"where 0\.0 GB are free"):
+    with pytest.raises(OSError, match=r"has 0\.0 GB free"):
         store.write_safetensors(weights, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
@@ -344,7 +344,7 @@ def test_the_program_says_in_a_line_what_is_wrong(wan_folder, tmp_path, capsys):
     for arguments, message in {
         ("--from", tmp_path / "none.pt"): "not found",
         ("--from", lora, "--to", "wan", "--output", tmp_path / "a"): "a LoRA alone has no wan layout",
-        ("--from", lora, "--lora", lora): "holds lora",
+        ("--from", lora, "--lora", lora): "contains lora",
         ("--from", transformer): "give num_heads",
         ("--from", transformer, "--to", "wan", "--output", tmp_path / "full"): "is not empty",
         ("--from", wan_folder / "Wan2.1_VAE.pth", "--to", "longlive", "--output", tmp_path / "b"): "has no vae",

@@ -193,16 +193,16 @@ def test_only_new_frames_carry_a_gradient():
 
 def test_settings_that_do_not_fit_are_refused():
     for settings, message in (
-        ({"clip_frames": 20}, "clip_frames 20 are no whole blocks of 3"),
-        ({"overlap": 4}, "overlap 4 are no whole blocks of 3"),
+        ({"clip_frames": 20}, "clip_frames 20 cannot be cut into blocks of 3"),
+        ({"overlap": 4}, "overlap 4 cannot be cut into blocks of 3"),
         ({"overlap": 0}, "clips of 21 frames cannot overlap by 0"),
         ({"overlap": 21}, "clips of 21 frames cannot overlap by 21"),
         ({"max_frames": (240, 18)}, "shorter than a clip of 21"),
         ({"max_frames": ()}, "shorter than a clip of 21"),
-        ({"switch_at": (21, 40)}, "no clip goes on from frame 40 in videos of 240 frames; prompts can switch at 21, 39, 57"),
-        ({"switch_at": (0,)}, "no clip goes on from frame 0"),
-        ({"switch_at": (237,)}, "no clip goes on from frame 237"),  # 3 frames are left there, too few
-        ({"max_frames": (48,), "switch_at": (39,)}, "no clip goes on from frame 39 in videos of 48 frames; prompts can switch at 21$"),
+        ({"switch_at": (21, 40)}, "no clip starts at frame 40 in videos of 240 frames; prompts can switch at 21, 39, 57"),
+        ({"switch_at": (0,)}, "no clip starts at frame 0"),
+        ({"switch_at": (237,)}, "no clip starts at frame 237"),  # 3 frames are left there, too few
+        ({"max_frames": (48,), "switch_at": (39,)}, "no clip starts at frame 39 in videos of 48 frames; prompts can switch at 21$"),
         ({"max_frames": (21,), "switch_at": (21,)}, "these videos are one clip long"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -211,7 +211,7 @@ def test_settings_that_do_not_fit_are_refused():
     ring = RingCache(num_layers=1, batch=1, num_heads=1, rope=Rope(1, 1, 2), window=Window(3, 9))
     with pytest.raises(ValueError, match="needs a HistoryCache, whose pages never change; got a RingCache"):
         recorded(SimpleNamespace(cache=ring))
-    with pytest.raises(ValueError, match="prompt '10' has none to switch to"):
+    with pytest.raises(ValueError, match="prompt '10' has no switch prompt"):
         recorded(prompts=Numbered(switch=False), switch_at=(21,)).clip(grad=False)
 
 
@@ -304,7 +304,7 @@ def test_a_clip_never_waits_for_the_device(model, vae):
             clip_frames=12,
             max_frames=(30,),
             switch_at=(12,),
-            anchor=partial(anchor_frame, autoencoder, tail=2),
+            anchor=partial(anchor_frame, autoencoder, context=2),
         )
 
     made = tuner(None)
@@ -327,7 +327,7 @@ def test_the_anchor_is_the_last_image_encoded_alone(vae):
     assert anchor.shape == (2, 1, 4, 2, 2) and not anchor.requires_grad
     torch.testing.assert_close(anchor, whole(vae, frames.detach()), atol=1e-5, rtol=0)
     assert (anchor - frames[:, -1:]).abs().max() > 0.1  # it is another frame than the raw one
-    assert torch.equal(anchor_frame(vae, frames, tail=24), anchor) and torch.equal(anchor_frame(vae, frames, tail=99), anchor)
-    errors = [(anchor_frame(vae, frames, tail=tail) - anchor).abs().max().item() for tail in (1, 22)]
+    assert torch.equal(anchor_frame(vae, frames, context=24), anchor) and torch.equal(anchor_frame(vae, frames, context=99), anchor)
+    errors = [(anchor_frame(vae, frames, context=context) - anchor).abs().max().item() for context in (1, 22)]
     assert errors[0] > 1e-3 and errors[1] < 1e-6  # 22 frames are all that the decoder can remember
-    torch.testing.assert_close(anchor_frame(vae, frames, tail=2), whole(vae, frames.detach()[:, -2:]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(anchor_frame(vae, frames, context=2), whole(vae, frames.detach()[:, -2:]), atol=1e-5, rtol=0)

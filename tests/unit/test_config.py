@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from longlive.config import InferenceConfig, load
+from longlive.config import InferenceConfig
+from longlive.settings import load
 
 
 @dataclass(frozen=True, kw_only=True)

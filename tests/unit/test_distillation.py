@@ -11,7 +11,9 @@ from diffusers import AutoencoderKLWan
 
 from longlive.cache.window import Window
 from longlive.checkpoints import store
-from longlive.engine.sharding import full_state, shard
+from longlive.config import DistillationConfig
+from longlive.engine.apply import Recipe, Sharding, apply
+from longlive.engine.sharding import full_state
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import history_cache
@@ -25,7 +27,7 @@ from longlive.training.clips import StreamingTuner
 from longlive.training.distillation import DistillationStage
 from longlive.training.dmd import DMD, GeneratorLoss
 from longlive.training.ema import EMA
-from longlive.training.networks import Learner, load_network, write_transformer
+from longlive.training.networks import TrainableNetwork, load_network, write_transformer
 from longlive.training.prompts import PromptPair, PromptSampler
 from longlive.training.trainer import Checkpoints
 from longlive.training.validation import Preview
@@ -77,10 +79,10 @@ def make_stage(*, rank=None, average=True, seed=0, world=World(), **settings):  
     for network, lr in ((generator, 1e-3), (critic, 2e-3)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # of adapters
-            learners.append(Learner(network, lr=lr, lora_rank=rank, checkpointing=True))
+            learners.append(TrainableNetwork(network, lr=lr, lora_rank=rank, recipe=Recipe(checkpointing=True, sharding=Sharding())))
     for frozen in (teacher, *([ema.average] if ema else [])):
-        shard(frozen, param_dtype=torch.float32, reduce_dtype=torch.float32)
-    random = {name: rank_generator(seed + n, world.rank) for n, name in enumerate(("noise", "levels"))}
+        apply(frozen, Recipe(sharding=Sharding()))
+    random = {name: rank_generator(seed + n, world.rank) for n, name in enumerate(("noise", "timesteps"))}
     noise = lambda frames: torch.randn(1, frames, 4, 4, 4, generator=random["noise"])  # noqa: E731
     cache = history_cache(generator, 4, 4, window=Window(3, 6))
     rollout = Watched(Denoiser(generator), cache, FewStep([1000.0, 625.0], lambda latents: noise(latents.shape[1])))
@@ -98,15 +100,16 @@ def make_stage(*, rank=None, average=True, seed=0, world=World(), **settings):  
     objective = Recording(Denoiser(teacher), Denoiser(critic))
     objective.log = []
     return DistillationStage(
+        DistillationConfig(**settings),
         tuner,
         objective,
         *learners,
+        steps=10,
         negative=torch.zeros(1, 5, 8),
         random=random,
         validate=lambda network, folder, number: {"mean": answer(network).mean().item()},
         world=world,
         average=ema,
-        **settings,
     )
 
 
@@ -150,7 +153,7 @@ def test_generator_and_critic_take_turns_with_the_clips_of_one_stream():
 
 
 def test_accumulated_clips_count_as_one_batch(monkeypatch):
-    stage = make_stage(ratio=1, accumulate=3)
+    stage = make_stage(critic_updates=1, gradient_accumulation=3)
     weight, other = stage.generator.weights[0], stage.critic.weights[0]
     factors, given = iter((1.0, 10.0, 3.0, 20.0, 5.0, 60.0)), []
 
@@ -161,21 +164,24 @@ def test_accumulated_clips_count_as_one_batch(monkeypatch):
     monkeypatch.setattr(stage.objective, "critic_loss", lambda *_, **__: next(factors) * other.sum())
     sums = weight.sum().item(), other.sum().item()
     for learner in (stage.generator, stage.critic):
-        monkeypatch.setattr(learner, "update", lambda max_norm, rate, w=learner.weights[0]: given.append(w.grad.clone()) or w.grad.norm())
+        monkeypatch.setattr(
+            learner, "update", lambda max_norm, lr_factor, w=learner.weights[0]: given.append(w.grad.clone()) or w.grad.norm()
+        )
     metrics = stage.step(0)
     for gradient, expected in zip(given, (3.0, 30.0)):
         torch.testing.assert_close(gradient, torch.full_like(gradient, expected))
     assert metrics["generator/loss"] == pytest.approx(3 * sums[0], rel=1e-4)
     assert metrics["critic/loss"] == pytest.approx(30 * sums[1], rel=1e-4)
-    with pytest.raises(ValueError, match="ratio 0 and accumulate 1 count updates and clips"):
-        make_stage(ratio=0)
+    with pytest.raises(ValueError, match="critic_updates 0: choose 1 or more"):
+        make_stage(critic_updates=0)
 
 
 def test_a_schedule_scales_both_rates(monkeypatch):
     """AdamW without a past moves each weight by its rate: half of it at half the rate, and nothing at none."""
     moves = []
     for rate in (1.0, 0.5, 0.0):
-        stage = make_stage(ratio=1, ema_start=1000, rate=lambda number, rate=rate: rate if number else 0.0)
+        stage = make_stage(critic_updates=1, ema_start=1000)
+        stage._lr_factor = lambda number, rate=rate: rate if number else 0.0
         before = [weight.detach().clone() for weight in (*stage.generator.weights, *stage.critic.weights)]
         stage.step(0)
         after = [*stage.generator.weights, *stage.critic.weights]
@@ -194,19 +200,19 @@ def everything(stage):
         for n, weight in enumerate(learner.weights):
             found |= {f"{part}/{n}/{name}": value.clone() for name, value in learner.optimizer.state[weight].items()}
     if stage.average is not None:
-        found |= {f"average/{name}": value.clone() for name, value in stage.best.state_dict().items()}
+        found |= {f"average/{name}": value.clone() for name, value in stage.averaged_generator.state_dict().items()}
     return found
 
 
 @pytest.mark.parametrize("rank", [None, 2], ids=["full", "adapters"])
 def test_resumed_anywhere_a_run_goes_on_bit_for_bit(rank):
     """The average begins at step 2, the generator is updated at 0, 2 and 4; cuts lie before and after, in and between videos."""
-    settings = {"rank": rank, "ratio": 2, "ema_start": 2}
+    settings = {"rank": rank, "critic_updates": 2, "ema_start": 2}
     stage, files, metrics = make_stage(**settings), [], []
     for number in range(6):
         file = io.BytesIO()
         torch.save(stage.state(), file)
-        files.append((file, stage.at_rest))
+        files.append((file, stage.between_videos))
         metrics.append(stage.step(number))
     whole = everything(stage)
     assert {rest for _, rest in files[1:]} == {True, False}
@@ -215,8 +221,8 @@ def test_resumed_anywhere_a_run_goes_on_bit_for_bit(rank):
         resumed = make_stage(**settings, seed=1)
         resumed.step(0)  # leaves traces, which must all be gone
         resumed.load(torch.load(files[cut][0], weights_only=False))
-        assert resumed.at_rest == files[cut][1]
-        assert (resumed.best is resumed.generator.network) == (rank is not None or cut < 3)
+        assert resumed.between_videos == files[cut][1]
+        assert (resumed.averaged_generator is resumed.generator.network) == (rank is not None or cut < 3)
         assert [resumed.step(number) for number in range(cut, 6)] == metrics[cut:]
         found = everything(resumed)
         assert found.keys() == whole.keys() and not [name for name in whole if not torch.equal(found[name], whole[name])]
@@ -227,12 +233,12 @@ def test_resumed_anywhere_a_run_goes_on_bit_for_bit(rank):
 
 
 def test_the_average_begins_at_its_step_and_follows_updates_of_the_generator_only():
-    stage = make_stage(ratio=2, ema_start=2)
+    stage = make_stage(critic_updates=2, ema_start=2)
     first = stage.generator.network.head.head.weight
     for number in range(5):
-        before = stage.best.head.head.weight.clone()
+        before = stage.averaged_generator.head.head.weight.clone()
         stage.step(number)
-        now = stage.best.head.head.weight
+        now = stage.averaged_generator.head.head.weight
         if number < 2:
             assert now is first
         elif number == 2:
@@ -264,7 +270,7 @@ def test_written_networks_are_read_back(tmp_path):
 def test_adapters_merged_are_the_trained_network(tmp_path, alpha):
     network = small_network()
     write_transformer(network, tmp_path, write=True)
-    before, learner = answer(network), Learner(network, lr=0.05, lora_rank=2, lora_alpha=alpha)
+    before, learner = answer(network), TrainableNetwork(network, lr=0.05, lora_rank=2, lora_alpha=alpha, recipe=Recipe())
     assert learner.adapters_only and torch.equal(answer(network), before)
     for _ in range(2):
         network(torch.ones(1, 3, 4, 4, 4), torch.full((1, 3), 700.0), torch.ones(1, 5, 8)).square().sum().backward()
@@ -280,7 +286,7 @@ def test_adapters_merged_are_the_trained_network(tmp_path, alpha):
 
 def test_update_limits_the_gradient_and_forgets_it():
     network = small_network()
-    learner = Learner(network, lr=1e-3)
+    learner = TrainableNetwork(network, lr=1e-3, recipe=Recipe())
     for weight in learner.weights:
         weight.grad = torch.full_like(weight, 2.0)
     count, seen = sum(weight.numel() for weight in learner.weights), []
@@ -291,7 +297,7 @@ def test_update_limits_the_gradient_and_forgets_it():
 
 @pytest.mark.parametrize("rank", [None, 2], ids=["full", "adapters"])
 def test_a_stage_exports_what_inference_wants(tmp_path, rank):
-    stage = make_stage(rank=rank, ratio=1, ema_start=0)
+    stage = make_stage(rank=rank, critic_updates=1, ema_start=0)
     base = small_network(0)
     for number in range(2):
         stage.step(number)
@@ -303,7 +309,7 @@ def test_a_stage_exports_what_inference_wants(tmp_path, rank):
         network = merge_lora(base, store.load_lora(tmp_path / "lora.pt"))
         critic = merge_lora(small_network(1), store.load_lora(tmp_path / "lora.pt", which="critic_lora"))
         torch.testing.assert_close(answer(critic), answer(stage.critic.network), atol=1e-5, rtol=0)
-    torch.testing.assert_close(answer(network), answer(stage.best), atol=1e-5, rtol=0)
+    torch.testing.assert_close(answer(network), answer(stage.averaged_generator), atol=1e-5, rtol=0)
     assert (answer(network) - answer(small_network(0))).abs().max() > 1e-3
 
 
@@ -343,7 +349,7 @@ def rank_of_two(rank, port, folder):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     world = get_world()
     with joined(world, torch.device("cpu")):
-        settings = {"ratio": 2, "ema_start": 2, "world": world}
+        settings = {"critic_updates": 2, "ema_start": 2, "world": world}
         stage, own = make_stage(**settings), []
         taken, make = [], stage.tuner.clip
 
@@ -354,7 +360,7 @@ def rank_of_two(rank, port, folder):
         stage.tuner.clip = clip
         for number in range(5):
             if number == 3:
-                checkpoints = Checkpoints(folder, stage="init", kind="full", base=None, keep=1, world=world)
+                checkpoints = Checkpoints(folder, stage="init", tuning="full", base=None, keep=1, world=world)
                 for step in (1, 2, 3):
                     checkpoints.save(stage, step)
                 stage.validate(folder, number)  # of the average; changes nothing, and it goes on afterwards
@@ -365,13 +371,13 @@ def rank_of_two(rank, port, folder):
 
         resumed = make_stage(**settings, seed=1)
         assert checkpoints.resume(resumed) == 3
-        assert [path.name for path in sorted(folder.glob("*_00*"))] == ["checkpoint_000003.pt", "parts_000003"]
+        assert [path.name for path in sorted(folder.glob("*_00*"))] == ["checkpoint_000003.pt", "shards_000003"]
         assert [resumed.step(number) for number in (3, 4)] == own[3:]
         for one, two in ((stage, resumed), (stage.critic, resumed.critic)):
-            network = (one.best if one is stage else one.network, two.best if two is resumed else two.network)
+            network = (one.averaged_generator if one is stage else one.network, two.averaged_generator if two is resumed else two.network)
             torch.testing.assert_close(*map(full_state, network), atol=0, rtol=0)
 
-        rounded = Learner(small_network(), lr=1e-3, compute=torch.bfloat16).network
+        rounded = TrainableNetwork(small_network(), lr=1e-3, recipe=Recipe(sharding=Sharding(param_dtype=torch.bfloat16))).network
         shown = make_preview()(rounded, folder, 0)
 
         told = [{"frames": (c.frames.start, c.frames.stop), "switched": c.prompts[0][:3], "prompts": c.prompts} for c in taken]
@@ -397,9 +403,9 @@ def test_two_processes_go_in_step_with_prompts_and_noise_of_their_own(tmp_path):
     assert {stop for _, stop, _ in one["blocks"]} == {1, 2}
     for rank in (one, two):
         assert rank["blocks"][-len(rank["resumed"]) :] == rank["resumed"]
-    alone = make_stage(ratio=2, ema_start=2)
+    alone = make_stage(critic_updates=2, ema_start=2)
     with pytest.raises(ValueError, match="was saved by 2 ranks, not 1"):
-        Checkpoints(tmp_path, stage="init", kind="full", base=None, keep=1, world=World()).resume(alone)
+        Checkpoints(tmp_path, stage="init", tuning="full", base=None, keep=1, world=World()).resume(alone)
     network = small_network()
     network.load_state_dict(found["weights"])  # whole tensors under their own names
     assert not torch.equal(network.head.head.weight, small_network().head.head.weight)

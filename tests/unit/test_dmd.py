@@ -32,7 +32,7 @@ TEXT, NEGATIVE = gaussian(B, 5, 8, seed=2), gaussian(B, 5, 8, seed=3)
 NOISY = torch.stack([(1 - t / 1000) * x + t / 1000 * n for x, n, t in zip(CLIP, NOISE, (980.0, 250.0))])
 
 
-@pytest.mark.parametrize("guided", [{}, {"guidance": 0.5}, {"guidance": 2.0, "guidance_rescale": 0.7}], ids=str)
+@pytest.mark.parametrize("guided", [{}, {"guidance_scale": 1.5}, {"guidance_scale": 3.0, "guidance_rescale": 0.7}], ids=str)
 @pytest.mark.parametrize("fresh", [None, torch.tensor([[False, False, True], [False, True, True]])], ids=["all", "fresh"])
 def test_the_generator_loss_by_hand(guided, fresh):
     with_text, without, fake = (gaussian(*SHAPE, seed=seed) for seed in (4, 5, 6))
@@ -40,7 +40,7 @@ def test_the_generator_loss_by_hand(guided, fresh):
     clip = CLIP.clone().requires_grad_()
     found = DMD(teacher, critic, **guided).generator_loss(clip, TEXT, NEGATIVE, t=T, noise=NOISE, fresh=fresh)
 
-    w, phi = guided.get("guidance", 3.0), guided.get("guidance_rescale", 0.0)
+    w, phi = guided.get("guidance_scale", 4.0) - 1, guided.get("guidance_rescale", 0.0)
     gradient = torch.empty(SHAPE, dtype=torch.float64)
     for n in range(B):
         conditional, unconditional, x = with_text[n].double(), without[n].double(), CLIP[n].double()
@@ -102,9 +102,9 @@ def test_the_critic_loss_by_hand(fresh):
 
 def test_timesteps_are_shifted_and_clamped_at_both_ends():
     drawn = torch.tensor([[0.0, 1.0, 500.0, 999.0]])
-    assert DMD(Says(), Says()).levels(drawn)[0].tolist() == pytest.approx([20, 20, 833.33333, 980])
-    assert DMD(Says(), Says(), shift=1.0, min_t=0.0, max_t=700.0).levels(drawn)[0].tolist() == pytest.approx([0, 1, 500, 700])
-    assert DMD(Says(), Says(), shift=3.0, max_t=1000.0).levels(drawn)[0, 2:].tolist() == pytest.approx([750, 999.66656])
+    assert DMD(Says(), Says()).timesteps(drawn)[0].tolist() == pytest.approx([20, 20, 833.33333, 980])
+    assert DMD(Says(), Says(), shift=1.0, min_t=0.0, max_t=700.0).timesteps(drawn)[0].tolist() == pytest.approx([0, 1, 500, 700])
+    assert DMD(Says(), Says(), shift=3.0, max_t=1000.0).timesteps(drawn)[0, 2:].tolist() == pytest.approx([750, 999.66656])
 
 
 def test_one_timestep_per_sample_from_all_thousand():

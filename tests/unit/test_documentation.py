@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import longlive
-from longlive.config import InferenceConfig, TrainConfig, load
+from longlive.config import InferenceConfig, TrainConfig
 from longlive.evaluation import __main__ as evaluation
 from longlive.programs import inference
 from longlive.serving import __main__ as serving
+from longlive.settings import load
 
 ROOT = Path(__file__).parents[2]
 NOT_OURS = {"site", "runs", "outputs", "evaluation", "build", "wan_models", "longlive_models", "node_modules"}

@@ -104,7 +104,7 @@ def test_what_is_not_an_embedding_is_refused_and_not_kept(tmp_path):
     embeddings = TextEmbeddings(tmp_path, lambda prompts: broken, name="toy")
     with pytest.raises(ValueError, match="not finite"):
         embeddings(["a"])
-    with pytest.raises(ValueError, match=r"made \(1, 4, 8\) of 2 prompts"):
+    with pytest.raises(ValueError, match=r"returned \(1, 4, 8\) for 2 prompts"):
         embeddings(["a", "b"])
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
     embeddings.encode = lambda prompts: torch.ones(1, 4, 8)

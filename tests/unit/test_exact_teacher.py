@@ -1,5 +1,7 @@
 """The exact teacher is the posterior mean by enumeration, samples the world, continues a past, and drives DMD the right way."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -7,7 +9,6 @@ from experiments.exact_teacher import ExactPrediction, ExactTeacher, manifold_di
 from experiments.state_world import (
     IDENTITY,
     StateIdentity,
-    all_identities,
     captions_of,
     draw_identity,
     latents,
@@ -19,13 +20,14 @@ from longlive.miniature.world import ATTRIBUTES, Captioned, all_captioned, held_
 from longlive.ops.flow_matching import add_noise, warp_steps
 from longlive.training.dmd import DMD
 
+IDENTITIES = [StateIdentity(*values) for values in itertools.product(*map(range, IDENTITY.values()))]  # of each caption equally likely
 STEPS = warp_steps([1000, 750, 500, 250], 5.0)
 
 
 def enumerated(noisy, t, prompts, past=None, past_sigma=0.05):
     """E[x | x_t] by weighing every video of each prompt (that of past and present) with its Gaussian density, in float64."""
     num_past = 0 if past is None else past.shape[1]
-    identities = all_identities()
+    identities = IDENTITIES
     result = []
     for b, prompt in enumerate(prompts):
         clips = latents([prompt] * len(identities), identities, num_past + noisy.shape[1]).double().flatten(2)
@@ -115,7 +117,7 @@ def test_text_that_says_nothing_is_the_mixture_of_all_captions():
 
     sigma = levels[0, :, None].double() / 1000
     weighted = ((1 - sigma) / sigma.square() * noisy[0].flatten(1).double()).flatten()
-    identities, everything = all_identities(), all_captioned()
+    identities, everything = IDENTITIES, all_captioned()
     first = Captioned("circle", "red", "black", "still")
     moving = {
         m: latents([first.with_one_change("motion", m)] * len(identities), identities, 2).flatten(1).double() for m in ATTRIBUTES["motion"]

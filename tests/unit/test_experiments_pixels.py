@@ -9,6 +9,7 @@ from experiments import pixels, recipe
 from experiments.pixel_model import PixelModel, first_image
 from experiments.videos import Cut, switch_pairs
 from longlive.generation.pipeline import LongLivePipeline
+from longlive.generation.transition import Transition
 from longlive.miniature.world import MOTIONS, SPEED, Identity, render
 
 
@@ -71,7 +72,7 @@ def test_a_distilled_model_makes_the_same_videos_again_and_another_is_refused(pa
     assert model.make(captions, num_latent_frames=6, seed=1).equal(images) and not model.make(captions, num_latent_frames=6, seed=2).equal(
         images
     )
-    cut = Cut(3, [pair.after for pair in pairs[:2]], "clear")
+    cut = Cut(3, [pair.after for pair in pairs[:2]], Transition(keep_sink=False, recache="clear"))
     switched = model.make(captions, num_latent_frames=6, seed=1, cut=cut)
     assert switched[:, :9].equal(images[:, :9]) and not switched[:, 9:].equal(images[:, 9:])
 

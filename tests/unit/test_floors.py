@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    {"types", "config", "files"},
+    {"types", "config", "settings", "files"},
     {"ops", "parallel", "video", "provenance"},
     {"models", "cache", "checkpoints"},
     {"engine"},

@@ -6,7 +6,7 @@ import torch
 from longlive.miniature import oracle
 from longlive.miniature.world import SHAPES, Captioned, Identity, all_captioned, draw_identity, held_out, render
 from longlive.training.miniature.autoencoder import EndlessVideos
-from longlive.training.miniature.caption_texts import weights
+from longlive.training.miniature.caption_texts import caption_weights
 from longlive.training.miniature.latent_videos import to_float
 from longlive.training.miniature.reconstruction import reconstruction_loss, regions
 
@@ -63,12 +63,12 @@ def test_an_error_at_the_edge_counts_most():
 
 def test_hard_values_are_drawn_more_often():
     captions = all_captioned()
-    chosen = weights(captions, ("cross", "ring", "gray"), 3.0)
+    chosen = caption_weights(captions, ("cross", "ring", "gray"), 3.0)
     for caption, weight in zip(captions, chosen.tolist(), strict=True):
         assert weight == 3.0 ** ((caption.shape in ("cross", "ring")) + (caption.background == "gray"))
-    with pytest.raises(ValueError, match=r"hard values \['hexagon'\] are not in this world"):
-        weights(captions, ("cross", "hexagon"), 3.0)
-    videos = EndlessVideos(4000, torch.Generator().manual_seed(0), hard=("ring",), hard_weight=4.0)
+    with pytest.raises(ValueError, match=r"oversampled values \['hexagon'\] are not in this world"):
+        caption_weights(captions, ("cross", "hexagon"), 3.0)
+    videos = EndlessVideos(4000, torch.Generator().manual_seed(0), oversampled=("ring",), oversampling=4.0)
     assert abs(sum(caption.shape == "ring" for caption, _ in videos.scenes) / 4000 - 0.5) < 0.04
 
 

@@ -13,7 +13,7 @@ from longlive.generation.solver import Euler
 from longlive.training.flow_matching import FlowMatching
 from longlive.training.ode import ODERegression, trajectory
 
-LEVELS = [1000.0, 937.5, 833.3333, 625.0]
+TIMESTEPS = [1000.0, 937.5, 833.3333, 625.0]
 
 
 def gaussian(seed, *shape):
@@ -30,8 +30,8 @@ def test_a_trajectory_to_one_known_clip_is_a_straight_line():
 
     states = trajectory(teacher, noise, clip, num_steps=48, keep=[0, 12, 24, 36, 48], shift=5.0)
     assert states.shape == (2, 5, 3, 4, 4, 4) and len(asked) == 48
-    assert [asked[number] for number in (0, 12, 24, 36)] == pytest.approx(LEVELS, abs=1e-3)
-    for state, t in zip(states.unbind(1), [*LEVELS, 0.0]):
+    assert [asked[number] for number in (0, 12, 24, 36)] == pytest.approx(TIMESTEPS, abs=1e-3)
+    for state, t in zip(states.unbind(1), [*TIMESTEPS, 0.0]):
         torch.testing.assert_close(state, (1 - t / 1000) * clip + t / 1000 * noise, atol=1e-5, rtol=0)
     assert torch.equal(trajectory(teacher, noise, clip, keep=[48, 0], shift=5.0), states[:, [4, 0]])
     with pytest.raises(ValueError, match=r"states \[0, 49\] are not all on a trajectory of 48 steps"):
@@ -59,7 +59,7 @@ def test_regression_in_one_pass_equals_the_block_loop(model, window, clean_histo
     model.requires_grad_(False)
     states, text = gaussian(4, 2, 5, 15, 4, 4, 4), gaussian(5, 2, 5, 8)
     chosen = torch.tensor([[0, 3, 1, 2, 3], [2, 0, 0, 1, 3]])
-    objective = ODERegression(model, block=3, window=window, levels=LEVELS, clean_history=clean_history)
+    objective = ODERegression(model, block=3, window=window, timesteps=TIMESTEPS, clean_history=clean_history)
     loss = objective(states, text, chosen=chosen)
 
     rollout, squares = Rollout(Denoiser(model), history_cache(model, 4, 4, window=window, batch=2), Euler([1000.0])), []
@@ -67,7 +67,7 @@ def test_regression_in_one_pass_equals_the_block_loop(model, window, clean_histo
         part = slice(3 * block, 3 * block + 3)
         noisy = torch.stack([states[row, chosen[row, block], part] for row in range(2)])
         end = states[:, -1, part]
-        t = torch.tensor(LEVELS)[chosen[:, block], None].expand(-1, 3)
+        t = torch.tensor(TIMESTEPS)[chosen[:, block], None].expand(-1, 3)
         found = rollout.denoiser(noisy, t, text, rollout.cache.view(range(part.start, part.stop))).x0
         squares.append((found - end).square())
         if clean_history:
@@ -93,7 +93,7 @@ def test_regression_of_a_perfect_network_is_zero_and_carries_gradients(model, fr
 
     chosen = torch.arange(frames // 3).view(1, -1)
     for clean_history in (True, False):
-        objective = ODERegression(Perfect(), block=3, window=Window(3, 6), levels=LEVELS, clean_history=clean_history)
+        objective = ODERegression(Perfect(), block=3, window=Window(3, 6), timesteps=TIMESTEPS, clean_history=clean_history)
         assert objective(states, text, chosen=chosen) < 1e-10
         with torch.no_grad():
             offset.fill_(0.5)
@@ -102,7 +102,7 @@ def test_regression_of_a_perfect_network_is_zero_and_carries_gradients(model, fr
         assert loss.item() == pytest.approx(0.25, abs=1e-5) and gradient.item() == pytest.approx(1.0, abs=1e-5)
         with torch.no_grad():
             offset.zero_()
-        with pytest.raises(ValueError, match="trajectories of 4 states do not fit 4 levels and the end"):
+        with pytest.raises(ValueError, match="trajectories of 4 states do not fit 4 timesteps and the end"):
             objective(states[:, :4], text, chosen=chosen)
 
 

@@ -1,4 +1,4 @@
-"""Spread over two processes a network learns what it learns in one; recomputed activations give the same gradients; ranks choose alike."""
+"""Sharded over two processes a network learns what it learns in one; recomputed activations give the same gradients; ranks choose alike."""
 
 import os
 import socket
@@ -9,14 +9,16 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from longlive.cache.window import Window
-from longlive.engine import sharding as shard
+from longlive.engine import sharding
+from longlive.engine.blocks import transformer_of
+from longlive.engine.checkpointing import checkpoint_blocks
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
 from longlive.models.lora import add_lora, lora_state
 from longlive.models.wan import Block, WanTransformer
-from longlive.parallel.parts import located, read_parts, write_parts
+from longlive.parallel.shards import located, read_shards, write_shards
 from longlive.parallel.world import SharedChoices, World, choose_device, get_world, joined, mean_over_ranks, rank_generator
 
 BATCH, STEPS = 4, 2
@@ -50,7 +52,7 @@ def learn(network: torch.nn.Module, rows: slice) -> torch.optim.Optimizer:
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     # A large eps: where a gradient is zero but for rounding, AdamW would blow the rounding up.
     optimizer = torch.optim.AdamW(trained, lr=1e-2, eps=1e-3, weight_decay=0.1)
-    model = shard.transformer_of(network)
+    model = transformer_of(network)
     for step in range(STEPS):
         x, target = (gaussian(BATCH, 3, 4, 4, 4, seed=10 * step + n)[rows] for n in range(2))
         text = gaussian(BATCH, 5, 8, seed=10 * step + 2)[rows]
@@ -63,7 +65,7 @@ def learn(network: torch.nn.Module, rows: slice) -> torch.optim.Optimizer:
         loss = (rollout.block(x, text, grad=True) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
-        shard.clip_gradients(trained, 0.5)
+        sharding.clip_gradients(trained, 0.5)
         optimizer.step()
     return optimizer
 
@@ -78,7 +80,7 @@ def assert_same_optimizer(found: dict, wanted: dict, *, atol: float = 0.0) -> No
 
 
 def whole_of(tree):
-    """A nested state with whole tensors for spread ones."""
+    """A nested state with whole tensors for sharded ones."""
     if isinstance(tree, dict):
         return {key: whole_of(value) for key, value in tree.items()}
     return tree.full_tensor() if isinstance(tree, DTensor) else tree
@@ -96,7 +98,7 @@ def rank_of_two(rank: int, port: int, folder: Path) -> None:
         choices.check(world)
         if rank == 1:
             choices.pick("ab")
-        with pytest.raises(RuntimeError, match=r"ranks \[1\] are not where rank 0 is"):
+        with pytest.raises(RuntimeError, match=r"ranks \[1\] differ from rank 0"):
             choices.check(world)
         with pytest.raises(RuntimeError, match=r"rank 1 reports \['b'\], rank 0 \['a'\]"):
             mean_over_ranks({"ab"[rank]: 0.0}, world)
@@ -105,43 +107,43 @@ def rank_of_two(rank: int, port: int, folder: Path) -> None:
         for name, make in (("whole", small_network), ("adapted", small_adapted)):
             network, adapters = make(), name == "adapted"
             before = {key: value.clone() for key, value in network.state_dict().items()}
-            shard.checkpoint_blocks(network)
-            shard.shard(network, param_dtype=torch.float32, reduce_dtype=torch.float32)
+            checkpoint_blocks(network)
+            sharding.shard(network, param_dtype=torch.float32, reduce_dtype=torch.float32)
             held, whole = (sum(sizes) for sizes in zip(*((p.to_local().numel(), p.numel()) for p in network.parameters())))
             assert 0.4 < held / whole < 0.6
             optimizer = learn(network, rows)
-            full, moments = shard.full_state(network), whole_of(shard.optimizer_state(network, optimizer))
-            found[name] = {"weights": full, "trained": shard.full_state(network, trainable_only=True), "moments": moments}
+            full, moments = sharding.full_state(network), whole_of(sharding.optimizer_state(network, optimizer))
+            found[name] = {"weights": full, "trained": sharding.full_state(network, trainable_only=True), "moments": moments}
 
             parts, kept = folder / name, {"trainable_only": adapters}
-            own = {"weights": shard.spread_state(network, **kept), "moments": shard.optimizer_state(network, optimizer)}
+            own = {"weights": sharding.sharded_state(network, **kept), "moments": sharding.optimizer_state(network, optimizer)}
             held = sum(tensor.to_local().numel() for tensor in own["weights"].values())
             assert held < 0.6 * sum(tensor.numel() for tensor in own["weights"].values())
-            in_file = write_parts(own, parts)
+            in_file = write_shards(own, parts)
             if rank == 0:
                 torch.save(in_file, folder / f"{name}.pt")
             torch.distributed.barrier()
             assert (folder / f"{name}.pt").stat().st_size < sum(file.stat().st_size for file in parts.iterdir()) / 2
             saved = located(torch.load(folder / f"{name}.pt", weights_only=False), parts)
 
-            shard.load_state(network, before)
-            torch.testing.assert_close(shard.full_state(network), before if rank == 0 else {}, atol=0, rtol=0)
-            shard.load_state(network, saved["weights"], **kept)
-            torch.testing.assert_close(shard.full_state(network), full, atol=0, rtol=0)
+            sharding.load_state(network, before)
+            torch.testing.assert_close(sharding.full_state(network), before if rank == 0 else {}, atol=0, rtol=0)
+            sharding.load_state(network, saved["weights"], **kept)
+            torch.testing.assert_close(sharding.full_state(network), full, atol=0, rtol=0)
             fresh = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1.0)
-            shard.load_optimizer_state(network, fresh, {})
-            assert shard.optimizer_state(network, fresh) == {}
-            shard.load_optimizer_state(network, fresh, saved["moments"])
-            assert_same_optimizer(whole_of(shard.optimizer_state(network, fresh)), moments)
+            sharding.load_optimizer_state(network, fresh, {})
+            assert sharding.optimizer_state(network, fresh) == {}
+            sharding.load_optimizer_state(network, fresh, saved["moments"])
+            assert_same_optimizer(whole_of(sharding.optimizer_state(network, fresh)), moments)
             with pytest.raises(ValueError, match="1 names missing"):
-                shard.load_state(network, {k: v for k, v in before.items() if k != list(before)[-1]})
+                sharding.load_state(network, {k: v for k, v in before.items() if k != list(before)[-1]})
             with pytest.raises(ValueError, match="nowhere cannot be read"):
-                shard.load_state(network, located(saved["weights"], folder / "nowhere"), **kept)
-            with pytest.raises(ValueError, match="was spread over ranks when it was saved and is not here"):
-                read_parts(saved, {})
+                sharding.load_state(network, located(saved["weights"], folder / "nowhere"), **kept)
+            with pytest.raises(ValueError, match="was saved sharded over ranks but is not sharded here"):
+                read_shards(saved, {})
 
         rounded = small_network()
-        shard.shard(rounded, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        sharding.shard(rounded, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         out = rounded(gaussian(1, 3, 4, 4, 4, seed=0), torch.full((1, 3), 999.0), gaussian(1, 5, 8, seed=1))
         out.square().mean().backward()
         assert all(p.dtype == p.grad.dtype == torch.float32 for p in rounded.parameters())
@@ -165,7 +167,7 @@ def of_two(tmp_path_factory):
 def test_two_processes_learn_what_one_learns_from_the_whole_batch(of_two, name, make):
     network = make()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    shard.shard(network, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)  # alone: nothing happens
+    sharding.shard(network, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)  # alone: nothing happens
     optimizer = learn(network, slice(None))
     state, found = network.state_dict(), of_two[name]
     assert list(found["weights"]) == list(state) == list(before)
@@ -175,10 +177,10 @@ def test_two_processes_learn_what_one_learns_from_the_whole_batch(of_two, name, 
     decay = (1 - 1e-2 * 0.1) ** STEPS
     still = [key for key in trained if (state[key] - decay * before[key]).abs().max() < 1e-4]
     assert all(key.endswith("self_attn.k.bias") for key in still)  # a softmax hardly feels it
-    assert_same_optimizer(found["moments"], shard.optimizer_state(network, optimizer), atol=1e-5)
+    assert_same_optimizer(found["moments"], sharding.optimizer_state(network, optimizer), atol=1e-5)
     fresh = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad])
-    shard.load_optimizer_state(network, fresh, found["moments"])  # one process goes on where two were
-    assert_same_optimizer(shard.optimizer_state(network, fresh), found["moments"])
+    sharding.load_optimizer_state(network, fresh, found["moments"])  # one process goes on where two were
+    assert_same_optimizer(sharding.optimizer_state(network, fresh), found["moments"])
 
 
 def test_ranks_choose_alike(of_two):
@@ -186,7 +188,7 @@ def test_ranks_choose_alike(of_two):
     assert of_two["choices"] == {str(n): alone.integer(1000) for n in range(5)}
 
 
-def test_a_spread_network_computes_in_bfloat16(of_two):
+def test_a_sharded_network_computes_in_bfloat16(of_two):
     exact = small_network()(gaussian(1, 3, 4, 4, 4, seed=0), torch.full((1, 3), 999.0), gaussian(1, 5, 8, seed=1))
     error = (of_two["rounded"] - exact).abs().max() / exact.abs().max()
     assert 0 < error < 0.1
@@ -221,12 +223,12 @@ def test_recomputed_activations_give_the_same_gradients(make, monkeypatch):
         network = make()
         names = list(network.state_dict())
         if recompute:
-            shard.checkpoint_blocks(network)
-            shard.checkpoint_blocks(network)
+            checkpoint_blocks(network)
+            checkpoint_blocks(network)
         assert list(network.state_dict()) == names
         rollout = Rollout(
-            Denoiser(shard.transformer_of(network)),
-            history_cache(shard.transformer_of(network), 4, 4, window=Window(3, 6)),
+            Denoiser(transformer_of(network)),
+            history_cache(transformer_of(network), 4, 4, window=Window(3, 6)),
             FewStep([1000.0, 500.0], torch.zeros_like),
         )
         text, loss = gaussian(1, 5, 8, seed=0), torch.zeros(())
@@ -252,11 +254,11 @@ def test_recomputed_activations_are_not_kept():
 
     network = small_network()
     plain = kept(network)
-    shard.checkpoint_blocks(network)
+    checkpoint_blocks(network)
     assert kept(network) < plain / 2
 
 
-def test_adapters_of_a_spread_network_have_released_names(of_two):
+def test_adapters_of_a_sharded_network_have_released_names(of_two):
     network = small_adapted()
     released = lora_state(network)
     assert set(of_two["adapted"]["trained"]) == {name.replace(".weight", ".default.weight") for name in released}
@@ -264,4 +266,4 @@ def test_adapters_of_a_spread_network_have_released_names(of_two):
 
 def test_what_is_no_diffusers_model_is_refused():
     with pytest.raises(ValueError, match="a Linear holds no diffusers model"):
-        shard.checkpoint_blocks(torch.nn.Linear(2, 2))
+        checkpoint_blocks(torch.nn.Linear(2, 2))

@@ -3,6 +3,7 @@
 import io
 import threading
 import time
+from collections import Counter
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -39,13 +40,13 @@ def decoded(data):
 
 def test_fragments_play_alone_together_and_from_the_middle():
     encoder = FragmentEncoder(fps=16, scale=2, crf=0)
-    chunks = [moving(9), moving(12, 9), moving(12, 21)]
-    fragments = [encoder.encode(chunk) for chunk in chunks]
+    parts = [moving(9), moving(12, 9), moving(12, 21)]
+    fragments = [encoder.encode(part) for part in parts]
     assert encoder.mime.startswith('video/mp4; codecs="avc1.') and encoder.num_images == 33
     whole = decoded(encoder.header + b"".join(fragments))
     assert [round(16 * seconds) for seconds, _, _ in whole] == list(range(33))
     assert {0, 9, 21} <= {n for n, (_, key, _) in enumerate(whole) if key}
-    for (_, _, image), wanted in zip(whole, np.concatenate(chunks)):
+    for (_, _, image), wanted in zip(whole, np.concatenate(parts)):
         assert np.abs(image[::2, ::2].astype(int) - wanted).mean() < 6  # colours go through 4:2:0
     middle = decoded(encoder.header + fragments[1])
     assert [(round(16 * seconds), image.tobytes()) for seconds, _, image in middle] == [
@@ -247,6 +248,20 @@ def test_keep_sink_of_the_session_unless_a_prompt_says_it(scheduler):
         assert watcher.session.stepped.timeline.cues[-1].transition == Transition(wanted)
 
 
+def test_every_prompt_is_encoded_once(scheduler, monkeypatch):
+    encoded, prepare = Counter(), scheduler.pipe.prepare_prompt
+
+    def counted(prompt, **settings):
+        encoded[prompt] += 1
+        return prepare(prompt, **settings)
+
+    monkeypatch.setattr(scheduler.pipe, "prepare_prompt", counted)
+    watcher = begin(scheduler)
+    watcher.session.update_prompt(OTHER, None)
+    watcher.wait(lambda: watcher.segments and watcher.segments[-1].message["prompt"] == OTHER)
+    assert encoded == {PROMPT: 1, OTHER: 1}
+
+
 def test_a_client_reconnects_in_time_or_too_late(scheduler):
     watcher = begin(scheduler)
     watcher.wait(lambda: len(watcher.segments) >= 3)
@@ -374,10 +389,10 @@ class Clock:
 
 
 def make_segment(flow, clock, *, latency=0.5, seconds=0.75):
-    begun = flow.begin_block()
+    due_at = flow.begin_block()
     flow.end_block()
     clock.now += latency
-    flow.end_segment(begun, seconds)
+    flow.end_segment(due_at, seconds)
 
 
 def test_flow_control_stops_until_segments_are_acknowledged():

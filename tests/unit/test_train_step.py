@@ -20,7 +20,15 @@ from flops import flops_of_pass
 
 SIZE = {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 3, "text_dim": 20, "text_len": 7, "freq_dim": 16, "in_dim": 4, "out_dim": 4}
 SETTINGS = DistillationConfig(
-    height=32, width=32, window=6, clip_frames=6, max_frames=(15,), switch_at=(6, 9), ratio=2, denoising_steps=(1000, 500), anchor_tail=2
+    height=32,
+    width=32,
+    window=6,
+    clip_frames=6,
+    max_frames=(15,),
+    switch_at=(6, 9),
+    critic_updates=2,
+    denoising_steps=(1000, 500),
+    anchor_context=2,
 )
 TOKENS = 4  # a frame of 4 x 4 latents
 SMALL = ["window=6", "clip_frames=6", "max_frames=[15]", "switch_at=[6]"]
@@ -104,7 +112,7 @@ def test_flops_of_a_mean_step_are_those_of_the_formula(checkpointing):
 
 
 def test_nothing_is_counted_outside_the_parts():
-    clips = step_count.flops_of_clips(step_count.imagine(SIZE, SIZE, replace(SETTINGS, lora_rank=2), layers=1))
+    clips = step_count.flops_of_clips(step_count.meta_stage(SIZE, SIZE, replace(SETTINGS, lora_rank=2), layers=1))
     assert len(clips) == 2
     assert all(clip["rest"] == 0 for clip in clips)
     assert clips[1]["recache"] > 0
@@ -112,7 +120,7 @@ def test_nothing_is_counted_outside_the_parts():
 
 def test_a_rollout_asks_for_no_value():
     """On the meta device there is none to be had: what would make a GPU's host wait raises there."""
-    tuner = step_count.imagine(SIZE, SIZE, SETTINGS, layers=1).tuner
+    tuner = step_count.meta_stage(SIZE, SIZE, SETTINGS, layers=1).tuner
     for grad in (True, False):
         tuner.clip(grad=grad)
     tuner.rollout.on_step = lambda number, t, x0: x0 if x0.mean() > 0 else None
@@ -122,7 +130,7 @@ def test_a_rollout_asks_for_no_value():
 
 def test_live_bytes_are_of_what_was_made_and_is_there():
     old = torch.zeros(1000)
-    with step_parts.Live(torch.device("cpu")) as live:
+    with step_parts.LiveMemory(torch.device("cpu")) as live:
         a = torch.zeros(100)
         b = a[:50].view(5, 10)
         old.add_(1)
@@ -138,7 +146,7 @@ def test_live_bytes_are_of_what_was_made_and_is_there():
 
 def test_command_line_measures_the_bundled_miniature(tmp_path, capsys):
     output = tmp_path / "result.json"
-    settings = of_long(*SMALL, "ratio=2", "batch=2")
+    settings = of_long(*SMALL, "critic_updates=2", "batch=2")
     assert train_step.main(["--steps", "2", "--output", str(output), "device=cpu", *settings]) == 0
     printed = capsys.readouterr().out
     result = json.loads(output.read_text())
@@ -163,7 +171,7 @@ def test_command_line_measures_the_bundled_miniature(tmp_path, capsys):
 
 def test_command_line_counts(tmp_path, capsys):
     output = tmp_path / "result.json"
-    settings = of_long("height=32", "width=32", *SMALL, "lora_rank=4", "anchor_tail=1")
+    settings = of_long("height=32", "width=32", *SMALL, "lora_rank=4", "anchor_context=1")
     assert train_step.main(["--count", "miniature", "--teacher", "miniature", *settings, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     result = json.loads(output.read_text())
@@ -196,6 +204,6 @@ def test_what_cannot_be_measured_is_refused(capsys):
     assert train_step.main(["--config", str(CONFIGS / "miniature" / "teacher.yaml")]) == 2
     assert "no rollout" in capsys.readouterr().err
     with pytest.raises(ValueError, match="bring it to its end"):
-        tuner = step_count.imagine(SIZE, SIZE, SETTINGS, layers=1).tuner
+        tuner = step_count.meta_stage(SIZE, SIZE, SETTINGS, layers=1).tuner
         tuner.clip(grad=False)
         step_parts.held_by_clips(tuner, 1)

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 import train as program
-from longlive.config import TrainConfig, load
+from longlive.config import TrainConfig
 from longlive.parallel.world import choose_device, gather, get_world, joined
 from longlive.provenance import commit
+from longlive.settings import load
 from longlive.training.metrics import LossWatch
-from longlive.training.trainer import Terminated, hash_of, train
+from longlive.training.trainer import Terminated, train, weights_digest
 
 ASKED_ONCE = commit()
 EVERY = {"save_every": 3, "validate_every": 4, "log_every": 1}
@@ -34,7 +35,7 @@ def asked_once(monkeypatch):
 class Walk:
     """A weight that wanders: its steps come from a generator of its own, from torch's and from Python's."""
 
-    at_rest = True
+    between_videos = True
 
     def __init__(self):
         self.weight, self.generator = torch.zeros(3), torch.Generator().manual_seed(0)
@@ -44,13 +45,11 @@ class Walk:
         torch.manual_seed(0)
 
     def step(self, number):
-        self.last = torch.randn(3, generator=self.generator)
-        self.weight += self.last + torch.rand(3) + random.random()
+        last = torch.randn(3, generator=self.generator)
+        self.last_batch = {"last": last}
+        self.weight += last + torch.rand(3) + random.random()
         loss = self.events.get(number, lambda: None)()
         return {"walk/loss": 1 + self.weight.tanh().abs().sum().item() if loss is None else loss}
-
-    def batch(self):
-        return {"last": self.last}
 
     def validate(self, folder, number):
         return {"walk/length": self.weight.norm().item()}
@@ -120,13 +119,13 @@ def test_sigterm_ends_with_a_saved_state(tmp_path):
     ("other", "message"),
     [
         ({"name": "run"}, "of stage 'walk', not 'run'"),
-        ({"kind": "full"}, "of kind 'lora', not 'full'"),
+        ({"tuning": "full"}, "of tuning 'lora', not 'full'"),
         ({"base": "other"}, "of base 'this', not 'other'"),
         ({"base": None}, "of base 'this', not None"),
     ],
 )
 def test_mixed_up_checkpoints_are_refused(tmp_path, other, message):
-    own = {"kind": "lora", "base": "this"}
+    own = {"tuning": "lora", "base": "this"}
     walk(tmp_path, steps=3, **own)
     with pytest.raises(ValueError, match=message):
         walk(tmp_path, **(own | other))
@@ -134,25 +133,28 @@ def test_mixed_up_checkpoints_are_refused(tmp_path, other, message):
     assert saved(tmp_path)["step"] == 4
 
 
-def test_a_checkpoint_from_before_there_were_stamps_goes_on(tmp_path):
+def test_a_checkpoint_of_an_older_version_is_refused(tmp_path):
     walk(tmp_path, steps=3)
-    old = {key: value for key, value in saved(tmp_path).items() if key in ("stage", "step", "state")}
-    torch.save(old, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="not 'run'"):
-        walk(tmp_path, name="run")
-    walk(tmp_path, steps=4, kind="lora", base="this")
-    assert saved(tmp_path)["step"] == 4 and saved(tmp_path)["base"] == "this"
+    torch.save({key: value for key, value in saved(tmp_path).items() if key != "tuning"}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="says no tuning: an older version wrote it"):
+        walk(tmp_path)
+
+
+def test_what_an_interrupted_save_left_is_removed(tmp_path):
+    (tmp_path / ".checkpoint.pt.0123.partial").write_bytes(b"half")
+    walk(tmp_path, steps=3)
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_other_versions_are_said(tmp_path, caplog):
     walk(tmp_path, steps=3)
     walk(tmp_path, steps=4)
-    assert "perhaps not bit for bit" not in caplog.text
+    assert "may not continue bit for bit" not in caplog.text
     checkpoint = saved(tmp_path)
     checkpoint["versions"]["torch"] = "0.1"
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
     walk(tmp_path, steps=5)
-    assert "perhaps not bit for bit" in caplog.text
+    assert "may not continue bit for bit" in caplog.text
 
 
 def test_the_hash_sees_names_types_shapes_and_values_and_not_their_order():
@@ -164,8 +166,12 @@ def test_the_hash_sees_names_types_shapes_and_values_and_not_their_order():
         {"a": state["a"] + torch.eye(2, 3) * 1e-6, "b": state["b"]},
         {"a": state["a"]},
     ]
-    assert hash_of(dict(reversed(state.items()))) == hash_of(state) == hash_of({**state, "a": state["a"].T.contiguous().T})
-    assert len({hash_of(other) for other in (state, *others)}) == 6
+    assert (
+        weights_digest(dict(reversed(state.items())))
+        == weights_digest(state)
+        == weights_digest({**state, "a": state["a"].T.contiguous().T})
+    )
+    assert len({weights_digest(other) for other in (state, *others)}) == 6
 
 
 def fail():
@@ -184,19 +190,19 @@ def fail():
 )
 def test_a_bad_loss_stops_and_leaves_its_batch(tmp_path, event, message):
     with pytest.raises(FloatingPointError, match=message) as stopped:
-        walk(tmp_path, steps=15, explode=100.0, events={13: event})
+        walk(tmp_path, steps=15, loss_spike_factor=100.0, events={13: event})
     assert str(tmp_path / "bad_batch.pt") in str(stopped.value) and str(tmp_path / "checkpoint.pt") in str(stopped.value)
     bad = torch.load(tmp_path / "bad_batch.pt")
     whole = walk(tmp_path / "whole", steps=14)
-    assert bad["step"] == 13 and torch.equal(bad["batch"]["last"], whole.last)
+    assert bad["step"] == 13 and torch.equal(bad["batch"]["last"], whole.last_batch["last"])
     assert saved(tmp_path)["step"] == 12 and metrics(tmp_path)[-1]["step"] == 13
     # What is usual is known to a resumed run too, from its metrics.
     with pytest.raises(FloatingPointError, match=message):
-        walk(tmp_path, steps=15, explode=100.0, events={13: event})
+        walk(tmp_path, steps=15, loss_spike_factor=100.0, events={13: event})
 
 
 def test_without_a_past_or_a_factor_large_losses_pass(tmp_path):
-    walk(tmp_path / "a", explode=100.0, events={2: lambda: 1e6})
+    walk(tmp_path / "a", loss_spike_factor=100.0, events={2: lambda: 1e6})
     walk(tmp_path / "b", steps=15, events={13: lambda: 1e6})
     with pytest.raises(FloatingPointError, match="there is no checkpoint yet"):
         walk(tmp_path / "c", events={1: lambda: float("nan")})
@@ -206,15 +212,15 @@ def test_losses_are_compared_with_their_own_recent_past():
     watch = LossWatch(10.0, window=20, least=5)
     for n in range(40):
         watch.remember({"a/loss": 2.0**n, "b/loss": 1.0, "rate": 1.0})
-    assert watch.trouble({"a/loss": 9.9 * 2**29.5}) is None  # the median of 2^20 … 2^39 lies between 2^29 and 2^30
-    assert "a/loss is" in watch.trouble({"a/loss": 11 * 2**30})
-    assert watch.trouble({"rate": 1e9, "c/loss": 1e9}) is None
-    assert "b/loss is 11," in watch.trouble({"a/loss": 1.0, "b/loss": 11.0})
-    assert watch.trouble({"rate": float("nan")}) == "rate is nan"
+    assert watch.problem({"a/loss": 9.9 * 2**29.5}) is None  # the median of 2^20 … 2^39 lies between 2^29 and 2^30
+    assert "a/loss is" in watch.problem({"a/loss": 11 * 2**30})
+    assert watch.problem({"rate": 1e9, "c/loss": 1e9}) is None
+    assert "b/loss is 11," in watch.problem({"a/loss": 1.0, "b/loss": 11.0})
+    assert watch.problem({"rate": float("nan")}) == "rate is nan"
 
 
 def test_kept_checkpoints(tmp_path):
-    walk(tmp_path, steps=11, keep=2)
+    walk(tmp_path, steps=11, keep_checkpoints=2)
     assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == ["checkpoint.pt", "checkpoint_000009.pt", "checkpoint_000011.pt"]
     assert torch.load(tmp_path / "checkpoint_000009.pt", weights_only=False)["step"] == 9
 
@@ -323,7 +329,7 @@ def run_program(words, dies):
     if dies == "update":
         torch.optim.AdamW.step = lambda optimizer: (update(optimizer), die_at_third())
     if dies == "save":
-        torch.save = lambda state, file: (file.write(b"half"), file.flush(), die_at_third(), file.seek(0), save(state, file))
+        torch.save = lambda state, path: (Path(path).write_bytes(b"half"), die_at_third(), save(state, path))
     sys.exit(program.main(words))
 
 
@@ -364,7 +370,7 @@ def test_several_ranks_are_refused_where_they_make_no_sense(tmp_path, monkeypatc
     assert "trains in one process, not 2" in caplog.text
 
 
-@pytest.mark.parametrize("word", ["explode=1", "keep_checkpoints=-1", "save_every=0", "wandb=perhaps"])
+@pytest.mark.parametrize("word", ["loss_spike_factor=1", "keep_checkpoints=-1", "save_every=0", "wandb=perhaps"])
 def test_settings_that_make_no_sense_are_refused(word):
     with pytest.raises(ValueError, match=word.partition("=")[0]):
         load(TrainConfig, None, [word])

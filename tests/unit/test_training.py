@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from longlive.cache.window import Window
-from longlive.config import TrainConfig, load
+from longlive.config import TrainConfig
 from longlive.engine.low_precision import use_bfloat16_linears
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import history_cache
@@ -22,10 +22,11 @@ from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow_matching import add_noise
 from longlive.parallel.world import World
+from longlive.settings import load
 from longlive.training.dmd import DMD
 from longlive.training.miniature.autoencoder import EndlessVideos
 from longlive.training.networks import load_network
-from longlive.training.optimizer import MatrixOptimizer
+from longlive.training.optimizer import MatrixOptimizer, warmup_cosine
 from longlive.training.stages import build
 from longlive.training.teacher_forcing import TeacherForcing
 from longlive.training.trainer import train
@@ -100,6 +101,14 @@ def test_endless_videos_run_on():
     assert torch.equal(parts, render(captions, identities, 17))
 
 
+def test_the_learning_rate_rises_to_its_value_and_falls_to_a_fiftieth():
+    factors = [warmup_cosine(step, 300) for step in range(301)]
+    assert factors[:100] == [(step + 1) / 100 for step in range(100)] and factors[100] == 1.0
+    assert factors[200] == pytest.approx(0.51) and factors[300] == pytest.approx(0.02)
+    assert factors[150] == pytest.approx(0.02 + 0.98 * (1 + 0.5**0.5) / 2)
+    assert warmup_cosine(0, 10, warmup=0) == 1.0 and warmup_cosine(999, 10) == pytest.approx(0.02)
+
+
 def test_matrix_optimizer_moves_every_weight_and_learns():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(2, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 1, 3))
@@ -140,7 +149,16 @@ SMALL = {
     "init": ["steps=4", "init.max_frames=[6]", "init.ema_start=1", "init.lr_schedule=cosine", "init.bfloat16_linears=true"],
     "long": ["steps=4", "long.max_frames=[12]", "long.switch_at=[6,9]", "long.lora_rank=2", "long.bfloat16_linears=true"],
 }  # fmt: skip
-DISTILLED = ["height=64", "width=64", "window=6", "clip_frames=6", "batch=1", "ratio=2", "validation_videos=1", "validation_frames=6"]
+DISTILLED = [
+    "height=64",
+    "width=64",
+    "window=6",
+    "clip_frames=6",
+    "batch=1",
+    "critic_updates=2",
+    "validation_videos=1",
+    "validation_frames=6",
+]
 
 
 def words_of(stage: str, exports: dict, folder: Path) -> list[str]:

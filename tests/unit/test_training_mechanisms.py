@@ -7,6 +7,7 @@ import torch
 
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
+from longlive.engine.apply import Recipe
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
@@ -17,7 +18,7 @@ from longlive.ops.rope import Rope
 from longlive.parallel.world import SharedChoices, World
 from longlive.training.clips import StreamingTuner
 from longlive.training.dmd import DMD
-from longlive.training.networks import Learner
+from longlive.training.networks import TrainableNetwork
 from longlive.training.prompts import PromptPair
 
 STEPS = [1000.0, 937.5, 625.0]
@@ -120,7 +121,7 @@ def by_hand(network, frames, stops, *, switch, keep_sink, grad_from):
 def test_values_and_gradients_of_a_clip_are_those_written_by_hand(model, clip_frames, number, switch, keep_sink, checkpointing):
     plain = WanTransformer.from_config(model.config)
     plain.load_state_dict(model.state_dict())
-    learner = Learner(model, lr=1e-3, checkpointing=checkpointing)
+    learner = TrainableNetwork(model, lr=1e-3, recipe=Recipe(checkpointing=checkpointing))
     tuner = make_tuner(model, clip_frames=clip_frames, switch_at=() if switch is None else (switch,), keep_sink=keep_sink)
     for _ in range(number):
         tuner.clip(grad=False)
@@ -186,7 +187,7 @@ def test_every_trainable_tensor_learns_from_one_clip(model, rank):
     for seed, network in enumerate((teacher, critic)):
         for n, parameter in enumerate(network.parameters()):
             parameter.data = 0.2 * gaussian(1000 * seed + n, *parameter.shape)
-    learners = [Learner(network, lr=1e-3, lora_rank=rank, checkpointing=True) for network in (model, critic)]
+    learners = [TrainableNetwork(network, lr=1e-3, lora_rank=rank, recipe=Recipe(checkpointing=True)) for network in (model, critic)]
     teacher.requires_grad_(False)
     for learner in learners:
         for n, weight in enumerate(learner.weights):  # adapters begin with B = 0, which leaves A without a gradient

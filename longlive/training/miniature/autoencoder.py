@@ -1,8 +1,8 @@
-"""Train the miniature's `AutoencoderKLWan` the way it is used: long videos in chunks, convolution caches carried over.
+"""Train the miniature's `AutoencoderKLWan` as it is used: on long videos in chunks, with convolution caches carried over.
 
-A causal convolutional autoencoder trained on short clips falls apart a few frames past their length, because later
-frames see a history that training never showed. So a batch of endless videos runs through encoder and decoder chunk by
-chunk; caches are detached between chunks (truncated back-propagation) and reset at random.
+A causal convolutional autoencoder trained on short clips fails a few frames past their length, because later frames depend on a history
+that training never showed. So a batch of endless videos runs through encoder and decoder chunk by chunk; caches are detached between
+chunks (truncated back-propagation) and reset at random.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from longlive.config import AutoencoderConfig
 from longlive.miniature import oracle
 from longlive.miniature.world import (
     ATTRIBUTES,
@@ -30,34 +31,39 @@ from longlive.miniature.world import (
     render,
 )
 from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video, settings_of
-from longlive.training.miniature.caption_texts import weights
+from longlive.training.miniature.caption_texts import caption_weights
 from longlive.training.miniature.latent_videos import save_strips, to_float, to_uint8
 from longlive.training.miniature.reconstruction import reconstruction_loss
-from longlive.training.optimizer import MatrixOptimizer
-from longlive.training.trainer import one_cycle
+from longlive.training.optimizer import MatrixOptimizer, warmup_cosine
 
 
 class EndlessVideos:
-    """A batch of scenes that run on; now and then one attribute of a scene changes, as a prompt switch would change it.
+    """A batch of scenes without end; sometimes one attribute of a scene changes, as by a prompt switch.
 
-    Scenes start wherever a moving subject may come to be, so that the autoencoder knows every place.
+    Scenes start wherever a moving subject can be, so that the autoencoder sees every position.
 
     Args:
-        hard, hard_weight: values of attributes that scenes begin with that much more often.
-        change: chance of a change before the next images.
+        oversampled, oversampling: attribute values that scenes start with this many times as often.
+        change: probability of a change before the next images.
     """
 
     def __init__(
-        self, batch: int, generator: torch.Generator, *, hard: Collection[str] = (), hard_weight: float = 1.0, change: float = 0.2
+        self,
+        batch: int,
+        generator: torch.Generator,
+        *,
+        oversampled: Collection[str] = (),
+        oversampling: float = 1.0,
+        change: float = 0.2,
     ) -> None:
         self.batch, self.generator, self.change = batch, generator, change
         self.scenes: list[tuple[Captioned, Identity]] = []
         self._everything = all_captioned()
-        self._weights = weights(self._everything, hard, hard_weight)
+        self._weights = caption_weights(self._everything, oversampled, oversampling)
         self.restart()
 
     def restart(self) -> None:
-        """New scenes."""
+        """Start new scenes."""
         picks = torch.multinomial(self._weights, self.batch, replacement=True, generator=self.generator).tolist()
         self.scenes = [(self._everything[i], draw_identity(self.generator, lattice=SPEED)) for i in picks]
 
@@ -83,72 +89,50 @@ class EndlessVideos:
 class AutoencoderStage:
     """Reconstruction with a light pull of the posterior to a unit Gaussian."""
 
-    def __init__(
-        self,
-        vae: AutoencoderKLWan,
-        *,
-        batch: int,
-        steps: int,
-        lr: float,
-        seed: int,
-        kl_weight: float,
-        latent_noise: float,
-        subject_weight: float,
-        edge_weight: float,
-        gradient_weight: float,
-        hard: Collection[str],
-        hard_weight: float,
-        reset: float,
-        stream_from: int,
-        images_per_chunk: int,
-    ) -> None:
-        self.vae, self.steps, self.lr = vae, steps, lr
-        self.kl_weight, self.latent_noise, self.reset = kl_weight, latent_noise, reset
-        self.distance = partial(
-            reconstruction_loss, subject_weight=subject_weight, edge_weight=edge_weight, gradient_weight=gradient_weight
+    between_videos = True
+
+    def __init__(self, config: AutoencoderConfig, vae: AutoencoderKLWan, *, steps: int, seed: int) -> None:
+        self.config, self.vae, self.steps = config, vae, steps
+        self.reconstruction_loss = partial(
+            reconstruction_loss,
+            subject_weight=config.subject_weight,
+            edge_weight=config.edge_weight,
+            gradient_weight=config.gradient_weight,
         )
-        self.stream_from, self.images_per_chunk = stream_from, images_per_chunk
-        self.optimizer = MatrixOptimizer(vae, lr=lr)
+        self.optimizer = MatrixOptimizer(vae, lr=config.lr)
         self.generator = torch.Generator().manual_seed(seed)
-        self.videos = EndlessVideos(batch, self.generator, hard=hard, hard_weight=hard_weight)
+        self.videos = EndlessVideos(config.batch, self.generator, oversampled=config.oversampled, oversampling=config.oversampling)
         self.encoder, self.decoder = StreamEncoder(vae), StreamDecoder(vae)
-        self._batch: dict[str, Any] = {}
+        self.last_batch: dict[str, Any] = {}
 
     def step(self, number: int) -> dict[str, float]:
-        chance = max(self.reset, 1 - number / self.stream_from)  # short clips first: many scenes a step; then ever longer videos
-        if self.encoder.num_latent_frames and float(torch.rand((), generator=self.generator)) < chance:
+        restart = max(self.config.reset, 1 - number / self.config.stream_from)  # probability: videos are short at first, then ever longer
+        if self.encoder.num_latent_frames and float(torch.rand((), generator=self.generator)) < restart:
             self.encoder.reset()
             self.decoder.reset()
             self.videos.restart()
         first = self.encoder.num_latent_frames == 0
-        images = to_float(self.videos.next(self.images_per_chunk + (1 if first else 0)))
-        self._batch = {"images": images, "images_before": self.encoder.num_latent_frames}
+        images = to_float(self.videos.next(self.config.images_per_chunk + (1 if first else 0)))
+        self.last_batch = {"images": images, "images_before": self.encoder.num_latent_frames}
         mean, log_variance = self.encoder.posterior(images).chunk(2, dim=1)
         log_variance = log_variance.clamp(-20, 10)
-        variance = log_variance.exp() + self._noise(mean).square()  # of the posterior, and of errors that a generator makes
+        variance = log_variance.exp() + self._noise(mean).square()  # of the posterior, and of a generator's errors
         z = mean + variance.sqrt() * torch.randn(mean.shape, generator=self.generator)
         decoded = self.decoder.decode(z.transpose(1, 2), clamp=False)
-        loss = self.distance(decoded, images)
+        loss = self.reconstruction_loss(decoded, images)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         self.optimizer.zero_grad()
-        (loss + self.kl_weight * kl).backward()
+        (loss + self.config.kl_weight * kl).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
-        self.optimizer.step(one_cycle(number, self.steps))
+        self.optimizer.step(warmup_cosine(number, self.steps))
         self.encoder.detach()
         self.decoder.detach()
         return {"autoencoder/loss": loss.item(), "autoencoder/kl": kl.item(), "autoencoder/grad_norm": norm.item()}
 
     def _noise(self, latents: Tensor) -> Tensor:
-        """Deviation of the noise on each video's latents, `[B, C, 1, 1, 1]`: uniform, up to a share of each channel's own deviation."""
-        level = self.latent_noise * torch.rand(len(latents), generator=self.generator)
+        """Standard deviation of the noise on each video's latents, `[B, C, 1, 1, 1]`: a uniform fraction of each channel's own."""
+        level = self.config.latent_noise * torch.rand(len(latents), generator=self.generator)
         return level[:, None, None, None, None] * latents.detach().std((0, 2, 3, 4), keepdim=True)
-
-    @property
-    def at_rest(self) -> bool:
-        return True
-
-    def batch(self) -> dict[str, Any]:
-        return self._batch
 
     @torch.no_grad()
     def validate(self, folder: Path, number: int) -> dict[str, float]:
@@ -181,7 +165,7 @@ class AutoencoderStage:
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
-        """Measure the latents' mean and scale per channel over long videos, put them into the configuration, save."""
+        """Measure the latents' mean and scale per channel over long videos, set them in the configuration, save."""
         generator = torch.Generator().manual_seed(2)
         picks = torch.randperm(len(all_captioned()), generator=generator)[:64].tolist()
         captions = [all_captioned()[i] for i in picks]
@@ -189,7 +173,7 @@ class AutoencoderStage:
         mean, std = (torch.tensor(v)[:, None, None] for v in (settings_of(self.vae).latents_mean, settings_of(self.vae).latents_std))
         raw = latents * std + mean
         deviation = raw.std((0, 1, 3, 4))
-        # The square root of the deviation: faint channels stay fainter than strong ones instead of being blown up to noise of unit size.
+        # The square root of the deviation: weak channels stay weaker than strong ones, instead of being amplified to unit noise.
         scale = (deviation * deviation.mean()).sqrt()
         self.vae.register_to_config(latents_mean=raw.mean((0, 1, 3, 4)).tolist(), latents_std=scale.tolist())
         self.vae.save_pretrained(folder / "vae")

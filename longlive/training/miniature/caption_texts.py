@@ -1,4 +1,4 @@
-"""Captions of the miniature world in many words, read once by its frozen text encoder."""
+"""Captions of the miniature world in many phrasings, encoded once by its frozen text encoder; and how often each is drawn."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from longlive.miniature.captions import caption
 from longlive.miniature.world import ATTRIBUTES, Captioned
 from longlive.models.text import TextEncoder, embed, normalize_prompt
-from longlive.training.miniature.language import spoil
+from longlive.training.miniature.language import corrupt
 from longlive.types import Text
 
 
 class CaptionTexts:
     """Embeddings of `phrasings` random sentences for each caption.
 
-    One phrasing in sixteen has lost words, one is no text at all (zeros): people leave things out, and guidance needs both.
+    Of every sixteen phrasings one lacks words, as people's prompts do, and one is no text at all (zeros), which guidance needs.
     """
 
     def __init__(self, encoder: TextEncoder, captions: Sequence[Captioned], *, phrasings: int, seed: int) -> None:
@@ -25,7 +25,7 @@ class CaptionTexts:
         parts = []
         for c in captions:
             texts = [normalize_prompt(caption(c, generator)) for _ in range(phrasings)]
-            texts = [spoil(text, generator, drop=0.25, insert=0.1) if i % 16 == 8 else text for i, text in enumerate(texts)]
+            texts = [corrupt(text, generator, drop=0.25, insert=0.1) if i % 16 == 8 else text for i, text in enumerate(texts)]
             tokens = encoder.tokenizer(texts, padding="max_length", max_length=encoder.text_len, truncation=True, return_tensors="pt")
             parts.append(embed(encoder.encoder, tokens.input_ids, tokens.attention_mask))
         self._texts = torch.stack(parts)  # [captions, phrasings, L, E]
@@ -37,13 +37,13 @@ class CaptionTexts:
         return self._texts[captions, phrasing]
 
 
-def weights(captions: Sequence[Captioned], hard: Collection[str], hard_weight: float) -> Tensor:
-    """How often each caption is drawn, relative to the others: a factor of `hard_weight` for every attribute whose value is hard.
+def caption_weights(captions: Sequence[Captioned], oversampled: Collection[str], oversampling: float) -> Tensor:
+    """How often each caption is drawn, relative to the others: a factor of `oversampling` for each attribute with an oversampled value.
 
     Raises:
         ValueError: for a value that the world does not have.
     """
     known = {value for values in ATTRIBUTES.values() for value in values}
-    if unknown := sorted(set(hard) - known):
-        raise ValueError(f"hard values {unknown} are not in this world; choose from {', '.join(sorted(known))}")
-    return torch.tensor([hard_weight ** sum(getattr(c, name) in hard for name in ATTRIBUTES) for c in captions])
+    if unknown := sorted(set(oversampled) - known):
+        raise ValueError(f"oversampled values {unknown} are not in this world; choose from {', '.join(sorted(known))}")
+    return torch.tensor([oversampling ** sum(getattr(c, name) in oversampled for name in ATTRIBUTES) for c in captions])

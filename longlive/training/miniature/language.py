@@ -1,7 +1,8 @@
-"""Train the miniature's text encoder: whoever reads its embeddings must find shape, colour, background and motion in them.
+"""Train the miniature's text encoder: shape, colour, background and motion must be readable from its embeddings.
 
 Each attribute has a reader as simple as a diffusion model's cross-attention: one query attends over a prompt's tokens, a linear layer
-names the value. Captions are fresh at every step, and spoiled: words lost, strange words between them. Readers are thrown away.
+classifies the value. Captions are new at every step, and half of them are corrupted: words are dropped and foreign words inserted. The
+readers are discarded after training.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from longlive.config import LanguageConfig
 from longlive.miniature.captions import TEMPLATES, UNSEEN_TEMPLATES, canonical, caption, parse
 from longlive.miniature.language import COMMON, PIECES, PUNCTUATION, build_text_encoder, build_tokenizer, save_language
 from longlive.miniature.world import ATTRIBUTES, Captioned, all_captioned, held_out, training_set
 from longlive.models.text import embed
-from longlive.training.trainer import one_cycle
+from longlive.training.optimizer import warmup_cosine
 from longlive.types import Text
 
 Mask = Bool[Tensor, "B L"]
 Said = Int[Tensor, "B 4"]
 
-NOT_SAID = -100  # what cross_entropy ignores
-SYLLABLES = (*PIECES, *PUNCTUATION, *string.digits, *string.ascii_lowercase)  # of invented words: no token stays untrained
+NOT_SAID = -100  # the label that cross_entropy ignores
+SYLLABLES = (*PIECES, *PUNCTUATION, *string.digits, *string.ascii_lowercase)  # of invented words: every token is trained
+CORRUPTED, DROP, INSERT = 0.5, 0.15, 0.25  # probabilities: of a caption to be corrupted; then of each word, see `corrupt`
 
 
 class Reader(nn.Module):
-    """Reads every attribute from text embeddings: logits `[B, values]` for each."""
+    """Logits `[B, values]` of every attribute from text embeddings."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -45,7 +48,7 @@ class Reader(nn.Module):
 
 
 def labels(texts: Sequence[str]) -> Said:
-    """Index of every attribute's value as the words say it; `NOT_SAID` where they do not."""
+    """Index of every attribute's value that a text names; `NOT_SAID` where it names none."""
     rows = []
     for text in texts:
         said = parse(text)
@@ -53,43 +56,33 @@ def labels(texts: Sequence[str]) -> Said:
     return torch.tensor(rows)
 
 
-def spoil(text: str, generator: torch.Generator, *, drop: float, insert: float) -> str:
-    """Lose each word with probability `drop`; before each, with probability `insert`, put a common word or an invented one."""
+def corrupt(text: str, generator: torch.Generator, *, drop: float, insert: float) -> str:
+    """Drop each word with probability `drop`; before each, with probability `insert`, insert a common or an invented word."""
 
     def below(count: int) -> int:
         return int(torch.randint(count, (), generator=generator))
 
-    spoiled = []
-    for word, (lost, strange) in zip(text.split(), torch.rand(len(text.split()), 2, generator=generator).tolist()):
-        if strange < insert / 2:
-            spoiled.append(COMMON[below(len(COMMON))])
-        elif strange < insert:
-            spoiled.append("".join(SYLLABLES[below(len(SYLLABLES))] for _ in range(1 + below(4))))
-        if lost >= drop:
-            spoiled.append(word)
-    return " ".join(spoiled) or text
+    words = []
+    for word, (kept, foreign) in zip(text.split(), torch.rand(len(text.split()), 2, generator=generator).tolist()):
+        if foreign < insert / 2:
+            words.append(COMMON[below(len(COMMON))])
+        elif foreign < insert:
+            words.append("".join(SYLLABLES[below(len(SYLLABLES))] for _ in range(1 + below(4))))
+        if kept >= drop:
+            words.append(word)
+    return " ".join(words) or text
 
 
 class LanguageStage:
-    """Cross-entropy of the readers on fresh captions of the training combinations; half of them spoiled."""
+    """Cross-entropy of the readers on new captions of the training combinations."""
 
-    def __init__(
-        self,
-        *,
-        steps: int = 1500,
-        batch: int = 64,
-        lr: float = 3e-3,
-        seed: int = 0,
-        num_held_out: int = 100,
-        spoiled: float = 0.5,
-        drop: float = 0.15,
-        insert: float = 0.25,
-    ):
-        self.steps, self.num_texts, self.lr = steps, batch, lr
-        self.spoiled, self.drop, self.insert = spoiled, drop, insert
+    between_videos = True
+
+    def __init__(self, config: LanguageConfig, *, steps: int, seed: int) -> None:
+        self.config, self.steps = config, steps
         self.tokenizer = build_tokenizer()
         self.encoder = build_text_encoder(len(self.tokenizer), seed=seed)
-        # Scale stays that of the norm, about one, as the transformer that reads the embeddings expects.
+        # The final norm keeps embeddings at unit scale, which the transformer expects.
         self.encoder.encoder.final_layer_norm.weight.requires_grad_(False)
         self.reader = Reader(self.encoder.config.d_model)
         self.generator = torch.Generator().manual_seed(seed)
@@ -97,16 +90,15 @@ class LanguageStage:
             for parameter in self.reader.parameters():
                 parameter.normal_(0, 0.02, generator=self.generator)
         self.trained = [p for module in (self.encoder, self.reader) for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
-        self.combinations = training_set(num_held_out)
-        self.unseen = held_out(num_held_out)
-        self._batch: dict[str, Any] = {}
+        self.optimizer = torch.optim.AdamW(self.trained, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self.combinations = training_set()
+        self.last_batch: dict[str, Any] = {}
 
     def _draw(self) -> str:
         generator = self.generator
         text = caption(self.combinations[int(torch.randint(len(self.combinations), (), generator=generator))], generator)
-        if float(torch.rand((), generator=generator)) < self.spoiled:
-            text = spoil(text, generator, drop=self.drop, insert=self.insert)
+        if float(torch.rand((), generator=generator)) < CORRUPTED:
+            text = corrupt(text, generator, drop=DROP, insert=INSERT)
         return text
 
     def read(self, texts: Sequence[str]) -> list[Tensor]:
@@ -116,24 +108,17 @@ class LanguageStage:
         return self.reader(text, tokens.attention_mask.bool())
 
     def step(self, number: int) -> dict[str, float]:
-        texts = [self._draw() for _ in range(self.num_texts)]
+        texts = [self._draw() for _ in range(self.config.batch)]
         wanted = labels(texts)
-        self._batch = {"texts": texts, "labels": wanted}
+        self.last_batch = {"texts": texts, "labels": wanted}
         loss = torch.stack([functional.cross_entropy(got, want) for got, want in zip(self.read(texts), wanted.unbind(1))]).mean()
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * one_cycle(number, self.steps)
+            group["lr"] = self.config.lr * warmup_cosine(number, self.steps)
         self.optimizer.step()
         return {"language/loss": loss.item(), "language/grad_norm": norm.item()}
-
-    @property
-    def at_rest(self) -> bool:
-        return True
-
-    def batch(self) -> dict[str, Any]:
-        return self._batch
 
     @torch.no_grad()
     def _accuracy(self, scenes: Sequence[Captioned], texts: Sequence[str]) -> dict[str, float]:
@@ -145,18 +130,18 @@ class LanguageStage:
 
     @torch.no_grad()
     def validate(self, folder: Path, number: int) -> dict[str, float]:
-        """Accuracy of each attribute: unseen combinations in known and in unseen phrasings (20 of each), all canonical sentences; scale."""
+        """Accuracy per attribute on held-out combinations in known and unseen phrasings and on all canonical sentences; scale."""
         generator = torch.Generator().manual_seed(1)
-        scenes = [scene for scene in self.unseen for _ in range(20)]
+        scenes = [scene for scene in held_out() for _ in range(20)]
         everything = all_captioned()
         known = self._accuracy(scenes, [caption(scene, generator, templates=TEMPLATES) for scene in scenes])
-        foreign = self._accuracy(scenes, [caption(scene, generator, templates=UNSEEN_TEMPLATES) for scene in scenes])
+        unseen = self._accuracy(scenes, [caption(scene, generator, templates=UNSEEN_TEMPLATES) for scene in scenes])
         plain = self._accuracy(everything, [canonical(scene) for scene in everything])
         tokens = self.tokenizer([canonical(scene) for scene in everything], padding=True, return_tensors="pt")
         scale = embed(self.encoder, tokens.input_ids, tokens.attention_mask)[tokens.attention_mask.bool()].square().mean().sqrt()
         return (
             {f"language/{name}": value for name, value in known.items()}
-            | {f"language/{name}_unseen_phrasing": value for name, value in foreign.items()}
+            | {f"language/{name}_unseen_phrasing": value for name, value in unseen.items()}
             | {"language/canonical": min(plain.values()), "language/scale": scale.item()}
         )
 
@@ -175,5 +160,5 @@ class LanguageStage:
         self.generator.set_state(state["generator"])
 
     def export(self, folder: Path) -> None:
-        """`tokenizer/` and `text_encoder/`; the readers stay behind."""
+        """Write `tokenizer/` and `text_encoder/`."""
         save_language(folder, self.encoder, self.tokenizer)

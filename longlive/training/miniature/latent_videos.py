@@ -1,9 +1,8 @@
-"""Videos of the miniature world as latents, encoded once and kept on disk."""
+"""Videos of the miniature world as latents, encoded once and stored on disk."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from longlive import video
+from longlive.files import replacing
 from longlive.generation.dimensions import Timing
 from longlive.miniature.world import Captioned, draw_identity, render
 from longlive.models.vae import encode_video
@@ -33,16 +33,16 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def save_strips(videos: Tensor, path: Path, *, num_images: int = 8) -> None:
-    """A PNG with a row for each video, uint8 `[N, T, 3, Y, X]`: evenly spaced images, enlarged twice."""
+    """Write a PNG with a row per video, uint8 `[N, T, 3, Y, X]`: evenly spaced images at twice their size."""
     picks = torch.linspace(0, videos.shape[1] - 1, min(num_images, videos.shape[1])).round().long()
     sheet = rearrange(videos[:, picks], "N T C Y X -> (N Y) (T X) C").numpy()
     Image.fromarray(sheet).resize((2 * sheet.shape[1], 2 * sheet.shape[0]), Image.Resampling.NEAREST).save(path)
 
 
 class LatentVideos:
-    """`num_videos` videos of `num_latent_frames` latent frames with random captions of a set and random identities.
+    """Encoded videos with random captions from a list and random identities.
 
-    Built on first use into `path` (float16) and read from there afterwards; a file made with other settings is refused.
+    They are encoded on first use into `path` (float16) and read from there afterwards. Raises ValueError for a file of other settings.
     """
 
     def __init__(
@@ -63,9 +63,8 @@ class LatentVideos:
                 raise ValueError(f"{path} was made with {saved['settings']}, not {settings}; delete it or choose another run folder")
         else:
             saved = {"settings": settings, **_encode(vae, captions, settings, batch)}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(saved, path.with_suffix(".partial"))
-            os.replace(path.with_suffix(".partial"), path)
+            with replacing(path) as partial:
+                torch.save(saved, partial)
         self.latents: Tensor = saved["latents"]  # float16 [num_videos, F, C, H, W]
         self._caption_index: Tensor = saved["captions"]
 
@@ -73,9 +72,9 @@ class LatentVideos:
         return len(self.latents)
 
     def draw(self, batch: int, frames: slice, generator: torch.Generator, *, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Frames of `batch` random videos, float32 `[B, F, C, H, W]`, and the index of what each shows `[B]`.
+        """Frames of `batch` random videos, float32 `[B, F, C, H, W]`, and the index of the caption of each `[B]`.
 
-        `weights`: how often each caption is wanted, relative to the others.
+        `weights`: how often each caption is drawn, relative to the others.
         """
         if weights is None:
             picks = torch.randint(len(self), (batch,), generator=generator)

@@ -1,6 +1,6 @@
-"""How far a decoded video of the miniature world is from the original: the subject counts more than the background, its edge most.
+"""The reconstruction loss of the miniature world: the subject counts more than the background, and its edge most.
 
-Everything is on a torus, as the world is. Knows no network.
+All on a torus, like the world. Knows no network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LEAST_CONTRAST = 0.1  # of images in [-1, 1]; no subject of this world has less
 
 
 class Regions(NamedTuple):
-    """Where an image has what: its subject, and the subject's edge, two pixels wide; and how far the subject is from the background."""
+    """The subject of an image, its edge (two pixels wide), and its contrast with the background."""
 
     subject: Bool[Tensor, "B 1 T H W"]
     edge: Bool[Tensor, "B 1 T H W"]
@@ -39,7 +39,7 @@ def reconstruction_loss(
 ) -> Float[Tensor, ""]:
     """Weighted mean of |e| + e^2, and `gradient_weight` times that of |e's difference between neighbours, right and below|.
 
-    e is the error in units of the image's contrast: a pixel takes part in the wrong side of an edge when e is about a half, on gray as on
+    e is the error in units of the image's contrast: a pixel on the wrong side of an edge has an error of about one half, on gray as on
     black. Weights of pixels are 1, or `subject_weight` on the subject, plus `edge_weight` on its edge; of differences 1 + `edge_weight`.
     """
     where = regions(images)

@@ -1,7 +1,7 @@
-"""What decoding only the tail of a video changes in the first frame of a clip: `python benchmarks/anchor_tail.py [--model miniature]`.
+"""How many frames must be decoded for the first frame of a clip: `python benchmarks/anchor_context.py [--model miniature]`.
 
-Streaming training encodes the last image of 19 latent frames anew (`training.clips.anchor_frame`). The decoder is causal
-with a short memory, so that fewer frames give nearly the same image. Prints a table, then one JSON line.
+Streaming training decodes 19 latent frames and encodes their last image again (`training.clips.anchor_frame`). The decoder is causal with
+a short memory, so fewer frames give nearly the same image. Prints a table, then one JSON line.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ def main() -> int:
     captions = held_out(arguments.videos)
     images = render(captions, [draw_identity(generator) for _ in captions], 4 * (arguments.num_latent_frames + 6) - 3)
     with torch.no_grad():
-        frames = encode_video(vae, to_float(images))[:, 6:]  # the middle of a video: no frame is an image
+        frames = encode_video(vae, to_float(images))[:, 6:]  # from the middle of a video: every frame encodes four images
         whole = anchor_frame(vae, frames)
         alone = frames[:, -1:]
         rows = []
-        for tail in [n for n in (1, 2, 3, 4, 6, 8, 12, arguments.num_latent_frames) if n <= arguments.num_latent_frames]:
+        for context in [n for n in (1, 2, 3, 4, 6, 8, 12, arguments.num_latent_frames) if n <= arguments.num_latent_frames]:
             began = time.perf_counter()
-            found = anchor_frame(vae, frames, tail=tail)
+            found = anchor_frame(vae, frames, context=context)
             seconds = time.perf_counter() - began
             error = (found - whole).square().mean().sqrt() / whole.std()
-            rows.append({"tail": tail, "error": error.item(), "largest": (found - whole).abs().max().item(), "seconds": seconds})
+            rows.append({"context": context, "error": error.item(), "largest": (found - whole).abs().max().item(), "seconds": seconds})
         apart = ((alone - whole).square().mean().sqrt() / whole.std()).item()
-    print(f"{'frames decoded':>14} {'error / deviation':>18} {'largest':>9} {'ms':>8}")
+    print(f"{'frames decoded':>14} {'error / std':>18} {'largest':>9} {'ms':>8}")
     for row in rows:
-        print(f"{row['tail']:>14} {row['error']:>18.2e} {row['largest']:>9.2e} {1000 * row['seconds']:>8.0f}")
-    print(f"the latent frame itself, not encoded anew: {apart:.2f} deviations away")
-    print(json.dumps({"model": arguments.model, "rows": rows, "not_encoded_anew": apart}))
+        print(f"{row['context']:>14} {row['error']:>18.2e} {row['largest']:>9.2e} {1000 * row['seconds']:>8.0f}")
+    print(f"the latent frame itself, without encoding: {apart:.2f} standard deviations away")
+    print(json.dumps({"model": arguments.model, "rows": rows, "without_encoding": apart}))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Tensors that are spread over ranks, on disk: every rank writes and reads its own parts (`torch.distributed.checkpoint`).
+"""Sharded tensors on disk: every rank writes and reads its own shards (`torch.distributed.checkpoint`).
 
 Knows nothing of what the tensors belong to.
 """
@@ -16,47 +16,49 @@ from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Stands in a state for a spread tensor whose parts are in files of `folder`; in a file that folder is left open."""
+class StoredShards:
+    """Stands in a state for a sharded tensor whose shards are in files of `folder`; None in a saved state, which may be moved."""
 
     key: str
     folder: Path | None = None
 
 
-def write_parts(state: Any, folder: Path) -> Any:
-    """Write the spread tensors of a nested state; returns the state with a `Stored` in place of each. All ranks must call.
+def write_shards(state: Any, folder: Path) -> Any:
+    """Write the sharded tensors of a nested state; returns the state with a `StoredShards` in place of each. All ranks must call.
 
-    A state without any is returned as it is, and no folder is made.
+    A state without sharded tensors is returned as it is, and no folder is made.
     """
-    parts = {key: value for key, value in _leaves(state) if isinstance(value, DTensor)}
-    if parts:
-        dcp.save(parts, checkpoint_id=folder)
-    return _mapped(state, lambda key, value: Stored(key) if isinstance(value, DTensor) else value)
+    shards = {key: value for key, value in _leaves(state) if isinstance(value, DTensor)}
+    if shards:
+        dcp.save(shards, checkpoint_id=folder)
+    return _mapped(state, lambda key, value: StoredShards(key) if isinstance(value, DTensor) else value)
 
 
 def located(state: Any, folder: Path) -> Any:
-    """The state with every `Stored` pointing to `folder`."""
-    return _mapped(state, lambda key, value: Stored(value.key, folder) if isinstance(value, Stored) else value)
+    """The state with every `StoredShards` pointing to `folder`."""
+    return _mapped(state, lambda key, value: StoredShards(value.key, folder) if isinstance(value, StoredShards) else value)
 
 
-def stored(state: Any) -> bool:
-    """Whether there is any `Stored` in a nested state."""
-    return any(isinstance(value, Stored) for _, value in _leaves(state))
+def has_stored(state: Any) -> bool:
+    """Whether a nested state contains a `StoredShards`."""
+    return any(isinstance(value, StoredShards) for _, value in _leaves(state))
 
 
-def read_parts(state: Any, like: Any) -> Any:
-    """The state with every `Stored` replaced by its tensor, spread as the one at the same place in `like`. All ranks must call.
+def read_shards(state: Any, like: Any) -> Any:
+    """The state with every `StoredShards` replaced by its tensor, sharded like the tensor at the same place in `like`.
+
+    All ranks must call.
 
     Raises:
-        ValueError: when a file is missing or `like` has no spread tensor there.
+        ValueError: when a file is missing or `like` has no sharded tensor at that place.
     """
     places = dict(_leaves(like))
     wanted: dict[Path, dict[str, torch.Tensor]] = {}
     found: dict[str, torch.Tensor] = {}
     for key, value in _leaves(state):
-        if isinstance(value, Stored):
+        if isinstance(value, StoredShards):
             if value.folder is None or not isinstance(places.get(key), DTensor):
-                raise ValueError(f"{value.key} was spread over ranks when it was saved and is not here; start as many ranks as then")
+                raise ValueError(f"{value.key} was saved sharded over ranks but is not sharded here; start as many ranks as then")
             found[key] = torch.empty_like(places[key])
             wanted.setdefault(value.folder, {})[value.key] = found[key]
     for folder, tensors in wanted.items():
@@ -64,12 +66,12 @@ def read_parts(state: Any, like: Any) -> Any:
             dcp.load(tensors, checkpoint_id=folder)
         except dcp.CheckpointException as error:
             reason = next(iter(error.failures.values()))[0]
-            raise ValueError(f"{folder} cannot be read ({reason}); go on from an older checkpoint") from error
+            raise ValueError(f"{folder} cannot be read ({reason}); resume from an older checkpoint") from error
     return _mapped(state, lambda key, value: found.get(key, value))
 
 
 def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Values in nested dicts, lists and tuples, each with the names that lead to it."""
+    """Values in nested dicts, lists and tuples, each with the path of keys to it."""
     if isinstance(tree, dict):
         for name, value in tree.items():
             yield from _leaves(value, f"{key}/{name}")

@@ -1,0 +1,52 @@
+"""How a network runs, applied from outside in one fixed order; the model files know nothing of it.
+
+The order: activation checkpointing, which wraps the blocks as the model defines them; bfloat16 linear layers; sharding last, because it
+hooks into whatever `forward` a block has then. Load weights, add adapters and copy a network (for a moving average) before; make the
+optimiser after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from longlive.engine.checkpointing import checkpoint_blocks
+from longlive.engine.low_precision import use_bfloat16_linears
+from longlive.engine.sharding import shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """Over which ranks and in which number types a network is sharded (see `engine.sharding.shard`)."""
+
+    param_dtype: torch.dtype = torch.float32
+    reduce_dtype: torch.dtype = torch.float32
+    mesh: DeviceMesh | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What `apply` does to a network; by default nothing.
+
+    Attributes:
+        checkpointing: blocks recompute their activations in the backward pass.
+        bfloat16_linears: linear layers of a float32 network compute in bfloat16; for CPUs.
+        sharding: parameters, gradients and optimiser states are sharded over ranks; None: every rank has all of them.
+    """
+
+    checkpointing: bool = False
+    bfloat16_linears: bool = False
+    sharding: Sharding | None = None
+
+
+def apply(network: nn.Module, recipe: Recipe) -> None:
+    """Apply `recipe` to `network` in place. Raises ValueError when the network has no blocks to checkpoint or shard."""
+    if recipe.checkpointing:
+        checkpoint_blocks(network)
+    if recipe.bfloat16_linears:
+        use_bfloat16_linears(network)
+    if recipe.sharding is not None:
+        shard(network, recipe.sharding.mesh, param_dtype=recipe.sharding.param_dtype, reduce_dtype=recipe.sharding.reduce_dtype)
