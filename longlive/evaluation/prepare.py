@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from longlive import video
 from longlive.checkpoints.store import WEIGHTS
-from longlive.config import InferenceConfig, load
+from longlive.config import InferenceConfig
 from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import PlannedVideo, Prepared
 from longlive.evaluation.suites import PromptList, find_suite, names_of
@@ -32,6 +32,7 @@ from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.parallel.world import World, choose_device, choose_dtype, gather, get_world, joined
 from longlive.programs import loading
 from longlive.provenance import commit, hardware, versions
+from longlive.settings import load
 
 log = logging.getLogger(__name__)
 
