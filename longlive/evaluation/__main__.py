@@ -18,7 +18,6 @@ from pathlib import Path
 
 from longlive.evaluation import commands, rewrite
 from longlive.evaluation.suites import SUITES
-from longlive.evaluation.vbench_environment import VBenchEnvironment
 from longlive.evaluation.vbench_score import DIMENSIONS
 from longlive.parallel.world import get_world
 from longlive.programs.status import exit_status
@@ -34,13 +33,12 @@ def parser() -> argparse.ArgumentParser:
     kinds = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, do: Callable[..., int], text: str) -> Callable[..., argparse.Action]:
-        added = kinds.add_parser(name, help=text, epilog=EPILOG if name == "prepare" else None)
+        added = kinds.add_parser(name, help=text)
         added.set_defaults(command=do)
         return added.add_argument
 
     def environment(add: Callable[..., argparse.Action]) -> None:
-        at = lambda folder: VBenchEnvironment(Path(folder))  # noqa: E731
-        add("--environment", type=at, metavar="FOLDER", help="of vbench (default: $LONGLIVE_VBENCH, else .venv-vbench)")
+        add("--environment", type=Path, metavar="FOLDER", help="of vbench (default: $LONGLIVE_VBENCH, else .venv-vbench)")
 
     add = command("prepare", commands.prepare, "make the videos of a suite")
     add("suite", choices=SUITES, metavar="SUITE", help="; ".join(f"{name}: {suite.title}" for name, suite in SUITES.items()))
@@ -54,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add("--videos", type=Path, metavar="FOLDER", help="take these videos, {prompt}-{i}.mp4, of another program")
     add("--name", help="of the model that made them, with --videos")
     environment(add)
+    kinds.choices["prepare"].epilog = "Further words key=value: any setting of inference.py that the suite does not decide."
 
     add = command("run", commands.run, "measure prepared videos")
     add("folder", type=Path)
@@ -88,9 +87,6 @@ def parser() -> argparse.ArgumentParser:
     environment(add)
     rewrite.add_arguments(kinds.choices["rewrite"])
     return top
-
-
-EPILOG = "Further words key=value: any setting of inference.py that the suite does not decide."
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:

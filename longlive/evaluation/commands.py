@@ -17,7 +17,7 @@ from longlive.evaluation import oracle_report, pixel_report, report, rewrite, su
 from longlive.evaluation import prepare as preparation
 from longlive.evaluation.clip_score import IMAGES_PER_SECOND, ClipScore, stretches
 from longlive.evaluation.folder import PlannedVideo, Prepared
-from longlive.evaluation.vbench_environment import VBenchEnvironment, default_environment
+from longlive.evaluation.vbench_environment import default_environment
 from longlive.evaluation.vbench_score import PUBLISHED, read_results, table
 from longlive.evaluation.vbench_score import score as score_of
 from longlive.parallel.world import choose_device, get_world
@@ -39,13 +39,11 @@ def prepare(
     prompts: Path | None,
     videos: Path | None,
     name: str | None,
-    environment: VBenchEnvironment | None,
+    environment: Path | None,
     settings: Sequence[str],
 ) -> int:
     """`prepare SUITE`; `settings`: words `key=value`."""
-    listed = suites.prompts_of(
-        suite, full_info=lambda: (environment or default_environment()).full_info, prompts=prompts, rewritten=rewritten
-    )
+    listed = suites.prompts_of(suite, full_info=lambda: default_environment(environment).full_info, prompts=prompts, rewritten=rewritten)
     listed = suites.part_of(listed, dimensions=dimensions, limit=limit, samples=samples)
     if listed.own and suite == "switch":
         log.info("of every script the first two prompts are shown, five seconds each, whatever %s says", prompts)
@@ -62,9 +60,7 @@ def prepare(
     return 0
 
 
-def run(
-    folder: Path, *, dimensions: Sequence[str] | None, clip: str, environment: VBenchEnvironment | None, device: str, **how_to_measure: Any
-) -> int:
+def run(folder: Path, *, dimensions: Sequence[str] | None, clip: str, environment: Path | None, device: str, **how_to_measure: Any) -> int:
     """`run FOLDER`; status 1 when something could not be measured."""
     prepared = folders.load(folder)
     judge = prepared.benchmark.measured_by
@@ -83,7 +79,7 @@ def run(
     if judge == "interactive" and dimensions is None:
         complete = run_clip(folder, prepared, clip, device=device)
     if asked:
-        outcomes = vbench_run.run(folder, prepared, asked, environment or default_environment(), options)
+        outcomes = vbench_run.run(folder, prepared, asked, default_environment(environment), options)
         if left := [dimension for dimension, average in outcomes.items() if average is None]:
             text = "%d of %d dimensions could not be measured: %s; the same command tries them again"
             log.warning(text, len(left), len(outcomes), ", ".join(left))
@@ -193,11 +189,11 @@ def measure_folder(folder: Path, prepared: Prepared, *, pictures: Path | None = 
     sys.stdout.write(report.values_report(folder, "measured")[0])
 
 
-def rewrite_prompts(*, prompts: Path | None, environment: VBenchEnvironment | None, **writing: Any) -> int:
+def rewrite_prompts(*, prompts: Path | None, environment: Path | None, **writing: Any) -> int:
     """`rewrite`; `writing`: what `rewrite.run` reads."""
     if prompts is not None:
         lines = [line.strip() for line in prompts.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     else:
-        lines = [one["prompt_en"] for one in suites.read_full_info((environment or default_environment()).full_info)]
+        lines = [one["prompt_en"] for one in suites.read_full_info(default_environment(environment).full_info)]
     log.info(rewrite.run(argparse.Namespace(**writing), lines))
     return 0

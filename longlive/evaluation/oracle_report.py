@@ -68,12 +68,9 @@ def look(path: Path, said: list[tuple[int, Captioned]]) -> Seen:
     ends = [first for first, _ in said[1:]] + [len(images)]
     in_force = [meaning for (first, meaning), end in zip(said, ends) for _ in range(first, end)]
     shown = {name: getattr(reading, name)[0] for name in ("shape", "color", "background")} | {"motion": reading.steady_motion(MIN_RUN)[0]}
-    columns = []
-    for name, of_world in ATTRIBUTES.items():
-        places = {value: number for number, value in enumerate(of_world)}
-        wanted = torch.tensor([places[getattr(meaning, name)] for meaning in in_force])
-        columns.append(shown[name] == wanted)
-    return Seen(torch.stack(columns, -1).numpy(), reading.radius[0].numpy(), reading.iou[0].numpy())
+    wanted = {name: torch.tensor([list(known).index(getattr(one, name)) for one in in_force]) for name, known in ATTRIBUTES.items()}
+    correct = torch.stack([shown[name] == wanted[name] for name in ATTRIBUTES], -1)
+    return Seen(correct.numpy(), reading.radius[0].numpy(), reading.iou[0].numpy())
 
 
 def switch_seconds(seen: Seen, said: list[tuple[int, Captioned]], *, fps: float) -> float:
@@ -93,15 +90,15 @@ def metrics(seen: Seen, said: list[tuple[int, Captioned]], *, fps: float) -> dic
     """Of one video: shares of images that show each attribute, their mean (`adherence`, also of the last second) and all at once
     (`all_right`); `clearness`: mean IoU of the subject; `size_drift`: relative change of its size, which no prompt says."""
     second = max(1, round(fps))
-    found = {f"{name}_right": float(seen.correct[:, number].mean()) for number, name in enumerate(ATTRIBUTES)}
-    found["adherence"] = float(seen.correct.mean())
-    found["all_right"] = float(seen.correct.all(axis=1).mean())
-    found["adherence_last_second"] = float(seen.correct[-second:].mean())
-    found["clearness"] = float(seen.iou.mean())
-    begin, end = (_median(part) for part in (seen.radius[:second], seen.radius[-second:]))
-    found["size_drift"] = abs(end / begin - 1)
-    found["switch_seconds"] = switch_seconds(seen, said, fps=fps)
-    return found
+    return {
+        **{f"{name}_right": float(seen.correct[:, number].mean()) for number, name in enumerate(ATTRIBUTES)},
+        "adherence": float(seen.correct.mean()),
+        "all_right": float(seen.correct.all(axis=1).mean()),
+        "adherence_last_second": float(seen.correct[-second:].mean()),
+        "clearness": float(seen.iou.mean()),
+        "size_drift": abs(_median(seen.radius[-second:]) / _median(seen.radius[:second]) - 1),
+        "switch_seconds": switch_seconds(seen, said, fps=fps),
+    }
 
 
 def _median(values: np.ndarray) -> float:

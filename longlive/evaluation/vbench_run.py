@@ -240,12 +240,9 @@ def run(
 def devices_of(name: str, gpus: Sequence[str]) -> list[str]:
     """The devices that measure at the same time: all GPUs that vbench's torch sees, or the CPU. Raises ValueError for unknown ones."""
     every = [f"cuda:{index}" for index in range(len(gpus))]
-    if name == "cpu" or (name == "auto" and not every):
-        return ["cpu"]
-    if every and name in ("auto", "cuda"):
-        return every
-    if name in every:
-        return [name]
+    choices = {"cpu": ["cpu"], "auto": every or ["cpu"], **{one: [one] for one in every}} | ({"cuda": every} if every else {})
+    if name in choices:
+        return choices[name]
     there = f"vbench's torch sees {len(gpus)} GPUs" + ("" if gpus else "; choose cpu, or another VBENCH_TORCH")
     raise ValueError(f"device {name!r} is not there: choose auto, cpu, cuda or cuda:0, cuda:1 …; {there}")
 
@@ -263,7 +260,6 @@ def _measure(
         "full_info": str(environment.full_info.absolute()),
         "work": str((work / "clips").absolute()),
         "output": str((work / "out").absolute()),
-        "name": dimension,
     }
     write_json(work / "request.json", request)
     log.info("%s: %d videos on %s, %s", dimension, question["videos"], device, logged)
