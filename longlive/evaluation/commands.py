@@ -74,7 +74,7 @@ def run(folder: Path, *, dimensions: Sequence[str] | None, clip: str, environmen
     complete = True
     if judge == "oracle":
         folders.check_or_raise(folder, prepared)
-        run_oracle(folder, prepared)
+        oracle_report.run(folder, prepared)
         measure_folder(folder, prepared)
     if judge == "interactive" and dimensions is None:
         complete = run_clip(folder, prepared, clip, device=device)
@@ -85,18 +85,6 @@ def run(folder: Path, *, dimensions: Sequence[str] | None, clip: str, environmen
             log.warning(text, len(left), len(outcomes), ", ".join(left))
         complete = complete and not left
     return 0 if complete else 1
-
-
-def _measured_on(folder: Path, prepared: Prepared) -> dict[str, Any]:
-    return {"videos_digest": folders.digest_of_videos(folder, prepared.names), **preparation.made_with()}
-
-
-def run_oracle(folder: Path, prepared: Prepared) -> None:
-    """The miniature's oracle on all videos: values, and adherence over time as a chart."""
-    found, adherence = oracle_report.report(folder, prepared)
-    over_time = [[[None if math.isnan(x) else round(x, 4) for x in second] for second in row] for row in adherence.tolist()]
-    values.write(folder, "oracle", found, {**_measured_on(folder, prepared), "adherence_over_seconds": over_time})
-    report.oracle_plot(adherence, prepared, folder / "results" / "adherence.png")
 
 
 def run_clip(folder: Path, prepared: Prepared, name: str, *, device: str) -> bool:
@@ -115,7 +103,7 @@ def run_clip(folder: Path, prepared: Prepared, name: str, *, device: str) -> boo
         scores = clip.of_video(folders.video_path(folder, planned.name), of_it)
         return {f"clip_{part.begin:g}_{part.end:g}": value for part, value in zip(of_it, scores)}
 
-    about = {"clip": name, "clip_weights": clip.digest, "images_per_second": IMAGES_PER_SECOND, **_measured_on(folder, prepared)}
+    about = {"clip": name, "clip_weights": clip.digest, "images_per_second": IMAGES_PER_SECOND, **values.measured_on(folder, prepared)}
     cut_off = sum(clip.num_tokens(part.prompt) > clip.max_tokens for of_it in parts.values() for part in of_it)
     if cut_off:
         log.info("CLIP reads %d tokens; it did not see the end of %d prompts", clip.max_tokens, cut_off)
@@ -185,7 +173,7 @@ def measure_folder(folder: Path, prepared: Prepared, *, pictures: Path | None = 
 
     found = values.collect(prepared, measure)
     found = {metric: of for metric, of in found.items() if not all(math.isnan(value) for value in of.values())}
-    values.write(folder, "measured", found, {**_measured_on(folder, prepared), "block": prepared.block})
+    values.write(folder, "measured", found, {**values.measured_on(folder, prepared), "block": prepared.block})
     sys.stdout.write(report.values_report(folder, "measured")[0])
 
 

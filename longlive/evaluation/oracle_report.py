@@ -6,6 +6,7 @@ Reads the mp4 files, as anyone else would have to. Knows nothing of the model.
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 from longlive import video
+from longlive.evaluation import charts, report, values
 from longlive.evaluation import folder as folders
-from longlive.evaluation import values
 from longlive.evaluation.folder import PlannedVideo, Prepared
 from longlive.evaluation.suites import Entry
 from longlive.evaluation.values import Values
@@ -113,8 +114,10 @@ def over_seconds(seen: Seen, *, fps: float) -> np.ndarray:
     return np.stack([part.mean(axis=0) for part in parts if len(part) >= second / 2])
 
 
-def report(folder: Path, prepared: Prepared) -> tuple[Values, np.ndarray]:
-    """Metrics of all videos of a folder, and adherence over time `[videos, seconds, 4]`, NaN after the end of a video.
+def run(folder: Path, prepared: Prepared) -> tuple[Values, np.ndarray]:
+    """Measure all videos of a folder and write `results/oracle.json`, and a chart of adherence over time.
+
+    Returns metrics, and adherence over time `[videos, seconds, 4]`, NaN after the end of a video.
 
     Raises:
         ValueError: for a prompt outside the miniature world, or a video that is not an enlargement of it.
@@ -129,4 +132,23 @@ def report(folder: Path, prepared: Prepared) -> tuple[Values, np.ndarray]:
 
     found = values.collect(prepared, measure)
     longest = max(map(len, rows))
-    return found, np.stack([np.pad(row, ((0, longest - len(row)), (0, 0)), constant_values=np.nan) for row in rows])
+    adherence = np.stack([np.pad(row, ((0, longest - len(row)), (0, 0)), constant_values=np.nan) for row in rows])
+    over_time = [[[None if math.isnan(x) else round(x, 4) for x in second] for second in row] for row in adherence.tolist()]
+    values.write(folder, "oracle", found, {**values.measured_on(folder, prepared), "adherence_over_seconds": over_time})
+    _draw(adherence, prepared, folder / "results" / "adherence.png")
+    return found, adherence
+
+
+def _draw(adherence: np.ndarray, prepared: Prepared, path: Path) -> None:
+    """Draws the share of images that show each attribute, `[videos, seconds, 4]`, with 95 % intervals over videos."""
+    seconds = np.arange(adherence.shape[1]) + 0.5
+    lines = []
+    for number, name in enumerate(ATTRIBUTES):
+        shown = 100 * adherence[:, :, number]
+        mean, count = np.nanmean(shown, axis=0), np.maximum((~np.isnan(shown)).sum(axis=0), 1)
+        margin = 1.96 * np.nanstd(shown, axis=0) / np.sqrt(count)
+        low, high = (np.clip(mean + sign * margin, 0, 100).tolist() for sign in (-1, 1))
+        lines.append(charts.Line(name, seconds.tolist(), mean.tolist(), low, high))
+    marks = {start.image / prepared.fps: "next prompt" for start in prepared.prompt_starts(prepared.entries[0])[1:]}
+    panel = charts.Panel("Images that show what the prompt in force says", "seconds", "percent", lines, (0.0, 103.0), marks)
+    charts.over_time([panel], path, title=f"{report.name_of(prepared)}, {len(adherence)} videos", columns=1)

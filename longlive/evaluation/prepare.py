@@ -31,7 +31,7 @@ from longlive.generation.dimensions import Timing
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.parallel.world import World, choose_device, choose_dtype, gather, get_world, joined
 from longlive.programs import loading
-from longlive.provenance import commit, hardware, versions
+from longlive.provenance import made_with
 from longlive.settings import load
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,6 @@ def describe_weights(files: Sequence[Path], known: Sequence[dict[str, Any]]) -> 
         before = next((one for one in known if said.items() <= one.items()), None)
         found.append(before or said | {"sha256": file_digest(file)})
     return found
-
-
-def made_with(num_ranks: int = 1) -> dict[str, Any]:
-    return {"versions": versions(), "commit": commit(), "hardware": hardware(num_ranks)}
 
 
 def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, pipe: LongLivePipeline) -> Prepared:

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import PlannedVideo, Prepared
 from longlive.evaluation.vbench_run import read_result, result_path
 from longlive.evaluation.vbench_score import DIMENSIONS
 from longlive.files import read_json, write_json
+from longlive.provenance import made_with
 
 Values = dict[str, dict[str, float]]
 """Metric -> name of the video -> value; NaN where it is not defined."""
@@ -31,6 +33,11 @@ def collect(prepared: Prepared, measure: Callable[[PlannedVideo], Mapping[str, f
         for metric, value in measure(planned).items():
             found.setdefault(metric, {})[planned.name] = value
     return found
+
+
+def measured_on(folder: Path, prepared: Prepared) -> dict[str, Any]:
+    """What is recorded beside all values of a folder: a digest of its videos, versions, commit and hardware."""
+    return {"videos_digest": folders.digest_of_videos(folder, prepared.names), **made_with()}
 
 
 def write(folder: Path, kind: str, found: Values, about: Mapping[str, Any]) -> None:
