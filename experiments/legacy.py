@@ -108,12 +108,13 @@ class LeakyCache(HistoryCache):
 
     @contextmanager
     def record(self, span: range) -> Iterator[CacheView]:
+        made = self._exit  # `record` makes a view of its own
         with super().record(span) as view:
             yield view
-        if not self._exit:  # a clip without gradient, or a recache
+        if not made:  # a clip without gradient, or a recache
             self._leak = {}
         with torch.enable_grad():
-            zeros = {layer: (k - k.detach(), v - v.detach()) for layer, (k, v) in self._exit.items()}
+            zeros = {layer: (k - k.detach(), v - v.detach()) for layer, (k, v) in made.items()}
         for index, frame in enumerate(span if zeros else ()):
             part = slice(index * self._tokens, (index + 1) * self._tokens)
             self._leak[frame] = {layer: (k[:, part], v[:, part]) for layer, (k, v) in zeros.items()}

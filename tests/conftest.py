@@ -1,9 +1,19 @@
 """A pipeline of random weights, small enough to be made and run in a second, in the layout of real ones."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+from tests import annotations  # noqa: F401  named below
+
+CORE = ("ops", "models.wan", "cache", "generation.rollout", "generation.denoiser", "training.clips", "training.dmd")
+if os.environ.get("LONGLIVE_CHECK_ANNOTATIONS"):  # before anything of the package is imported; not always: torch.compile sees the checks
+    install_import_hook([f"longlive.{name}" for name in CORE], "tests.annotations.check_tensors")
+
+# ruff: noqa: E402
 from diffusers import AutoencoderKLWan
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast, LlamaConfig, LlamaForCausalLM
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from longlive.ops import attention
 from longlive.ops.rope import Rope, rope_for, rotate
-from longlive.types import Attend, Heads, KVView, Latents, Memory, Rotation, Text, TextKV, Timesteps
+from longlive.types import Attend, Heads, KVView, Latents, Memory, Rotation, Text, TextKV, Timesteps, Visible
 
 Tokens = Float[Tensor, "B N M"]  # M = A D, the model's width
 Modulation = Float[Tensor, "B F n M"]
@@ -87,8 +87,8 @@ class Block(nn.Module):
         self,
         x: Tokens,
         time: Modulation,
-        text_k: Heads,
-        text_v: Heads,
+        text_k: Visible,
+        text_v: Visible,
         rope: Rotation,
         memory: Memory,
         attend: Attend,

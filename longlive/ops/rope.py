@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from longlive.types import Heads, Rotation
+from longlive.types import Rotation
 
 
 def _frequencies(width: int, theta: float) -> Tensor:
@@ -32,8 +33,8 @@ class Rope:
         with torch.inference_mode(False):  # the tables may later be used under autograd
             self._time = _frequencies(head_dim - 2 * side, theta)
             frequencies = _frequencies(side, theta)
-            height = (torch.arange(rows, dtype=torch.float64)[:, None] * frequencies)[:, None].expand(-1, columns, -1)
-            width = (torch.arange(columns, dtype=torch.float64)[:, None] * frequencies)[None].expand(rows, -1, -1)
+            height = (torch.arange(rows)[:, None] * frequencies)[:, None].expand(-1, columns, -1)
+            width = (torch.arange(columns)[:, None] * frequencies)[None].expand(rows, -1, -1)
             angles = torch.cat([height, width], dim=-1).flatten(0, 1)
             self._place = Rotation(angles.cos().float().to(device), angles.sin().float().to(device))
 
@@ -66,7 +67,7 @@ def rope_for(rows: int, columns: int, head_dim: int, theta: float, device: torch
     return Rope(rows, columns, head_dim, theta=theta, device=device)
 
 
-def rotate(x: Heads, rope: Rotation) -> Heads:
+def rotate(x: Float[Tensor, "*B N A D"], rope: Rotation) -> Float[Tensor, "*B N A D"]:
     """Turn neighbouring pairs of the last dimension of `[B, N, A, D]`; computed in float32, returned in the dtype of `x`."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rope.cos[:, None, :], rope.sin[:, None, :]

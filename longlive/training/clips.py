@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKLWan
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from longlive.cache.history import HistoryCache
@@ -24,7 +24,7 @@ from longlive.parallel.world import SharedChoices
 from longlive.training.prompts import PromptPair
 from longlive.types import Latents, Text, TextKV
 
-Anchor = Callable[[Latents], Latents]
+Anchor = Callable[[Latents], Float[Tensor, "B 1 C H W"]]
 """The last of some frames, made into the first frame of a clip: `[B, F, C, H, W]` -> `[B, 1, C, H, W]`."""
 
 Embed = Callable[[Sequence[str]], Text]
@@ -210,7 +210,7 @@ class StreamingTuner:
 
 
 @torch.no_grad()
-def anchor_frame(vae: AutoencoderKLWan, frames: Latents, *, context: int | None = None) -> Latents:
+def anchor_frame(vae: AutoencoderKLWan, frames: Latents, *, context: int | None = None) -> Float[Tensor, "B 1 C H W"]:
     """The last image of some latent frames, encoded alone: `[B, F, C, H, W]` -> `[B, 1, C, H, W]`.
 
     The first latent frame of a video encodes one image, every other one four; a teacher trained on whole videos expects the first frame

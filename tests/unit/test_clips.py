@@ -331,3 +331,57 @@ def test_the_anchor_is_the_last_image_encoded_alone(vae):
     errors = [(anchor_frame(vae, frames, context=context) - anchor).abs().max().item() for context in (1, 22)]
     assert errors[0] > 1e-3 and errors[1] < 1e-6  # 22 frames are all that the decoder can remember
     torch.testing.assert_close(anchor_frame(vae, frames, context=2), whole(vae, frames.detach()[:, -2:]), atol=1e-5, rtol=0)
+
+
+def test_defaults_are_those_of_the_paper():
+    """Clips of 21 latent frames, 3 of them shared, blocks of 3, videos of 240; the sink is written anew at a switch."""
+    tuner = StreamingTuner(Recorder(), Numbered(), embed=torch.tensor, noise=torch.zeros, choices=SharedChoices(0, World()))
+    assert (tuner.block, tuner.clip_frames, tuner.overlap, tuner.max_frames, tuner.switch_at) == (3, 21, 3, (240,), ())
+    assert tuner.anchor is None and tuner.transition == Transition(keep_sink=False, recache="joint")
+
+
+def test_blocks_of_one_frame_may_overlap_by_one():
+    tuner = recorded(block=1, clip_frames=4, overlap=1, max_frames=(7,))
+    assert [tuner.clip(grad=False).frames for _ in range(2)] == [range(0, 4), range(4, 7)] and tuner.between_videos
+
+
+def test_a_clip_must_fit_whole_where_a_switch_is():
+    """In a video of 56 latent frames, 17 follow frame 39, where a clip needs 18."""
+    with pytest.raises(ValueError, match="no clip starts at frame 39 in videos of 56 frames"):
+        recorded(max_frames=(56,), switch_at=(39,))
+    recorded(max_frames=(57,), switch_at=(39,))
+
+
+def test_a_text_is_projected_with_a_gradient_only_where_one_is_wanted():
+    tuner, seen = recorded(), []
+    network = tuner.rollout.denoiser.network
+    project = network.project_text
+    network.project_text = lambda text: seen.append(torch.is_grad_enabled()) or project(text)
+    for grad in (True, False):
+        tuner.clip(grad=grad)
+    assert seen == [True, False]
+
+
+def test_a_state_holds_no_more_than_the_clip(model):
+    """`previous` is a part of a longer tensor; saved as it is, it would take all of that along."""
+    tuner = real(model, torch.Generator().manual_seed(0))
+    for _ in range(2):
+        tuner.clip(grad=False)
+    previous = tuner.state()["video"]["previous"]
+    assert previous.untyped_storage().nbytes() == previous.numel() * previous.element_size()
+
+
+def test_the_length_of_a_video_under_way_is_loaded(model):
+    tuner = real(model, torch.Generator().manual_seed(0))
+    tuner.clip(grad=False)
+    state = tuner.state()
+    resumed = real(model, torch.Generator().manual_seed(0))
+    resumed.load(state)
+    assert not resumed.between_videos and resumed.rollout.end == 12
+
+
+def test_an_anchor_needs_a_frame_and_keeps_the_dtype(vae):
+    frames = torch.randn(1, 3, 4, 2, 2)
+    with pytest.raises(ValueError, match="anchor_context 0: choose 1 frame or more"):
+        anchor_frame(vae, frames, context=0)
+    assert anchor_frame(vae, frames.double(), context=1).dtype == torch.float64

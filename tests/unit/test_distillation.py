@@ -228,7 +228,7 @@ def test_resumed_anywhere_a_run_goes_on_bit_for_bit(rank):
         assert found.keys() == whole.keys() and not [name for name in whole if not torch.equal(found[name], whole[name])]
     state = stage.state()
     state["ranks"] = state["ranks"] * 2
-    with pytest.raises(ValueError, match="the run has 2 ranks, here are 1; go on with as many"):
+    with pytest.raises(ValueError, match="the state is of 2 ranks, this run has 1; start as many"):
         stage.load(state)
 
 

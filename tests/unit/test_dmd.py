@@ -40,11 +40,11 @@ def test_the_generator_loss_by_hand(guided, fresh):
     clip = CLIP.clone().requires_grad_()
     found = DMD(teacher, critic, **guided).generator_loss(clip, TEXT, NEGATIVE, t=T, noise=NOISE, fresh=fresh)
 
-    w, phi = guided.get("guidance_scale", 4.0) - 1, guided.get("guidance_rescale", 0.0)
+    scale, phi = guided.get("guidance_scale", 4.0), guided.get("guidance_rescale", 0.0)
     gradient = torch.empty(SHAPE, dtype=torch.float64)
     for n in range(B):
         conditional, unconditional, x = with_text[n].double(), without[n].double(), CLIP[n].double()
-        real = conditional + w * (conditional - unconditional)
+        real = unconditional + scale * (conditional - unconditional)
         real = phi * real * conditional.norm() / real.norm() + (1 - phi) * real
         gradient[n] = (fake[n].double() - real) / (x - real).abs().mean()
     torch.testing.assert_close(found.gradient.double(), gradient, atol=1e-5, rtol=1e-5)

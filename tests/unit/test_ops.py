@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longlive.ops import attention, flow_matching
-from longlive.ops.rope import Rope, rotate
+from longlive.ops.rope import Rope, rope_for, rotate
 
 
 def test_rotation_equals_complex_numbers():
@@ -32,13 +32,24 @@ def test_a_time_shift_moves_keys_and_only_differences_matter():
     torch.testing.assert_close(near, far, atol=1e-3, rtol=0)
 
 
-def test_schedule():
-    assert flow_matching.warp_steps([1000, 750, 500, 250, 0], 5.0) == pytest.approx([1000, 937.5, 833.3333, 625, 0], abs=1e-3)
-    assert flow_matching.sigmas(5.0)[[0, 1, -1]].tolist() == pytest.approx([1, 0.99979979, 0.00498008], abs=1e-7)
-    assert flow_matching.training_weights(5.0).mean() == pytest.approx(1, abs=1e-5)
-    for steps, words in (([], "must lie"), ([1001], "must lie"), ([500, 500], "must fall")):
-        with pytest.raises(ValueError, match=words):
-            flow_matching.warp_steps(steps, 5.0)
+def test_rope_works_under_autograd_wherever_it_was_made_and_keeps_the_dtype():
+    rope_for.cache_clear()
+    with torch.inference_mode():
+        rope = rope_for(2, 3, 12, 10000.0, torch.device("cpu"))
+        turned = rope.at((4, 5))
+    assert (rope.rows, rope.columns) == (2, 3) and rope_for(2, 3, 12, 10000.0, torch.device("cpu")) is rope
+    for rotation in (turned, rope.at((4, 5)), rope.at((4,))):
+        x = torch.randn(1, rotation.cos.shape[0], 2, 12, requires_grad=True)
+        rotate(x, rotation).sum().backward()
+        assert x.grad.any()
+    half = torch.randn(1, 12, 2, 12).bfloat16()
+    assert torch.equal(rotate(half, turned), rotate(half.float(), turned).bfloat16())
+
+
+def test_rope_is_made_on_its_device():
+    rope = rope_for(2, 3, 12, 10000.0, torch.device("meta"))
+    assert {part.device.type for part in (*rope.at((0, 1)), *rope.time_shift(3))} == {"meta"}
+    assert rope.at((0, 1)).cos.shape == (12, 6) and rope.time_shift(3).sin.shape == (1, 6)
 
 
 def test_flow_noise_and_clean_are_one_thing():
