@@ -5,6 +5,7 @@ Knows nothing of how a dimension is computed: that is vbench's own code, in its 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
@@ -233,7 +234,9 @@ def run(
             return dict(zip(dimensions, workers.map(measure, dimensions)))
         except BaseException:  # an interruption reaches this thread only, and the pool would wait for hours
             for process in psutil.Process().children():
-                process.terminate()
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                    if str(WORKER) in process.cmdline():
+                        process.terminate()
             raise
 
 
