@@ -136,16 +136,18 @@ class AutoencoderConfig:
     """Stage `autoencoder`: the miniature's `AutoencoderKLWan`, the residual variant on patches of 2 x 2 pixels."""
 
     initial: str | None = None  # folder of an autoencoder to start from, whose sizes are used; None: random weights of these sizes
+    decoder_only: bool = False  # keep the encoder of `initial`, so that a transformer trained on its latents stays valid
     base_dim: int = 32
+    decoder_dim: int | None = None  # None: base_dim; with decoder_only, an `initial` of another width gets a new decoder
     dim_mult: tuple[int, ...] = (1, 1, 1)
-    num_res_blocks: int = 0
+    num_res_blocks: int = 0  # per level, and one in the decoder; those that `initial` lacks are added as the identity
     z_dim: int = 16
     spatial_padding: Literal["zeros", "circular"] = "circular"  # the world is a torus
-    lr: float = 2e-3
-    batch: int = 16
+    lr: float = 1.5e-3
+    batch: int = 8
     images_per_chunk: int = 4
-    stream_from: int = 1500  # until this step videos grow longer; at first most are a single chunk
-    reset: float = 0.1  # probability, at every chunk, that new videos begin
+    stream_from: int = 3000  # until this step videos grow longer; at first most are a single chunk
+    reset: float = 0.2  # probability, at every chunk, that new videos begin
     kl_weight: float = 1e-4
     latent_noise: float = 0.2  # latents are decoded with noise of up to this fraction of their standard deviation
     subject_weight: float = 4.0  # of subject pixels, relative to 1 for the background
@@ -167,7 +169,7 @@ class CausalInitConfig:
     lr: float = 4e-3  # of Muon on the blocks' matrices; half of it for AdamW on the rest
     clip_batch: int = 8  # videos of several blocks, every `clip_every` steps
     clip_every: int = 4
-    bfloat16: bool = True  # in linear layers, during training
+    bfloat16: bool | None = None  # in linear layers, during training; None: if the CPU has instructions for it
     oversampled: tuple[str, ...] = ("cross", "ring")  # shapes that are not convex are learned last:
     oversampling: float = 3.0  # first blocks with them are drawn this many times as often
     first_batch: int = 128  # first blocks per step
@@ -193,17 +195,17 @@ class TeacherConfig:
     autoencoder: str = "runs/miniature/autoencoder/export"
     size: str = "miniature"  # of models/zoo.py
     initial: str | None = None  # folder of a transformer to start from; None: random weights of `size`
-    lr: float = 8e-3  # of Muon on the blocks' matrices; half of it for AdamW on the rest
+    lr: float = 4e-3  # of Muon on the blocks' matrices; half of it for AdamW on the rest
     clip_frames: int = 12
-    clip_batch: int = 32  # whole clips, every `clip_every` steps
+    clip_batch: int = 8  # whole clips, every `clip_every` steps
     clip_every: int = 4
     short_frames: int = 3  # beginnings of clips, every step: all that a prompt says must be invented here
-    short_batch: int = 128
-    bfloat16: bool = True  # in linear layers, during training
-    oversampled: tuple[str, ...] = ("cross", "ring")
-    oversampling: float = 3.0
-    num_clips: int = 4000
-    num_shorts: int = 16000
+    short_batch: int = 32
+    bfloat16: bool | None = None  # in linear layers, during training; None: if the CPU has instructions for it
+    oversampled: tuple[str, ...] = ("cross", "ring", "gray", "brown")  # not convex, of low contrast: learned last
+    oversampling: float = 2.0
+    num_clips: int = 2000
+    num_shorts: int = 8000
     phrasings: int = 16
     timestep_shift: float = 8.0  # subject, position and shape are decided above sigma 0.8
     ema_decay: float = 0.999
@@ -299,7 +301,7 @@ class DistillationConfig:
     ema_decay: float | None = 0.99  # of the generator's weights; not used with adapters
     ema_start: int = 200  # step
     checkpointing: bool = True  # recompute the blocks' activations in the backward pass
-    bfloat16_linears: bool = False  # for CPUs; on GPUs networks compute in bfloat16 anyway
+    bfloat16_linears: bool | None = False  # for CPUs, None: for one with instructions for it; GPUs compute in bfloat16 anyway
 
     # validation
     validation_prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt or .jsonl; None: the first prompts

@@ -40,6 +40,16 @@ def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
     return _Linear.apply(x, layer.weight, layer.bias)  # type: ignore[return-value]
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16 matrices; one without takes several times as long for their products as in float32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def bfloat16_linears(setting: bool | None) -> bool:
+    """A setting's value; None stands for what is faster on this CPU."""
+    return cpu_has_bfloat16() if setting is None else setting
+
+
 def use_bfloat16_linears(module: nn.Module) -> None:
     """Make the linear layers of a float32 `module` compute in bfloat16, in place; weights and state dict stay as they are.
 

@@ -11,7 +11,7 @@ from longlive.cache.history import HistoryCache
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.engine.sharding import compute_dtype
-from longlive.models.vae import settings_of
+from longlive.models.vae import decoder_width, settings_of
 from longlive.models.wan import WanTransformer
 
 
@@ -61,5 +61,5 @@ def activation_bytes(network: WanTransformer, vae: AutoencoderKLWan, height: int
     settings = settings_of(vae)
     patch = settings.patch_size or 1
     pixels = batch * settings.scale_factor_temporal * block * height * width * settings.scale_factor_spatial**2
-    decoder = pixels // patch**2 * 6 * settings.base_dim * vae.dtype.itemsize
+    decoder = pixels // patch**2 * 6 * decoder_width(vae) * vae.dtype.itemsize
     return max(activations, decoder)

@@ -40,7 +40,7 @@ from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Recache, Transition
 from longlive.models.lora import merge_lora
 from longlive.models.text import TextEncoder
-from longlive.models.vae import StreamDecoder, decode_video, settings_of
+from longlive.models.vae import StreamDecoder, decode_video, decoder_width, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow_matching import warp_steps
 from longlive.types import Decoder, Latents
@@ -448,7 +448,7 @@ class LongLivePipeline(DiffusionPipeline):
         if self.config.window == EVERYTHING:
             raise ValueError("sessions without an end need a window; window -1 is for videos of known length")
         cache = self._cache_bytes(height // self._spatial_stride, width // self._spatial_stride, visible=self.config.window, batch=1)
-        decoder = 2 * settings_of(self.vae).base_dim * 8 * height * width * self.vae.dtype.itemsize  # two frames before every convolution
+        decoder = 2 * decoder_width(self.vae) * 8 * height * width * self.vae.dtype.itemsize  # two frames before every convolution
         return cache + decoder
 
     def load_lora_weights(self, path: str | Path, *, alpha: float | None = None) -> None:

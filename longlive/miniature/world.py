@@ -40,6 +40,7 @@ MOTIONS: dict[str, tuple[int, int]] = {"right": (1, 0), "left": (-1, 0), "down":
 RADII = (10.0, 12.0, 14.0)  # of the circle with the subject's area, in pixels
 SHADE = 0.3  # how much darker the unlit side is than the lit one
 LIGHTS = 8  # directions of the light
+NUM_HELD_OUT = 100  # combinations of attributes that are kept for testing
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
@@ -83,15 +84,20 @@ def all_captioned() -> list[Captioned]:
     return [Captioned(*values) for values in itertools.product(*ATTRIBUTES.values())]
 
 
-def held_out(count: int = 100, seed: int = 20250922) -> list[Captioned]:
+def held_out(count: int = NUM_HELD_OUT, seed: int = 20250922) -> list[Captioned]:
     """Combinations that are not in the training set, which has every single attribute value many times."""
     everything = all_captioned()
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))
     return [everything[i] for i in order[:count].tolist()]
 
 
-def training_set(num_held_out: int = 100) -> list[Captioned]:
-    """The combinations used in training: all but the held-out ones."""
+def validation_set(count: int = 50) -> list[Captioned]:
+    """Further combinations, for choosing between trainings, so that the held-out ones only measure the result."""
+    return held_out(NUM_HELD_OUT + count)[NUM_HELD_OUT:]
+
+
+def training_set(num_held_out: int = NUM_HELD_OUT) -> list[Captioned]:
+    """The combinations used in training: all but the held-out ones; with `num_held_out=150` without those of `validation_set` too."""
     kept_out = set(held_out(num_held_out))
     return [item for item in all_captioned() if item not in kept_out]
 

@@ -30,6 +30,12 @@ def settings_of(vae: AutoencoderKLWan) -> Any:
     return vae.config
 
 
+def decoder_width(vae: AutoencoderKLWan) -> int:
+    """Channels of the decoder's last level."""
+    config = settings_of(vae)
+    return config.base_dim if config.decoder_base_dim is None else config.decoder_base_dim
+
+
 def latent_statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
     """Per-channel mean and standard deviation of the latents, `[C, 1, 1, 1]`, on the device and in the dtype of `like`."""
     config = settings_of(vae)

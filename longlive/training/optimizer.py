@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def warmup_cosine(step: int, steps: int, *, warmup: int = 100, floor: float = 0.02) -> float:
@@ -22,8 +22,40 @@ def warmup_cosine(step: int, steps: int, *, warmup: int = 100, floor: float = 0.
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def orthogonalized(matrix: Tensor, *, num_steps: int = 5) -> Tensor:
+    """U V^T of `matrix` = U S V^T, roughly: singular values between 0.7 and 1.2 (quintic Newton-Schulz, Jordan et al. 2024)."""
+    a, b, c = 3.4445, -4.775, 2.0315
+    x = matrix / matrix.norm().clamp(min=1e-7)
+    x = x.T if x.shape[0] > x.shape[1] else x
+    for _ in range(num_steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+class Muon(torch.optim.Muon):
+    """torch's, with updates computed in the weights' own dtype.
+
+    torch computes them in bfloat16, which takes a CPU without instructions for it ten times as long; matrices are small here, so a GPU
+    loses nothing.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """m <- mean of gradients; W <- W - 0.2 lr sqrt(max(shape)) orthogonalized(gradient mixed with m), as large as AdamW's updates."""
+        for group in self.param_groups:
+            beta = group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - beta)
+                update = orthogonalized(p.grad.lerp(momentum, beta))
+                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(p.shape)))
+
+
 class MatrixOptimizer:
-    """`torch.optim.Muon` on weights of two or more dimensions (convolutions as `[out, in * kernel]`), AdamW on the rest.
+    """`Muon` on weights of two or more dimensions (convolutions as `[out, in * kernel]`), AdamW on the rest.
 
     Args:
         lr: of Muon, whose updates are scaled to the size of AdamW's; AdamW runs at `lr * adamw_ratio`.
@@ -44,7 +76,7 @@ class MatrixOptimizer:
         rest = [p for name, p in named if not (p.squeeze().ndim >= 2 and hidden(name))]
         self._flat = [nn.Parameter(p.detach().view(p.shape[0], -1)) for p in self._matrices]  # shares storage
         self.lr = lr
-        self.muon = torch.optim.Muon(self._flat, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.muon = Muon(self._flat, lr=lr, weight_decay=weight_decay)
         self.adamw = torch.optim.AdamW(rest, lr=lr * adamw_ratio, betas=(0.9, 0.99), weight_decay=0.0)
         self._adamw_ratio = adamw_ratio
 

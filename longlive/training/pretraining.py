@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from longlive.engine.apply import Recipe, apply
+from longlive.engine.low_precision import bfloat16_linears
 from longlive.models.wan import WanTransformer
 from longlive.training.ema import EMA
 from longlive.training.optimizer import MatrixOptimizer, warmup_cosine
@@ -22,11 +23,11 @@ class PretrainingStage:
 
     between_videos = True
 
-    def __init__(self, network: WanTransformer, *, steps: int, lr: float, ema_decay: float, bfloat16: bool, seed: int) -> None:
+    def __init__(self, network: WanTransformer, *, steps: int, lr: float, ema_decay: float, bfloat16: bool | None, seed: int) -> None:
         self.network, self.steps = network, steps
         self.optimizer = MatrixOptimizer(network, lr=lr, hidden=lambda name: name.startswith("blocks.") and "modulation" not in name)
         self.ema = EMA(network, decay=ema_decay)
-        apply(network, Recipe(bfloat16_linears=bfloat16))
+        apply(network, Recipe(bfloat16_linears=bfloat16_linears(bfloat16)))
         self.generator = torch.Generator().manual_seed(seed)
         self.last_batch: dict[str, Any] = {}
 

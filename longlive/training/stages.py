@@ -12,8 +12,9 @@ from diffusers import AutoencoderKLWan
 
 from longlive.cache.window import Window
 from longlive.checkpoints import store
-from longlive.config import AutoencoderConfig, CausalInitConfig, DistillationConfig, OdeConfig, TeacherConfig, TrainConfig
+from longlive.config import CausalInitConfig, DistillationConfig, OdeConfig, TeacherConfig, TrainConfig
 from longlive.engine.apply import Recipe, Sharding, apply
+from longlive.engine.low_precision import bfloat16_linears
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.dimensions import Timing
@@ -23,7 +24,7 @@ from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
 from longlive.generation.transition import Transition
 from longlive.models.text import TextEncoder
-from longlive.models.vae import set_spatial_padding, settings_of
+from longlive.models.vae import settings_of
 from longlive.models.wan import WanTransformer
 from longlive.models.zoo import arguments
 from longlive.ops.flow_matching import warp_steps
@@ -36,6 +37,7 @@ from longlive.training.embeddings import TextEmbeddings, fingerprint
 from longlive.training.miniature.autoencoder import AutoencoderStage
 from longlive.training.miniature.causal_init import CausalInitStage
 from longlive.training.miniature.language import LanguageStage
+from longlive.training.miniature.starting_vae import starting_vae
 from longlive.training.miniature.teacher import TeacherStage
 from longlive.training.networks import TrainableNetwork, load_network
 from longlive.training.ode import ODERegression
@@ -65,7 +67,7 @@ def build(config: TrainConfig, world: World, device: torch.device) -> Built:
     if config.stage == "language":
         return Built(LanguageStage(config.language, steps=config.steps, seed=config.seed))
     if config.stage == "autoencoder":
-        return Built(AutoencoderStage(config.autoencoder, _vae(config.autoencoder), steps=config.steps, seed=config.seed))
+        return Built(AutoencoderStage(config.autoencoder, starting_vae(config.autoencoder), steps=config.steps, seed=config.seed))
     if config.stage in ("init", "long"):
         return _distillation(config, config.init if config.stage == "init" else config.long, world, device)
     if config.stage == "causal_init" and config.causal_init.objective == "ode":
@@ -74,30 +76,6 @@ def build(config: TrainConfig, world: World, device: torch.device) -> Built:
     if config.stage == "teacher":
         return Built(TeacherStage(config.teacher, *_miniature_parts(config.teacher, "teacher"), **run))
     return Built(CausalInitStage(config.causal_init, *_miniature_parts(config.causal_init, "causal_init"), **run))
-
-
-def _vae(config: AutoencoderConfig) -> AutoencoderKLWan:
-    """The autoencoder in training: of `config.initial`, or with random weights for 2 x 2 pixels of 3 colours as 12 channels."""
-    if config.initial is None:
-        vae = AutoencoderKLWan(
-            base_dim=config.base_dim,
-            dim_mult=list(config.dim_mult),
-            num_res_blocks=config.num_res_blocks,
-            z_dim=config.z_dim,
-            temperal_downsample=[True] * (len(config.dim_mult) - 1),
-            is_residual=True,
-            patch_size=2,
-            in_channels=12,
-            out_channels=12,
-            scale_factor_spatial=2 ** len(config.dim_mult),
-        )
-    else:
-        vae = store.load_vae(config.initial).train()
-    assert isinstance(vae, AutoencoderKLWan)
-    set_spatial_padding(vae, config.spatial_padding)
-    z_dim = settings_of(vae).z_dim
-    vae.register_to_config(latents_mean=[0.0] * z_dim, latents_std=[1.0] * z_dim)  # measured at the end of training
-    return vae
 
 
 def _miniature_parts(config: CausalInitConfig | TeacherConfig, stage: str) -> tuple[WanTransformer, AutoencoderKLWan, TextEncoder]:
@@ -134,7 +112,7 @@ def _distillation(run: TrainConfig, config: DistillationConfig, world: World, de
     average = EMA(network, decay=config.ema_decay, warm_up=False) if config.ema_decay and config.lora_rank is None else None
     sharding = Sharding(param_dtype=compute)
     trained = [_trained(one, config, lr, sharding) for one, lr in ((network, config.lr), (critic, config.critic_lr))]
-    apply(teacher, Recipe(bfloat16_linears=config.bfloat16_linears, sharding=sharding))
+    apply(teacher, Recipe(bfloat16_linears=bfloat16_linears(config.bfloat16_linears), sharding=sharding))
     if average is not None:
         apply(average.average, Recipe(sharding=sharding))
     random = {name: rank_generator(run.seed + n, world.rank) for n, name in enumerate(("noise", "timesteps"), 1)}
@@ -169,7 +147,7 @@ def _required(config: DistillationConfig | OdeConfig, names: Sequence[str], *, s
 
 def _trained(network: WanTransformer, config: DistillationConfig | OdeConfig, lr: float, sharding: Sharding) -> TrainableNetwork:
     lora = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha} if isinstance(config, DistillationConfig) else {}
-    bfloat16 = isinstance(config, DistillationConfig) and config.bfloat16_linears
+    bfloat16 = isinstance(config, DistillationConfig) and bfloat16_linears(config.bfloat16_linears)
     recipe = Recipe(checkpointing=config.checkpointing, bfloat16_linears=bfloat16, sharding=sharding)
     return TrainableNetwork(network, lr=lr, betas=config.betas, weight_decay=config.weight_decay, recipe=recipe, **lora)  # type: ignore[arg-type]
 

@@ -11,6 +11,7 @@ import torch
 
 from longlive.cache.window import Window
 from longlive.config import TrainConfig
+from longlive.engine import low_precision
 from longlive.engine.low_precision import use_bfloat16_linears
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import history_cache
@@ -26,7 +27,7 @@ from longlive.settings import load
 from longlive.training.dmd import DMD
 from longlive.training.miniature.autoencoder import EndlessVideos
 from longlive.training.networks import load_network
-from longlive.training.optimizer import MatrixOptimizer, warmup_cosine
+from longlive.training.optimizer import MatrixOptimizer, Muon, orthogonalized, warmup_cosine
 from longlive.training.stages import build
 from longlive.training.teacher_forcing import TeacherForcing
 from longlive.training.trainer import train
@@ -62,7 +63,7 @@ def test_loss_of_a_perfect_network_is_zero_and_context_carries_none(model):
     clip, noise, text = torch.randn(1, 9, 4, 4, 4), torch.randn(1, 6, 4, 4, 4), torch.randn(1, 5, 8)
 
     class Perfect:
-        config = model.config
+        config, rope = model.config, model.rope
 
         def __call__(self, x, t, text, view):
             return torch.cat([torch.full((1, x.shape[1] - 6, 4, 4, 4), torch.nan), noise - clip[:, 3:]], 1)
@@ -123,6 +124,34 @@ def test_matrix_optimizer_moves_every_weight_and_learns():
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert all((p != q).any() for p, q in zip(net.parameters(), before))
+
+
+def test_muon_is_torchs_but_for_rounding():
+    torch.manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.randn(shape)) for shape in ((24, 72), (72, 24), (32, 32))] for _ in range(2))
+    for p, q in zip(ours, theirs):
+        q.data.copy_(p.data)
+    settings = {"lr": 0.01, "weight_decay": 0.1}
+    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        before = [p.detach().clone() for p in ours]
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        for p, q, old in zip(ours, theirs, before):
+            assert (p - q).norm() / (p - old).norm() < 0.1  # updates of torch's have passed through bfloat16
+            q.data.copy_(p.data)
+    for rows, columns in ((24, 72), (72, 24)):
+        values = torch.linalg.svdvals(orthogonalized(torch.randn(rows, columns)))
+        assert values.min() > 0.6 and values.max() < 1.3
+
+
+@pytest.mark.parametrize("instructions", [True, False])
+def test_bfloat16_where_the_processor_has_instructions_for_it(instructions, monkeypatch):
+    monkeypatch.setattr(low_precision, "cpu_has_bfloat16", lambda: instructions)
+    assert [low_precision.bfloat16_linears(wanted) for wanted in (None, True, False)] == [instructions, True, False]
 
 
 def test_bfloat16_linears_round_and_nothing_else(model):

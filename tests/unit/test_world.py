@@ -20,6 +20,7 @@ from longlive.miniature.world import (
     held_out,
     render,
     training_set,
+    validation_set,
 )  # fmt: skip
 
 RED_CIRCLE = Captioned("circle", "red", "black", "right")
@@ -88,6 +89,8 @@ def test_held_out_combinations_are_never_trained_on():
     for name, values in ATTRIBUTES.items():
         assert {getattr(c, name) for c in training_set()} == set(values)
     assert held_out(16) == held_out(100)[:16]
+    assert not set(validation_set(50)) & (set(held_out(100)) | set(training_set(150)))
+    assert len(validation_set(50)) == 50 and {c.shape for c in validation_set(50)} == set(ATTRIBUTES["shape"])
 
 
 def test_what_is_not_in_the_world_is_refused():

@@ -27,10 +27,10 @@ from longlive.miniature.world import (
     Identity,
     all_captioned,
     draw_identity,
-    held_out,
     render,
+    validation_set,
 )
-from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video, settings_of
+from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video, latent_statistics, settings_of
 from longlive.training.miniature.caption_texts import caption_weights
 from longlive.training.miniature.latent_videos import save_strips, to_float, to_uint8
 from longlive.training.miniature.reconstruction import reconstruction_loss
@@ -87,7 +87,7 @@ class EndlessVideos:
 
 
 class AutoencoderStage:
-    """Reconstruction with a light pull of the posterior to a unit Gaussian."""
+    """Reconstruction with a light pull of the posterior to a unit Gaussian; with `decoder_only` the latents stay as they are."""
 
     between_videos = True
 
@@ -99,6 +99,8 @@ class AutoencoderStage:
             edge_weight=config.edge_weight,
             gradient_weight=config.gradient_weight,
         )
+        for part in (vae.encoder, vae.quant_conv):
+            part.requires_grad_(not config.decoder_only)
         self.optimizer = MatrixOptimizer(vae, lr=config.lr)
         self.generator = torch.Generator().manual_seed(seed)
         self.videos = EndlessVideos(config.batch, self.generator, oversampled=config.oversampled, oversampling=config.oversampling)
@@ -114,11 +116,13 @@ class AutoencoderStage:
         first = self.encoder.num_latent_frames == 0
         images = to_float(self.videos.next(self.config.images_per_chunk + (1 if first else 0)))
         self.last_batch = {"images": images, "images_before": self.encoder.num_latent_frames}
-        mean, log_variance = self.encoder.posterior(images).chunk(2, dim=1)
+        with torch.set_grad_enabled(not self.config.decoder_only):
+            mean, log_variance = self.encoder.posterior(images).chunk(2, dim=1)
         log_variance = log_variance.clamp(-20, 10)
         variance = log_variance.exp() + self._noise(mean).square()  # of the posterior, and of a generator's errors
         z = mean + variance.sqrt() * torch.randn(mean.shape, generator=self.generator)
-        decoded = self.decoder.decode(z.transpose(1, 2), clamp=False)
+        offset, scale = latent_statistics(self.vae, z)
+        decoded = self.decoder.decode(((z - offset) / scale).transpose(1, 2), clamp=False)
         loss = self.reconstruction_loss(decoded, images)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         self.optimizer.zero_grad()
@@ -136,9 +140,9 @@ class AutoencoderStage:
 
     @torch.no_grad()
     def validate(self, folder: Path, number: int) -> dict[str, float]:
-        """Oracle on reconstructions of 32 held-out scenes of 49 images, and a sheet of originals above reconstructions."""
+        """Oracle on reconstructions of 32 scenes of 49 images, and a sheet of originals above reconstructions."""
         generator = torch.Generator().manual_seed(1)
-        captions = held_out(32)
+        captions = validation_set(32)
         original = render(captions, [draw_identity(generator) for _ in captions], 49)
         decoded = to_uint8(decode_video(self.vae, encode_video(self.vae, to_float(original))))
         save_strips(torch.stack([original[:8], decoded[:8]], dim=1).flatten(0, 1), folder / f"autoencoder_{number:06d}.png")
@@ -165,7 +169,12 @@ class AutoencoderStage:
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
-        """Measure the latents' mean and scale per channel over long videos, set them in the configuration, save."""
+        """Save, with the latents' mean and scale per channel, measured over long videos, in the configuration."""
+        if not self.config.decoder_only:
+            self._measure_statistics()
+        self.vae.save_pretrained(folder / "vae")
+
+    def _measure_statistics(self) -> None:
         generator = torch.Generator().manual_seed(2)
         picks = torch.randperm(len(all_captioned()), generator=generator)[:64].tolist()
         captions = [all_captioned()[i] for i in picks]
@@ -176,4 +185,3 @@ class AutoencoderStage:
         # The square root of the deviation: weak channels stay weaker than strong ones, instead of being amplified to unit noise.
         scale = (deviation * deviation.mean()).sqrt()
         self.vae.register_to_config(latents_mean=raw.mean((0, 1, 3, 4)).tolist(), latents_std=scale.tolist())
-        self.vae.save_pretrained(folder / "vae")

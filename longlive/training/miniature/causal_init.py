@@ -20,7 +20,7 @@ from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import ring_cache
 from longlive.generation.sampling import sample
 from longlive.miniature.captions import canonical
-from longlive.miniature.world import held_out
+from longlive.miniature.world import validation_set
 from longlive.models.text import TextEncoder
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow_matching import NUM_TIMESTEPS, shifted, warp_steps
@@ -99,9 +99,9 @@ class CausalInitStage(TransformerStage):
 
     @torch.no_grad()
     def validate(self, folder: Path, number: int, *, num_prompts: int = 32, num_latent_frames: int = 15) -> dict[str, float]:
-        """Videos of held-out prompts by the block loop of inference, judged by the oracle."""
-        captions = held_out(num_prompts)
-        latents = self.generate([canonical(caption) for caption in captions], num_latent_frames, seed=number)
+        """Videos of prompts that are not trained on, by the block loop of inference, judged by the oracle."""
+        captions = validation_set(num_prompts)
+        latents = self.generate([canonical(caption) for caption in captions], num_latent_frames, seed=1)
         return self.judge(latents, captions, folder / f"causal_init_{number:06d}.png")
 
     def generate(self, prompts: list[str], num_latent_frames: int, *, seed: int) -> Tensor:

@@ -17,7 +17,7 @@ from longlive import video
 from longlive.files import replacing
 from longlive.generation.dimensions import Timing
 from longlive.miniature.world import Captioned, draw_identity, render
-from longlive.models.vae import encode_video
+from longlive.models.vae import encode_video, spatial_padding
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class LatentVideos:
     """Encoded videos with random captions from a list and random identities.
 
     They are encoded on first use into `path` (float16) and read from there afterwards. Raises ValueError for a file of other settings.
+    If the VAE pads circularly, every draw moves a video to a random cell: moved latents are the latents of the moved video.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class LatentVideos:
                 torch.save(saved, partial)
         self.latents: Tensor = saved["latents"]  # float16 [num_videos, F, C, H, W]
         self._caption_index: Tensor = saved["captions"]
+        self._torus = spatial_padding(vae) == "circular"
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -80,7 +82,11 @@ class LatentVideos:
             picks = torch.randint(len(self), (batch,), generator=generator)
         else:
             picks = torch.multinomial(weights[self._caption_index], batch, replacement=True, generator=generator)
-        return self.latents[picks][:, frames].float(), self._caption_index[picks]
+        latents = self.latents[picks][:, frames].float()
+        if self._torus:
+            cells = [torch.randint(size, (batch,), generator=generator).tolist() for size in latents.shape[-2:]]
+            latents = torch.stack([one.roll(by, (-2, -1)) for one, by in zip(latents, zip(*cells, strict=True), strict=True)])
+        return latents, self._caption_index[picks]
 
 
 @torch.no_grad()

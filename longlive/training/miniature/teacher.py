@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLWan
 from longlive.config import TeacherConfig
 from longlive.generation.denoiser import Denoiser
 from longlive.miniature.captions import canonical
-from longlive.miniature.world import held_out
+from longlive.miniature.world import validation_set
 from longlive.models.text import TextEncoder
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow_matching import NUM_TIMESTEPS, shifted
@@ -23,7 +23,7 @@ from longlive.training.miniature.latent_videos import LatentVideos
 from longlive.training.miniature.transformer import TransformerStage
 from longlive.training.ode import trajectory
 
-GUIDANCE_SCALE = 4.0  # of validation clips
+GUIDANCE_SCALE = 3.0  # of validation clips; as in the stages that distil the teacher
 
 
 class TeacherStage(TransformerStage):
@@ -62,11 +62,11 @@ class TeacherStage(TransformerStage):
         return loss.item()
 
     @torch.no_grad()
-    def validate(self, folder: Path, number: int, *, num_prompts: int = 32, num_steps: int = 24) -> dict[str, float]:
-        """Guided clips of held-out prompts, judged by the oracle."""
-        captions = held_out(num_prompts)
+    def validate(self, folder: Path, number: int, *, num_prompts: int = 50, num_steps: int = 20) -> dict[str, float]:
+        """Guided clips of prompts that are not trained on, always from the same noise, judged by the oracle."""
+        captions = validation_set(num_prompts)
         text = self.text_encoder.encode([canonical(caption) for caption in captions])
-        noise = torch.randn(num_prompts, *self.clips.latents.shape[1:], generator=torch.Generator().manual_seed(number))
+        noise = torch.randn(num_prompts, *self.clips.latents.shape[1:], generator=torch.Generator().manual_seed(1))
         denoiser = Denoiser(self.ema.average, guidance_scale=GUIDANCE_SCALE, negative=torch.zeros_like(text))
         states = trajectory(denoiser, noise, text, num_steps=num_steps, keep=[num_steps], shift=self.config.timestep_shift)
         return self.judge(states[:, 0], captions, folder / f"teacher_{number:06d}.png")

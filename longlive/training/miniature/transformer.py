@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan
 
 from longlive.config import CausalInitConfig, TeacherConfig
 from longlive.miniature import oracle
-from longlive.miniature.world import Captioned, training_set
+from longlive.miniature.world import NUM_HELD_OUT, Captioned, training_set, validation_set
 from longlive.models.text import TextEncoder
 from longlive.models.vae import decode_video
 from longlive.models.wan import WanTransformer
@@ -38,7 +38,7 @@ class TransformerStage(PretrainingStage):
     ) -> None:
         super().__init__(network, steps=steps, lr=config.lr, ema_decay=config.ema_decay, bfloat16=config.bfloat16, seed=seed)
         self.vae, self.text_encoder, self.data, self.seed = vae, text_encoder, data, seed
-        self.captions = training_set()
+        self.captions = training_set(NUM_HELD_OUT + len(validation_set()))
         self.weights = caption_weights(self.captions, config.oversampled, config.oversampling)
         self.texts = CaptionTexts(text_encoder, self.captions, phrasings=config.phrasings, seed=seed + 3)
 
@@ -50,12 +50,10 @@ class TransformerStage(PretrainingStage):
         )
 
     def judge(self, latents: Latents, captions: Sequence[Captioned], picture: Path) -> dict[str, float]:
-        """Shares of videos in which the oracle reads each attribute of its caption, and the mean overlap with the shape's template.
+        """What the oracle reads (`Reading.shares`): shares of videos that show each attribute of their caption, overlap with templates.
 
         Writes images of the first twelve videos to `picture`.
         """
         images = to_uint8(decode_video(self.vae, latents))
         save_strips(images[:12], picture)
-        reading = oracle.read(images)
-        correct = {f"oracle/{name}": value.float().mean().item() for name, value in reading.correct(list(captions)).items()}
-        return correct | {"oracle/iou": reading.iou.mean().item()}
+        return {f"oracle/{name}": value for name, value in oracle.read(images).shares(list(captions)).items()}
