@@ -27,7 +27,7 @@ class HistoryCache:
     Args:
         rope: of the frames' tokens; its device is where the buffers are.
         dtype: of the keys and values that the network computes.
-        rows: capacity of the buffers in frames; at least, and by default, twice the number of visible frames.
+        rows: capacity of the buffers in frames, by default twice the number of visible frames; it grows when it does not suffice.
     """
 
     def __init__(
@@ -42,9 +42,8 @@ class HistoryCache:
         rows: int | None = None,
     ) -> None:
         self.window, self._rope, self._tokens = window, rope, rope.tokens_per_frame
-        self._rows = 2 * window.visible if rows is None else max(rows, 2 * window.visible)
-        shape = (batch, (self._rows + 1) * self._tokens, num_heads, rope.head_dim)  # the last row takes what is not remembered
-        self._new = lambda: tuple(torch.empty(shape, dtype=dtype, device=rope.device) for _ in range(num_layers))
+        self._rows = 2 * window.visible if rows is None else rows
+        self._shape = (num_layers, batch, num_heads, dtype)
         self._extent = Extent(window)
         self.reset()
 
@@ -63,6 +62,7 @@ class HistoryCache:
     def reserve(self, num_frames: int) -> None:
         """Make room for `num_frames` more, so that no frame has to be copied while they are made."""
         if self._used + num_frames > self._rows:
+            self._rows = max(self._rows, len(self._row) + num_frames)
             self._start_over()
 
     def view(self, span: range) -> CacheView:
@@ -95,9 +95,15 @@ class HistoryCache:
 
     def load(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
+        self._rows = max(self._rows, len(state["frames"]))
         self.reset()
         self._extent.load(state["extent"])
         self._take_over(state["frames"], state["keys"], state["values"])
+
+    def _new(self) -> tuple[Tensor, ...]:
+        num_layers, batch, num_heads, dtype = self._shape
+        shape = (batch, (self._rows + 1) * self._tokens, num_heads, self._rope.head_dim)  # the last row takes what is not remembered
+        return tuple(torch.empty(shape, dtype=dtype, device=self._rope.device) for _ in range(num_layers))
 
     def _view(self, span: range, rows: Sequence[int], *, written: Sequence[int]) -> CacheView:
         visible, own = self._places(rows), self._places(range(len(rows) - len(span), len(rows)))

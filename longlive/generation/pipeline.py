@@ -392,7 +392,8 @@ class LongLivePipeline(DiffusionPipeline):
         if seed is None:
             first = generator if generator is None or isinstance(generator, torch.Generator) else generator[0]
             seed = first.initial_seed() if first is not None else torch.Generator().seed() % 2**32
-        encode = partial(self._text.begin, batch=batch)  # made here, so that two threads cannot make two
+        assert self._text is not None  # made here, so that two threads cannot make two
+        encode = partial(self.prepare_prompt, batch=batch)
         return SteppedSession(begin, cues, seed=seed, encode=encode, transition=self.transition)
 
     def stream(

@@ -99,7 +99,9 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> Attend:
         ValueError: for an unknown name, or a backend that cannot run here (with the reason).
     """
     if name == "auto":
-        name = next(candidate for candidate in ("fa3", "cudnn", "fa2", "sdpa") if _why_not(candidate, device, dtype) is None)
+        hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+        candidates = ("fa3", "cudnn", "fa2", "sdpa") if hopper else ("fa2", "sdpa")
+        name = next(candidate for candidate in candidates if _why_not(candidate, device, dtype) is None)
     elif name not in BACKENDS:
         raise ValueError(f"attention backend {name!r} is unknown; choose auto, {', '.join(BACKENDS)}")
     elif reason := _why_not(name, device, dtype):

@@ -141,11 +141,11 @@ class StreamingTuner:
         frames = range(start, start + self.clip_frames - (0 if previous is None else self.overlap))
         prompts = self._prompts_at(start)
         text = self.embed(prompts)
-        self.cache.reserve(len(frames) + (self.cache.window.visible if start == self._switch else 0))
         with torch.set_grad_enabled(grad):
             read = self.rollout.denoiser.network.project_text(text)  # for every clip again: the weights have changed
         if start == self._switch:
             self.rollout.switch(read, self.transition)
+        self.cache.reserve(len(frames))
         made = self._make(frames, read, grad=grad)
         if previous is None:
             latents = made

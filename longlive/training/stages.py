@@ -232,7 +232,7 @@ def _tuner(
 
     rollout = Rollout(
         Denoiser(network),
-        history_cache(network, *size, window=window, batch=config.batch, rows=2 * window.visible + config.clip_frames),
+        history_cache(network, *size, window=window, batch=config.batch, rows=window.visible + config.clip_frames - config.overlap),
         FewStep(warp_steps(config.denoising_steps, config.timestep_shift), lambda latents: noise(latents.shape[1])),
         context_t=config.context_timestep,
     )

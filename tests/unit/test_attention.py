@@ -55,8 +55,9 @@ def test_the_fastest_that_runs_is_chosen(machine, caplog, major, modules, cudnn,
         ("fa3", CUDA, HALF, 8, ["flash_attn_interface"], True, "for Hopper"),
         ("fa3", CUDA, HALF, 9, ["flash_attn"], True, "module 'flash_attn_interface' is not installed"),
         ("fa2", CUDA, HALF, 8, ["flash_attn_interface"], True, "module 'flash_attn' is not installed"),
-        ("cudnn", CUDA, HALF, 8, [], True, r"from compute capability 9\.0 on"),
-        ("cudnn", CUDA, HALF, 9, [], False, r"from compute capability 9\.0 on"),
+        ("cudnn", CUDA, HALF, 7, [], True, r"compute capability 8\.0 or more"),
+        ("cudnn", CUDA, HALF, 9, [], False, r"it needs cuDNN"),
+        ("fa2", CUDA, HALF, 7, ["flash_attn"], True, r"compute capability 8\.0 or more"),
     ],
 )
 def test_why_a_backend_cannot_run(machine, name, device, dtype, major, modules, cudnn, reason):

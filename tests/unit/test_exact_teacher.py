@@ -209,7 +209,7 @@ def test_what_it_cannot_know_is_refused():
         teacher(x0, 500.0, captions, object())
     with pytest.raises(ValueError, match="t must be above 0"):
         teacher(x0, 0.0, captions)
-    with pytest.raises(ValueError, match="are no captions"):
+    with pytest.raises(ValueError, match="are not captions"):
         teacher(x0, 500.0, torch.ones(2, 8, 64))
     with pytest.raises(ValueError, match="for 1 prompts"):
         teacher(x0, 500.0, captions[:1])

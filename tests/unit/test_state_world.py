@@ -116,7 +116,7 @@ def test_light_turns_a_little_or_far():
     turned = reading.turned(slice(0, 3))[0]
     torch.testing.assert_close(turned, torch.tensor([0.0] * 3 + [11.25] * 3 + [180.0] * 3), atol=1e-2, rtol=0)
     assert reading.identity_changed(slice(0, 3))["texture"][0].tolist() == [False] * 6 + [True] * 3
-    with pytest.raises(ValueError, match="leaves none to judge"):
+    with pytest.raises(ValueError, match="of 9 frames selects none"):
         reading.turned(slice(9, 12))
 
 
@@ -166,11 +166,11 @@ def test_identities():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="one entry for each of the 5 frames, got 4"):
+    with pytest.raises(ValueError, match="one entry for each of the 5 frames, not 4"):
         latents([[RED_CIRCLE] * 4], [StateIdentity(0, 0, 0, 0)], 3, start=2)
     with pytest.raises(ValueError, match="2 captions for 1 identities"):
         latents([RED_CIRCLE] * 2, [StateIdentity(0, 0, 0, 0)], 3)
     with pytest.raises(ValueError, match=r"latents are \[B, F, 8, 4, 4\], got"):
         read(torch.zeros(1, 3, 4, 4, 4))
-    with pytest.raises(ValueError, match="leaves none to judge"):
+    with pytest.raises(ValueError, match="of 3 frames selects none"):
         read(torch.zeros(1, 3, 8, 4, 4)).correct([RED_CIRCLE], slice(3, 6))

@@ -203,7 +203,7 @@ def test_what_cannot_be_measured_is_refused(capsys):
     assert "choose at least 1" in capsys.readouterr().err
     assert train_step.main(["--config", str(CONFIGS / "miniature" / "teacher.yaml")]) == 2
     assert "no rollout" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="bring it to its end"):
+    with pytest.raises(ValueError, match="in progress at frame 6; finish it first"):
         tuner = step_count.meta_stage(SIZE, SIZE, SETTINGS, layers=1).tuner
         tuner.clip(grad=False)
         step_parts.held_by_clips(tuner, 1)

@@ -1,5 +1,6 @@
 """Block by block equals the whole, for the released autoencoder's kind and the miniature's, batches included."""
 
+import diffusers.utils.logging
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
@@ -132,6 +133,7 @@ def test_on_a_torus_moved_images_have_moved_latents_and_only_there(sizes, latent
 
 def test_padding_is_saved_and_loaded_with_the_weights(latents, tmp_path, caplog):
     """Through the store without a word, and through diffusers, which warns that it does not know the setting."""
+    diffusers.utils.logging.set_verbosity_warning()  # programs that ran before in this process have silenced it
     vae = make(RESIDUAL, "circular")
     vae.save_pretrained(tmp_path / "vae")
     expected = decode_video(vae, latents)
