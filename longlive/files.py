@@ -44,6 +44,14 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Raises ValueError, which names the file, when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); remove it, and what it belongs to is made again") from error
+
+
 def read_json_if_whole(path: Path) -> Any:
     """What a JSON file holds; None when it is missing or broken, so that what it describes counts as not made."""
     try:

@@ -61,3 +61,8 @@ def hardware(num_ranks: int = 1) -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "ranks": num_ranks,
     }
+
+
+def made_with(num_ranks: int = 1) -> dict[str, Any]:
+    """Versions, commit and hardware: what a result depends on beside its settings."""
+    return {"versions": versions(), "commit": commit(), "hardware": hardware(num_ranks)}

@@ -14,6 +14,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,14 +58,7 @@ def continuations(prompts: Sequence[str], write: Write, *, first_line: int, seed
     def is_the_same(i: int, text: str) -> bool:
         return normalize_prompt(text).casefold() == normalize_prompt(prompts[i]).casefold()
 
-    answers = ask(write, request, is_the_same, num=len(prompts), first_line=first_line, seed=seed, attempts=attempts)
-    for i, prompt in enumerate(prompts):
-        if i not in answers or answers[i].faults:
-            raise ValueError(
-                f'line {first_line + i}: no continuation in {attempts} attempts for "{prompt[:80]}"; '
-                "start again with more --attempts (what was written stays), or with more --max-new-tokens and another --output"
-            )
-    return [answers[i].text for i in range(len(prompts))]
+    return ask(prompts, write, request, is_the_same, what="continuation", first_line=first_line, seed=seed, attempts=attempts)
 
 
 def _change(seed: int, line: int, attempt: int) -> str:
@@ -81,12 +75,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> str:
     """Write what is missing; returns a sentence for the terminal. Raises ValueError or OSError for what cannot be done."""
-
-    def lines(write: Write, part: Sequence[str], first_line: int) -> list[str]:
-        return continuations(part, write, first_line=first_line, seed=args.seed, attempts=args.attempts)
-
     prompts = [pair.prompt for pair in read_pairs(args.prompts)]
-    return write_lines(args, prompts, lines, request=[REQUEST, json.dumps(CHANGES)])
+    return write_lines(
+        args, prompts, partial(continuations, seed=args.seed, attempts=args.attempts), request=[REQUEST, json.dumps(CHANGES)]
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

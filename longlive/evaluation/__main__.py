@@ -11,23 +11,16 @@ rewrite          longer prompts by a language model of your own
 from __future__ import annotations
 
 import argparse
-import logging
 import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from longlive.evaluation import commands, rewrite
 from longlive.evaluation.suites import SUITES
 from longlive.evaluation.vbench_score import DIMENSIONS
-from longlive.parallel.world import configure_logging, get_world
-from longlive.programs.loading import quiet_libraries
-
-log = logging.getLogger(__name__)
+from longlive.parallel.world import get_world
+from longlive.programs.status import exit_status
 
 SETTING = re.compile(r"[a-z_]+=")
 
@@ -39,9 +32,9 @@ def parser() -> argparse.ArgumentParser:
     )
     kinds = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, do: Callable[[argparse.Namespace], int], text: str) -> Callable[..., argparse.Action]:
-        added = kinds.add_parser(name, help=text, epilog=EPILOG if name == "prepare" else None)
-        added.set_defaults(run=do)
+    def command(name: str, do: Callable[..., int], text: str) -> Callable[..., argparse.Action]:
+        added = kinds.add_parser(name, help=text)
+        added.set_defaults(command=do)
         return added.add_argument
 
     def environment(add: Callable[..., argparse.Action]) -> None:
@@ -59,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add("--videos", type=Path, metavar="FOLDER", help="take these videos, {prompt}-{i}.mp4, of another program")
     add("--name", help="of the model that made them, with --videos")
     environment(add)
+    kinds.choices["prepare"].epilog = "Further words key=value: any setting of inference.py that the suite does not decide."
 
     add = command("run", commands.run, "measure prepared videos")
     add("folder", type=Path)
@@ -95,9 +89,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-EPILOG = "Further words key=value: any setting of inference.py that the suite does not decide."
-
-
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The command line without the settings of `prepare`, and these: words `key=value` that are not the value of an option.
 
@@ -114,25 +105,17 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done; 1 not everything could be measured, or a failure; 2 a mistake of the user; 130 interrupted."""
     words, settings = split(list(sys.argv[1:] if argv is None else argv))
-    arguments = parser().parse_args(words)
-    arguments.settings = settings
-    configure_logging(get_world())
-    quiet_libraries()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        if get_world().size > 1 and arguments.run is not commands.prepare:
+    options = vars(parser().parse_args(words))
+    do = options.pop("command")
+    if do is commands.prepare:
+        options["settings"] = settings
+
+    def command() -> int:
+        if get_world().size > 1 and do is not commands.prepare:
             raise ValueError(f"{get_world().size} processes: only `prepare` is shared among them")
-        with logging_redirect_tqdm():
-            return arguments.run(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        log.error("error: %s", error)
-        return 2
-    except (FloatingPointError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        log.error("error: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.warning("interrupted; what was made so far stays, and the same command continues")
-        return 130
+        return do(**options)
+
+    return exit_status(command, interrupted="interrupted; what was made so far stays, and the same command continues")
 
 
 if __name__ == "__main__":

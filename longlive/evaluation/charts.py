@@ -1,19 +1,22 @@
 """Charts of an evaluation: curves over time, radar, bars, differences. Knows nothing of how the numbers were made.
 
 Every function draws with matplotlib's object interface (no pyplot: no global state, no display), writes a PNG, which replaces an older one
-in one step, and returns the figure. Texts are shown literally: a `$` in a prompt does not start a formula.
+in one step, and returns the figure. `charts.mplstyle` says how all of them look.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from cycler import cycler
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,23 +25,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.projections.polar import PolarAxes
-from matplotlib.text import Text
-from matplotlib.typing import LineStyleType
+from matplotlib.style import context
 
 from longlive.files import replacing
 
 # Okabe and Ito (2008), distinguishable by the colour-blind; without their yellow, which cannot be seen on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES: tuple[LineStyleType, ...] = ("-", "--", ":", "-.")  # one per pass through the colours
+CURVES = cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=COLOURS)  # other dashes at each pass through the colours
 INK, GREY, MID, PALE = "#222222", "#6B6B6B", "#8A8A8A", "#E3E3E3"
+SMALL, NORMAL = 8, 9  # font sizes in points
+DASHED: dict[str, Any] = {"color": MID, "linestyle": (0, (3, 3)), "linewidth": 0.9}
+STYLE = Path(__file__).with_name("charts.mplstyle")
 MIN_RADAR_AXES = 3
-DPI = 150
-SMALL, NORMAL, LARGE = 8.0, 9.0, 12.0  # font sizes in points
 MAX_DOTS = 24  # a longer line has no dot at each point
 MAX_LISTED = 16  # marks that the legend spells out
 MIN_SPACING = 0.055  # of two numbers of marks, as a share of the x axis
 
-Style = dict[str, Any]  # colour, dashes and width of a curve
+Style = dict[str, Any]  # colour and dashes of a curve
 
 
 class Line(NamedTuple):
@@ -87,30 +90,29 @@ def over_time(panels: Sequence[Panel], path: str | Path, *, title: str, columns:
         raise ValueError(f"{len(panels)} panels to draw in {columns} columns; give at least one of each")
     columns = min(columns, len(panels))
     num_rows = math.ceil(len(panels) / columns)
-    figure = _figure(max(5.0 * columns, 6.0), 3.1 * num_rows + 0.6, title)
     styles = _styles(line.label for panel in panels for line in panel.lines)
-    numbers: dict[str, int] = {}  # of the marks that are shown, by what they say
-    for number, panel in enumerate(panels):
-        axes = figure.add_subplot(num_rows, columns, number + 1)
-        _draw_lines(axes, panel, styles)
-        for text in (panel.marks[x] for x in _marks_shown(axes, panel)):
-            numbers.setdefault(text, len(numbers) + 1)
-    for axes, panel in zip(figure.axes, panels):
-        _draw_marks(axes, panel, numbers)
-    legend: dict[str, Artist] = _samples(styles) if len(styles) > 1 else {}
-    dashed = Line2D([], [], color=MID, linestyle=(0, (3, 3)), linewidth=0.9)
-    for text, number in list(numbers.items())[:MAX_LISTED]:
-        legend[f"{number}  {text}" if len(numbers) > 1 else text] = dashed
-    if len(numbers) > MAX_LISTED:
-        legend[f"… and {len(numbers) - MAX_LISTED} more"] = Patch(visible=False)
-    _legend(figure, legend)
-    return _write(figure, path)
+    with _figure(path, max(5.0 * columns, 6.0), 3.1 * num_rows + 0.6, title) as figure:
+        numbers: dict[str, int] = {}  # of the marks that are shown, by what they say
+        for number, panel in enumerate(panels):
+            axes = figure.add_subplot(num_rows, columns, number + 1)
+            _draw_lines(axes, panel, styles)
+            for text in (panel.marks[x] for x in _marks_shown(axes, panel)):
+                numbers.setdefault(text, len(numbers) + 1)
+        for axes, panel in zip(figure.axes, panels):
+            _draw_marks(axes, panel, numbers)
+        legend = _samples(styles) if len(styles) > 1 else {}
+        for text, number in list(numbers.items())[:MAX_LISTED]:
+            legend[f"{number}  {text}" if len(numbers) > 1 else text] = Line2D([], [], **DASHED)
+        if len(numbers) > MAX_LISTED:
+            legend[f"… and {len(numbers) - MAX_LISTED} more"] = Patch(visible=False)
+        _legend(figure, legend)
+    return figure
 
 
 def _draw_lines(axes: Axes, panel: Panel, styles: Mapping[str, Style]) -> None:
     if not panel.lines:
         raise ValueError(f"panel {panel.title!r} has no lines to draw; give at least one")
-    _plain(axes, grid="y")
+    axes.grid(axis="y")
     for line in panel.lines:
         given = {name: values for name, values in line._asdict().items() if name != "label" and values is not None}
         if len({len(values) for values in given.values()}) != 1 or len(given) == 3 or not len(line.x):
@@ -130,8 +132,8 @@ def _draw_lines(axes: Axes, panel: Panel, styles: Mapping[str, Style]) -> None:
         axes.set_ylim(*panel.y_range)
     elif 0 <= axes.dataLim.y0 < 0.3 * axes.dataLim.y1:
         axes.set_ylim(bottom=0)
-    axes.set_xlabel(panel.x_label, fontsize=NORMAL, color=INK)
-    axes.set_ylabel(textwrap.fill(panel.y_label, 36), fontsize=NORMAL, color=INK)
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(textwrap.fill(panel.y_label, 36))
 
 
 def _marks_shown(axes: Axes, panel: Panel) -> list[float]:
@@ -142,12 +144,12 @@ def _draw_marks(axes: Axes, panel: Panel, numbers: Mapping[str, int]) -> None:
     """Dashed lines, with their numbers above the axes; a number that would touch the one before is left out."""
     before, spacing = -math.inf, MIN_SPACING * axes.dataLim.width
     for x in _marks_shown(axes, panel):
-        axes.axvline(x, color=MID, linestyle=(0, (3, 3)), linewidth=0.9, zorder=1)
+        axes.axvline(x, zorder=1, **DASHED)
         if len(numbers) > 1 and x - before >= spacing:
             place = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
             axes.text(x, 1.01, str(numbers[panel.marks[x]]), fontsize=SMALL, color=GREY, **place)
             before = x
-    axes.set_title(textwrap.fill(panel.title, 52), fontsize=NORMAL + 1, color=INK, pad=16 if before > -math.inf else 6)
+    axes.set_title(textwrap.fill(panel.title, 52), pad=16 if before > -math.inf else 6)
 
 
 def radar(models: Mapping[str, Mapping[str, float]], path: str | Path, *, title: str) -> Figure:
@@ -166,31 +168,28 @@ def radar(models: Mapping[str, Mapping[str, float]], path: str | Path, *, title:
         raise ValueError(f"{len(names)} axes ({', '.join(names)}) are not enough for a radar; give at least three, or draw bars")
 
     size = max(4.5, 0.28 * len(names))  # of the circle, in inches
-    figure = _figure(size + 3.2, size + 1.6, title)
-    axes = figure.add_subplot(projection="polar")
-    assert isinstance(axes, PolarAxes)
-    axes.set_theta_zero_location("N")
-    axes.set_theta_direction(-1)
-    axes.set_ylim(0, 100)
     angles = 2 * np.pi * np.arange(len(names)) / len(names)
-    axes.set_xticks(angles, [])
-    axes.set_yticks([20, 40, 60, 80, 100], ["20", "40", "60", "80", "100"], fontsize=SMALL, color=GREY)
-    axes.set_rlabel_position(float(np.degrees(angles[1] / 2)))  # between two axes
-    axes.grid(color=PALE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines["polar"].set(color=PALE, zorder=1)
-
     around = [*range(len(names)), 0]
-    for model, style in (styles := _styles(models)).items():
-        values = np.clip([models[model][name] for name in names], 0, 100)[around]
-        axes.plot(angles[around], values, marker="o", markersize=3, clip_on=False, **style)
-    for name, angle in zip(names, angles):
-        right, up = math.sin(angle), math.cos(angle)
-        across = "center" if abs(right) < 0.1 else "left" if right > 0 else "right"
-        along = "center" if abs(up) < 0.5 else "bottom" if up > 0 else "top"
-        axes.text(float(angle), 107, textwrap.fill(name.replace("_", " "), 14), ha=across, va=along, fontsize=NORMAL, color=INK)
-    _legend(figure, _samples(styles))
-    return _write(figure, path)
+    with _figure(path, size + 3.2, size + 1.6, title) as figure:
+        axes = figure.add_subplot(projection="polar")
+        assert isinstance(axes, PolarAxes)
+        axes.set_theta_zero_location("N")
+        axes.set_theta_direction(-1)
+        axes.set_ylim(0, 100)
+        axes.set_xticks(angles, [])
+        axes.set_yticks([20, 40, 60, 80, 100], ["20", "40", "60", "80", "100"], color=GREY)
+        axes.set_rlabel_position(float(np.degrees(angles[1] / 2)))  # between two axes
+        axes.spines["polar"].set(color=PALE, zorder=1)
+        for model, style in (styles := _styles(models)).items():
+            values = np.clip([models[model][name] for name in names], 0, 100)[around]
+            axes.plot(angles[around], values, marker="o", markersize=3, clip_on=False, **style)
+        for name, angle in zip(names, angles):
+            right, up = math.sin(angle), math.cos(angle)
+            across = "center" if abs(right) < 0.1 else "left" if right > 0 else "right"
+            along = "center" if abs(up) < 0.5 else "bottom" if up > 0 else "top"
+            axes.text(float(angle), 107, textwrap.fill(name.replace("_", " "), 14), ha=across, va=along)
+        _legend(figure, _samples(styles))
+    return figure
 
 
 def bars(rows: Mapping[str, Mapping[str, float]], path: str | Path, *, title: str, own: Collection[str] = ()) -> Figure:
@@ -212,25 +211,25 @@ def bars(rows: Mapping[str, Mapping[str, float]], path: str | Path, *, title: st
     room = 0.08 * (max(values) - start) or 1.0
 
     width = 0.8 / len(parts)  # models are 1 apart
-    figure = _figure(max(5.0, 1.2 + len(rows) * max(1.0, 0.44 * len(parts))), 4.0, title)
-    axes = figure.add_subplot()
-    _plain(axes, grid="y")
-    for number, part in enumerate(parts):
-        colour = to_rgb(COLOURS[number % len(COLOURS)])
-        for place, (model, row) in enumerate(rows.items()):
-            if math.isfinite(row.get(part, math.nan)):
-                face = colour if model in own else tuple(1 - 0.42 * (1 - channel) for channel in colour)
-                bar = axes.bar(place + (number - (len(parts) - 1) / 2) * width, row[part], 0.94 * width, color=face, zorder=2)
-                axes.bar_label(bar, fmt="{:.1f}", fontsize=SMALL, color=INK, padding=1.5, fontweight=_weight(model in own))
-    axes.set_ylim(start if min(values) >= 0 else min(values) - room, max(max(values) + room, start + 10))
-    axes.set_xlim(-0.55, len(rows) - 0.45)
-    axes.set_xticks(range(len(rows)), [textwrap.fill(name, 16) for name in rows])
-    axes.tick_params(axis="x", length=0, labelsize=NORMAL)
-    for model, label in zip(rows, axes.get_xticklabels()):
-        label.set_fontweight(_weight(model in own))
-    axes.set_ylabel(f"percent, axis starts at {start:g}" if start else "percent", fontsize=NORMAL, color=INK)
-    _legend(figure, {part: Patch(color=COLOURS[n % len(COLOURS)]) for n, part in enumerate(parts)} if len(parts) > 1 else {})
-    return _write(figure, path)
+    colours = {part: to_rgb(colour) for part, colour in zip(parts, itertools.cycle(COLOURS))}
+    with _figure(path, max(5.0, 1.2 + len(rows) * max(1.0, 0.44 * len(parts))), 4.0, title) as figure:
+        axes = figure.add_subplot()
+        axes.grid(axis="y")
+        for number, part in enumerate(parts):
+            for place, (model, row) in enumerate(rows.items()):
+                if math.isfinite(row.get(part, math.nan)):
+                    face = colours[part] if model in own else tuple(1 - 0.42 * (1 - channel) for channel in colours[part])
+                    bar = axes.bar(place + (number - (len(parts) - 1) / 2) * width, row[part], 0.94 * width, color=face, zorder=2)
+                    axes.bar_label(bar, fmt="{:.1f}", fontsize=SMALL, padding=1.5, fontweight=_weight(model in own))
+        axes.set_ylim(start if min(values) >= 0 else min(values) - room, max(max(values) + room, start + 10))
+        axes.set_xlim(-0.55, len(rows) - 0.45)
+        axes.set_xticks(range(len(rows)), [textwrap.fill(name, 16) for name in rows])
+        axes.tick_params(axis="x", length=0, labelsize=NORMAL)
+        for model, label in zip(rows, axes.get_xticklabels()):
+            label.set_fontweight(_weight(model in own))
+        axes.set_ylabel(f"percent, axis starts at {start:g}" if start else "percent")
+        _legend(figure, {part: Patch(color=colour) for part, colour in colours.items()} if len(parts) > 1 else {})
+    return figure
 
 
 def differences(rows: Sequence[Difference], path: str | Path, *, title: str, x_label: str) -> Figure:
@@ -241,58 +240,42 @@ def differences(rows: Sequence[Difference], path: str | Path, *, title: str, x_l
     """
     if not rows:
         raise ValueError("no differences to draw; give at least one row")
-    figure = _figure(7.6, 1.3 + 0.32 * len(rows), title)
-    axes = figure.add_subplot()
-    _plain(axes, grid="x")
-    axes.spines["left"].set_visible(False)
-    axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
-    axes.set_yticks(range(len(rows)), [textwrap.fill(row.name, 36, max_lines=2, placeholder=" …") for row in rows])
-    for place, (row, label) in enumerate(zip(rows, axes.get_yticklabels())):
-        if not (row.low <= row.mean <= row.high and math.isfinite(row.high - row.low)):
-            raise ValueError(f"{row.name}: a mean of {row.mean} in an interval from {row.low} to {row.high}; want low <= mean <= high")
-        sure = row.low > 0 or row.high < 0
-        colour = COLOURS[0] if sure else MID
-        axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.2 if sure else 1.3, solid_capstyle="butt", zorder=2)
-        axes.plot([row.mean], [place], color=colour, marker="o", markersize=6.5 if sure else 5, linestyle="none", zorder=3)
-        label.set_fontweight(_weight(sure))
-    axes.margins(x=0.05)
-    axes.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top
-    axes.tick_params(axis="y", length=0, labelsize=NORMAL)
-    axes.set_xlabel(x_label, fontsize=NORMAL, color=INK)
-    return _write(figure, path)
-
-
-def _figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of so many inches."""
-    figure = Figure((width, height), dpi=DPI, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(textwrap.fill(title, round(9 * width)), fontsize=LARGE, fontweight="bold", color=INK)
+    with _figure(path, 7.6, 1.3 + 0.32 * len(rows), title) as figure:
+        axes = figure.add_subplot()
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+        axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
+        axes.set_yticks(range(len(rows)), [textwrap.fill(row.name, 36, max_lines=2, placeholder=" …") for row in rows])
+        for place, (row, label) in enumerate(zip(rows, axes.get_yticklabels())):
+            if not (row.low <= row.mean <= row.high and math.isfinite(row.high - row.low)):
+                raise ValueError(f"{row.name}: a mean of {row.mean} in an interval from {row.low} to {row.high}; want low <= mean <= high")
+            sure = row.low > 0 or row.high < 0
+            colour = COLOURS[0] if sure else MID
+            axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.2 if sure else 1.3, solid_capstyle="butt", zorder=2)
+            axes.plot([row.mean], [place], color=colour, marker="o", markersize=6.5 if sure else 5, linestyle="none", zorder=3)
+            label.set_fontweight(_weight(sure))
+        axes.margins(x=0.05)
+        axes.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top
+        axes.tick_params(axis="y", length=0, labelsize=NORMAL)
+        axes.set_xlabel(x_label)
     return figure
 
 
-def _write(figure: Figure, path: str | Path) -> Figure:
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=DPI)
-    return figure
-
-
-def _plain(axes: Axes, *, grid: Literal["x", "y"]) -> None:
-    """Two spines, small ticks and pale lines across the `grid` axis."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(labelsize=SMALL, color=GREY, labelcolor=INK)
-    axes.grid(axis=grid, color=PALE, linewidth=0.8)
-    axes.set_axisbelow(True)
+@contextmanager
+def _figure(path: str | Path, width: float, height: float, title: str) -> Iterator[Figure]:
+    """An empty figure of so many inches, to be drawn on in our style; it is written to `path` when the block ends."""
+    with context(STYLE):
+        figure = Figure((width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(textwrap.fill(title, round(9 * width)))
+        yield figure
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png")
 
 
 def _styles(labels: Iterable[str]) -> dict[str, Style]:
-    """Colour, dashes and width of the curves with each label."""
-    return {
-        label: {"color": COLOURS[n % len(COLOURS)], "linestyle": DASHES[n // len(COLOURS) % len(DASHES)], "linewidth": 1.7}
-        for n, label in enumerate(dict.fromkeys(labels))
-    }
+    """Colour and dashes of the curves with each label."""
+    return dict(zip(dict.fromkeys(labels), itertools.cycle(CURVES)))
 
 
 def _samples(styles: Mapping[str, Style]) -> dict[str, Artist]:
@@ -312,5 +295,4 @@ def _legend(figure: Figure, handles: Mapping[str, Artist]) -> None:
     columns = max(1, room // (max(map(len, labels)) + 6))
     num_rows = math.ceil(len(labels) / columns) if columns > 1 else sum(label.count("\n") + 1 for label in labels)
     figure.set_figheight(figure.get_figheight() + 0.2 * num_rows + 0.1)
-    place = {"loc": "outside lower center", "ncols": columns}
-    figure.legend(list(handles.values()), labels, **place, frameon=False, fontsize=NORMAL, labelcolor=INK)
+    figure.legend(list(handles.values()), labels, loc="outside lower center", ncols=columns)

@@ -1,27 +1,25 @@
-"""What the commands of `python -m longlive.evaluation` do with the parsed command line; each returns an exit status."""
+"""The commands of `python -m longlive.evaluation`: their keyword arguments are its options; each returns an exit status."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import logging
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longlive import config as settings
 from longlive.evaluation import compare as comparison
 from longlive.evaluation import folder as folders
 from longlive.evaluation import oracle_report, pixel_report, report, rewrite, suites, values, vbench_run
 from longlive.evaluation import prepare as preparation
 from longlive.evaluation.clip_score import IMAGES_PER_SECOND, ClipScore, stretches
 from longlive.evaluation.folder import PlannedVideo, Prepared
-from longlive.evaluation.vbench_environment import VBenchEnvironment, default_environment
+from longlive.evaluation.vbench_environment import default_environment
 from longlive.evaluation.vbench_score import PUBLISHED, read_results, table
 from longlive.evaluation.vbench_score import score as score_of
-from longlive.files import file_digest
 from longlive.parallel.world import choose_device, get_world
 
 log = logging.getLogger(__name__)
@@ -29,65 +27,59 @@ log = logging.getLogger(__name__)
 CLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 
 
-def environment_of(arguments: argparse.Namespace) -> VBenchEnvironment:
-    return default_environment() if arguments.environment is None else VBenchEnvironment(arguments.environment)
-
-
-def prepare(arguments: argparse.Namespace) -> int:
-    """`prepare SUITE`."""
-    environment = environment_of(arguments)
-    files = {"prompts": arguments.prompts, "rewritten": arguments.rewritten}
-    full = suites.prompts_of(arguments.suite, full_info=lambda: environment.full_info, **files)
-    part = {"dimensions": arguments.dimensions, "limit": arguments.limit, "samples": arguments.samples}
-    prompts = suites.part_of(full, **part)
-    if prompts.own and arguments.suite == "switch":
-        log.info("of every script the first two prompts are shown, five seconds each, whatever %s says", arguments.prompts)
-    if arguments.videos is not None:
+def prepare(
+    suite: str,
+    *,
+    output: Path,
+    config: Path | None,
+    dimensions: Sequence[str] | None,
+    limit: int | None,
+    samples: int | None,
+    rewritten: Path | None,
+    prompts: Path | None,
+    videos: Path | None,
+    name: str | None,
+    environment: Path | None,
+    settings: Sequence[str],
+) -> int:
+    """`prepare SUITE`; `settings`: words `key=value`."""
+    listed = suites.prompts_of(suite, full_info=lambda: default_environment(environment).full_info, prompts=prompts, rewritten=rewritten)
+    listed = suites.part_of(listed, dimensions=dimensions, limit=limit, samples=samples)
+    if listed.own and suite == "switch":
+        log.info("of every script the first two prompts are shown, five seconds each, whatever %s says", prompts)
+    if videos is not None:
         if get_world().size > 1:
             raise ValueError(f"{get_world().size} processes: --videos wants one")
-        if arguments.settings or arguments.config or arguments.rewritten:
+        if settings or config or rewritten:
             raise ValueError("--videos takes videos as they are; leave out --config, --rewritten and settings")
-        name = arguments.name or arguments.videos.resolve().name
-        preparation.adopt(arguments.videos, arguments.suite, prompts, arguments.output, part=part, name=name)
+        preparation.adopt(videos, suite, listed, output, name=name or videos.resolve().name)
         return 0
-    if arguments.name is not None:
+    if name is not None:
         raise ValueError("--name belongs to --videos")
-    given = {word.partition("=")[0] for word in arguments.settings}
-    preparation.check_settings(given)
-    config = settings.load(settings.InferenceConfig, arguments.config, arguments.settings, {"prompts": None, "switch_frame_indices": None})
-    lengths = ("seconds", "num_latent_frames", "num_frames")
-    if given.isdisjoint(lengths):  # the suite says how long a video is, unless the command line does
-        config = dataclasses.replace(config, **dict.fromkeys(lengths))
-    rewritten = None
-    if (path := arguments.rewritten) is not None:
-        record = path.with_name(f"{path.name}.json")  # our own `rewrite` writes it
-        made = folders.read_json(record) if record.is_file() else None
-        rewritten = {"file": path.name, "sha256": file_digest(path), "made": made}
-    preparation.prepare(config, arguments.suite, prompts, arguments.output, part=part, rewritten=rewritten)
+    preparation.prepare(preparation.read_settings(config, settings), suite, listed, output)
     return 0
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(folder: Path, *, dimensions: Sequence[str] | None, clip: str, environment: Path | None, device: str, **how_to_measure: Any) -> int:
     """`run FOLDER`; status 1 when something could not be measured."""
-    folder, dimensions = arguments.folder, arguments.dimensions
     prepared = folders.load(folder)
     judge = prepared.benchmark.measured_by
-    options = vbench_run.Options(**{name: vars(arguments)[name] for name in vbench_run.Options._fields})
+    options = vbench_run.Options(device=device, **how_to_measure)
     asked = [] if judge == "oracle" and dimensions is None else vbench_run.dimensions_of(prepared, dimensions)
     vbench_run.check_options(prepared, asked, options)
-    if arguments.clip != CLIP and (judge != "interactive" or dimensions is not None):
+    if clip != CLIP and (judge != "interactive" or dimensions is not None):
         raise ValueError("--clip is for the CLIP score, which the suites interactive and switch have when no --dimensions are chosen")
-    if not asked and (arguments.device != "auto" or arguments.environment is not None):
+    if not asked and (device != "auto" or environment is not None):
         raise ValueError("--device and --environment are for vbench, which measures nothing here; leave them out, or choose --dimensions")
     complete = True
     if judge == "oracle":
         folders.check_or_raise(folder, prepared)
-        run_oracle(folder, prepared)
+        oracle_report.run(folder, prepared)
         measure_folder(folder, prepared)
     if judge == "interactive" and dimensions is None:
-        complete = run_clip(folder, prepared, arguments)
+        complete = run_clip(folder, prepared, clip, device=device)
     if asked:
-        outcomes = vbench_run.run(folder, environment_of(arguments), dimensions=dimensions, options=options)
+        outcomes = vbench_run.run(folder, prepared, asked, default_environment(environment), options)
         if left := [dimension for dimension, average in outcomes.items() if average is None]:
             text = "%d of %d dimensions could not be measured: %s; the same command tries them again"
             log.warning(text, len(left), len(outcomes), ", ".join(left))
@@ -95,24 +87,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if complete else 1
 
 
-def _measured_on(folder: Path, prepared: Prepared) -> dict[str, Any]:
-    return {"videos_digest": folders.digest_of_videos(folder, prepared.names), **preparation.made_with()}
-
-
-def run_oracle(folder: Path, prepared: Prepared) -> None:
-    """The miniature's oracle on all videos: values, and adherence over time as a chart."""
-    found, adherence = oracle_report.report(folder, prepared)
-    over_time = [[[None if math.isnan(x) else round(x, 4) for x in second] for second in row] for row in adherence.tolist()]
-    values.write(folder, "oracle", found, {**_measured_on(folder, prepared), "adherence_over_seconds": over_time})
-    report.oracle_plot(adherence, prepared, folder / "results" / "adherence.png")
-
-
-def run_clip(folder: Path, prepared: Prepared, arguments: argparse.Namespace) -> bool:
+def run_clip(folder: Path, prepared: Prepared, name: str, *, device: str) -> bool:
     """CLIP scores of all stretches of all videos; returns whether they could be measured."""
     folders.check_or_raise(folder, prepared)
-    device = choose_device(arguments.device, get_world())
+    place = choose_device(device, get_world())
     try:
-        clip = ClipScore(arguments.clip, device=device)
+        clip = ClipScore(name, device=place)
     except ValueError as error:
         log.warning("the CLIP score cannot be measured: %s", error)
         return False
@@ -123,64 +103,60 @@ def run_clip(folder: Path, prepared: Prepared, arguments: argparse.Namespace) ->
         scores = clip.of_video(folders.video_path(folder, planned.name), of_it)
         return {f"clip_{part.begin:g}_{part.end:g}": value for part, value in zip(of_it, scores)}
 
-    about = {"clip": arguments.clip, "clip_weights": clip.digest, "images_per_second": IMAGES_PER_SECOND, **_measured_on(folder, prepared)}
+    about = {"clip": name, "clip_weights": clip.digest, "images_per_second": IMAGES_PER_SECOND, **values.measured_on(folder, prepared)}
     cut_off = sum(clip.num_tokens(part.prompt) > clip.max_tokens for of_it in parts.values() for part in of_it)
     if cut_off:
         log.info("CLIP reads %d tokens; it did not see the end of %d prompts", clip.max_tokens, cut_off)
-    values.write(folder, "clip_score", values.collect(prepared, measure), {**about, "prompts_cut_off": cut_off, "device": str(device)})
+    values.write(folder, "clip_score", values.collect(prepared, measure), {**about, "prompts_cut_off": cut_off, "device": str(place)})
     return True
 
 
-def score(arguments: argparse.Namespace) -> int:
+def score(folder: Path, *, name: str | None, long: bool) -> int:
     """`score FOLDER`: of a prepared one, or of one with results of vbench; status 2 when there is no Total."""
-    if (arguments.folder / "prepared.json").exists():
-        if arguments.long:
-            raise ValueError(f"{arguments.folder} says itself which benchmark it belongs to; leave out --long")
-        text, problems = report.write(arguments.folder, name=arguments.name)
+    if (folder / "prepared.json").exists():
+        if long:
+            raise ValueError(f"{folder} says itself which benchmark it belongs to; leave out --long")
+        text, problems = report.write(folder, name=name)
         sys.stdout.write(text)
         for problem in problems:
             log.error("error: %s", problem)
         return 2 if problems else 0
-    results = read_results(arguments.folder)
-    published = PUBLISHED["vbench_long" if arguments.long else "vbench"]
-    sys.stdout.write(table(results, name=arguments.name or "this run", published=published))
+    results = read_results(folder)
+    sys.stdout.write(table(results, name=name or "this run", published=PUBLISHED["vbench_long" if long else "vbench"]))
     totals = {name: round(value, 2) for name, value in score_of(results)._asdict().items()}
     sys.stdout.write(json.dumps(totals | {"dimensions": results}) + "\n")
     return 0
 
 
-def compare(arguments: argparse.Namespace) -> int:
+def compare(first: Path, second: Path, *, names: Sequence[str] | None, resamples: int, output: Path | None) -> int:
     """`compare A B`."""
-    first, second = arguments.first, arguments.second
-    rows, about = comparison.compare_folders(first, second, resamples=arguments.resamples)
-    names = arguments.names or [report.name_of(folders.load(folder)) for folder in (first, second)]
+    rows, about = comparison.compare_folders(first, second, resamples=resamples)
+    names = names or [report.name_of(folders.load(folder)) for folder in (first, second)]
     if names[0] == names[1]:
         names = [str(first), str(second)]
-    comparison.write(rows, names, arguments.output or second / "results" / "compared", about)
+    comparison.write(rows, names, output or second / "results" / "compared", about)
     sys.stdout.write(comparison.table(rows, names))
     if alone := about["measured_on_one_only"]:
         log.warning("measured on one folder only, and left out: %s", ", ".join(alone))
     return 0
 
 
-def measure(arguments: argparse.Namespace) -> int:
+def measure(paths: Sequence[Path], *, block: int | None, output: Path | None) -> int:
     """`measure PATH…`: a line of JSON per video; for a prepared folder `results/measured.json` and a table."""
-    names = [path.resolve().name if path.is_dir() else path.stem for path in arguments.paths]
-    if arguments.output is not None and (twice := [name for name in names if names.count(name) > 1]):
+    names = [path.resolve().name if path.is_dir() else path.stem for path in paths]
+    if output is not None and (twice := [name for name in names if names.count(name) > 1]):
         raise ValueError(f"{twice[0]} is the name of several, whose pictures would replace each other; measure them one by one")
-    if arguments.block is not None and arguments.block < 1:
-        raise ValueError(f"--block {arguments.block}: at least one latent frame")
-    for path, name in zip(arguments.paths, names):
+    if block is not None and block < 1:
+        raise ValueError(f"--block {block}: at least one latent frame")
+    for path, name in zip(paths, names):
         if path.is_dir():
             prepared = folders.load(path)
             folders.check_or_raise(path, prepared)
-            if arguments.block is not None:
+            if block is not None:
                 raise ValueError(f"{path} says itself how its videos were made; leave out --block")
-            measure_folder(path, prepared, pictures=None if arguments.output is None else arguments.output / name)
+            measure_folder(path, prepared, pictures=None if output is None else output / name)
         else:
-            found = pixel_report.measure_file(
-                path, pixel_report.prompts_beside(path), block=arguments.block or 3, pictures=arguments.output
-            )
+            found = pixel_report.measure_file(path, pixel_report.prompts_beside(path), block=block or 3, pictures=output)
             line = {"video": str(path)} | {name: None if math.isnan(value) else round(value, 5) for name, value in found._asdict().items()}
             sys.stdout.write(json.dumps(line) + "\n")
     return 0
@@ -197,15 +173,15 @@ def measure_folder(folder: Path, prepared: Prepared, *, pictures: Path | None = 
 
     found = values.collect(prepared, measure)
     found = {metric: of for metric, of in found.items() if not all(math.isnan(value) for value in of.values())}
-    values.write(folder, "measured", found, {**_measured_on(folder, prepared), "block": prepared.block})
+    values.write(folder, "measured", found, {**values.measured_on(folder, prepared), "block": prepared.block})
     sys.stdout.write(report.values_report(folder, "measured")[0])
 
 
-def rewrite_prompts(arguments: argparse.Namespace) -> int:
-    """`rewrite`."""
-    if arguments.prompts is not None:
-        prompts = [line.strip() for line in arguments.prompts.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+def rewrite_prompts(*, prompts: Path | None, environment: Path | None, **writing: Any) -> int:
+    """`rewrite`; `writing`: what `rewrite.run` reads."""
+    if prompts is not None:
+        lines = [line.strip() for line in prompts.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     else:
-        prompts = [one["prompt_en"] for one in suites.read_full_info(environment_of(arguments).full_info)]
-    log.info(rewrite.run(arguments, prompts))
+        lines = [one["prompt_en"] for one in suites.read_full_info(default_environment(environment).full_info)]
+    log.info(rewrite.run(argparse.Namespace(**writing), lines))
     return 0

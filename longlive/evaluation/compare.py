@@ -150,10 +150,9 @@ def write(rows: Sequence[Compared], names: Sequence[str], output: Path, about: d
     if shown:
         label = "mean difference, in standard deviations over videos, with its 95 % interval"
         charts.differences(shown, output / "compared.png", title=title, x_label=label)
-    dimensions = [row for row in rows if row.metric in DIMENSIONS]
+    dimensions = {row.metric: (row.first, row.second) for row in rows if row.metric in DIMENSIONS}
     if len(dimensions) >= charts.MIN_RADAR_AXES:
-        sides = ({row.metric: row.first for row in dimensions}, {row.metric: row.second for row in dimensions})
-        both = {name: normalised(side) for name, side in zip(names, sides)}
+        both = {name: normalised({metric: means[i] for metric, means in dimensions.items()}) for i, name in enumerate(names)}
         charts.radar(both, output / "radar.png", title="VBench's dimensions, normalised")
 
 
@@ -165,12 +164,9 @@ def check_measured_alike(both: Sequence[Path], prepared: Sequence[Prepared]) -> 
     for dimension in DIMENSIONS:
         runs = [vbench_run.read_run(folder, dimension) for folder in both]
         if all(runs):
-            ways = [
-                {name: one[name] for name in ("clip_seconds", "static_filter", "slow_fast")}
-                | {"vbench": one["environment"]["versions"]["vbench"]}
-                for one in runs
-            ]
-            if apart := "; ".join(f"{name} {ways[0][name]} and {ways[1][name]}" for name in ways[0] if ways[0][name] != ways[1][name]):
+            one, two = (run | {"vbench": run["environment"]["versions"]["vbench"]} for run in runs)
+            names = [name for name in ("clip_seconds", "static_filter", "slow_fast", "vbench") if one[name] != two[name]]
+            if apart := "; ".join(f"{name} {one[name]} and {two[name]}" for name in names):
                 raise ValueError(f"{dimension} was not measured alike ({apart}); measure one of {both[0]} and {both[1]} again")
     clips = [about.get("clip_weights") for _, about in (values.read(folder, "clip_score") for folder in both) if about]
     if len(clips) == 2 and clips[0] != clips[1]:

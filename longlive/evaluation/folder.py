@@ -16,7 +16,7 @@ import difflib
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,13 +72,13 @@ class Prepared:
 
     suite: str
     prompt_list: dict[str, Any]
-    rewritten: dict[str, Any] | None
-    seed: int | None
+    rewritten: Mapping[str, Any] | None = None
+    seed: int | None = None
     num_latent_frames: int | None
     fps: float
     block: int
     model: dict[str, Any]
-    weights: list[dict[str, Any]]
+    weights: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     entries: tuple[Entry, ...]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     made_with: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -173,14 +173,6 @@ def _difference(name: str, before: Any, now: Any) -> str:
     return f"{name} {', this is '.join(text if len(text) <= 60 else f'{text[:59]}…' for text in texts)}"
 
 
-def read_json(path: Path) -> Any:
-    """Raises ValueError, which names the file, when it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); remove it, and what it belongs to is made again") from error
-
-
 class Size(NamedTuple):
     """Of a video file: number of images, and their height and width in pixels."""
 
@@ -254,8 +246,9 @@ def check(folder: Path, prepared: Prepared, *, counted: Collection[str] | None =
 
     `counted`: names of the videos that must be there and readable; None: all.
     """
-    there = {path.name for path in (folder / "videos").iterdir()} if (folder / "videos").is_dir() else set()
-    missing, unreadable, sizes = [], [], Counter[tuple[int, Size]]()
+    there = {path.name for path in (folder / "videos").glob("*")}
+    missing, unreadable = [], []
+    sizes: list[tuple[int, Size]] = []  # of the readable videos: how many images were wanted, and what is there
     for planned in prepared.videos:
         needed, file = counted is None or planned.name in counted, f"{planned.name}.mp4"
         if file not in there:
@@ -264,7 +257,7 @@ def check(folder: Path, prepared: Prepared, *, counted: Collection[str] | None =
         record = read_record(folder, planned.name)
         try:
             size = size_of(video_path(folder, planned.name)) if record is None else Size(*(record[key] for key in Size._fields))
-            sizes[planned.num_images, size] += 1
+            sizes.append((planned.num_images, size))
         except ValueError:
             unreadable += [file] * needed
     strangers = sorted(there - {f"{name}.mp4" for name in prepared.names})
@@ -279,10 +272,7 @@ def check(folder: Path, prepared: Prepared, *, counted: Collection[str] | None =
         problems.append(f"{len(unreadable)} videos cannot be read: {_some(unreadable)}")
     lengths = {(wanted, size.images) for wanted, size in sizes}
     if len({size[1:] for _, size in sizes}) > 1 or len(lengths) > len({wanted for wanted, _ in lengths}):
-        found = Counter[str]()
-        for (_, size), count in sizes.items():
-            found[str(size)] += count
-        mixture = ", ".join(f"{count} with {size}" for size, count in found.items())
+        mixture = ", ".join(f"{count} with {size}" for size, count in Counter(size for _, size in sizes).items())
         problems.append(f"the videos are not of one size and length ({mixture}); averages over such a mixture are meaningless")
     return problems
 

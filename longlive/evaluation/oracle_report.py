@@ -6,6 +6,7 @@ Reads the mp4 files, as anyone else would have to. Knows nothing of the model.
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 from longlive import video
+from longlive.evaluation import charts, report, values
 from longlive.evaluation import folder as folders
-from longlive.evaluation import values
 from longlive.evaluation.folder import PlannedVideo, Prepared
 from longlive.evaluation.suites import Entry
 from longlive.evaluation.values import Values
@@ -68,12 +69,9 @@ def look(path: Path, said: list[tuple[int, Captioned]]) -> Seen:
     ends = [first for first, _ in said[1:]] + [len(images)]
     in_force = [meaning for (first, meaning), end in zip(said, ends) for _ in range(first, end)]
     shown = {name: getattr(reading, name)[0] for name in ("shape", "color", "background")} | {"motion": reading.steady_motion(MIN_RUN)[0]}
-    columns = []
-    for name, of_world in ATTRIBUTES.items():
-        places = {value: number for number, value in enumerate(of_world)}
-        wanted = torch.tensor([places[getattr(meaning, name)] for meaning in in_force])
-        columns.append(shown[name] == wanted)
-    return Seen(torch.stack(columns, -1).numpy(), reading.radius[0].numpy(), reading.iou[0].numpy())
+    wanted = {name: torch.tensor([list(known).index(getattr(one, name)) for one in in_force]) for name, known in ATTRIBUTES.items()}
+    correct = torch.stack([shown[name] == wanted[name] for name in ATTRIBUTES], -1)
+    return Seen(correct.numpy(), reading.radius[0].numpy(), reading.iou[0].numpy())
 
 
 def switch_seconds(seen: Seen, said: list[tuple[int, Captioned]], *, fps: float) -> float:
@@ -93,15 +91,15 @@ def metrics(seen: Seen, said: list[tuple[int, Captioned]], *, fps: float) -> dic
     """Of one video: shares of images that show each attribute, their mean (`adherence`, also of the last second) and all at once
     (`all_right`); `clearness`: mean IoU of the subject; `size_drift`: relative change of its size, which no prompt says."""
     second = max(1, round(fps))
-    found = {f"{name}_right": float(seen.correct[:, number].mean()) for number, name in enumerate(ATTRIBUTES)}
-    found["adherence"] = float(seen.correct.mean())
-    found["all_right"] = float(seen.correct.all(axis=1).mean())
-    found["adherence_last_second"] = float(seen.correct[-second:].mean())
-    found["clearness"] = float(seen.iou.mean())
-    begin, end = (_median(part) for part in (seen.radius[:second], seen.radius[-second:]))
-    found["size_drift"] = abs(end / begin - 1)
-    found["switch_seconds"] = switch_seconds(seen, said, fps=fps)
-    return found
+    return {
+        **{f"{name}_right": float(seen.correct[:, number].mean()) for number, name in enumerate(ATTRIBUTES)},
+        "adherence": float(seen.correct.mean()),
+        "all_right": float(seen.correct.all(axis=1).mean()),
+        "adherence_last_second": float(seen.correct[-second:].mean()),
+        "clearness": float(seen.iou.mean()),
+        "size_drift": abs(_median(seen.radius[-second:]) / _median(seen.radius[:second]) - 1),
+        "switch_seconds": switch_seconds(seen, said, fps=fps),
+    }
 
 
 def _median(values: np.ndarray) -> float:
@@ -116,8 +114,10 @@ def over_seconds(seen: Seen, *, fps: float) -> np.ndarray:
     return np.stack([part.mean(axis=0) for part in parts if len(part) >= second / 2])
 
 
-def report(folder: Path, prepared: Prepared) -> tuple[Values, np.ndarray]:
-    """Metrics of all videos of a folder, and adherence over time `[videos, seconds, 4]`, NaN after the end of a video.
+def run(folder: Path, prepared: Prepared) -> tuple[Values, np.ndarray]:
+    """Measure all videos of a folder and write `results/oracle.json`, and a chart of adherence over time.
+
+    Returns metrics, and adherence over time `[videos, seconds, 4]`, NaN after the end of a video.
 
     Raises:
         ValueError: for a prompt outside the miniature world, or a video that is not an enlargement of it.
@@ -132,4 +132,23 @@ def report(folder: Path, prepared: Prepared) -> tuple[Values, np.ndarray]:
 
     found = values.collect(prepared, measure)
     longest = max(map(len, rows))
-    return found, np.stack([np.pad(row, ((0, longest - len(row)), (0, 0)), constant_values=np.nan) for row in rows])
+    adherence = np.stack([np.pad(row, ((0, longest - len(row)), (0, 0)), constant_values=np.nan) for row in rows])
+    over_time = [[[None if math.isnan(x) else round(x, 4) for x in second] for second in row] for row in adherence.tolist()]
+    values.write(folder, "oracle", found, {**values.measured_on(folder, prepared), "adherence_over_seconds": over_time})
+    _draw(adherence, prepared, folder / "results" / "adherence.png")
+    return found, adherence
+
+
+def _draw(adherence: np.ndarray, prepared: Prepared, path: Path) -> None:
+    """Draws the share of images that show each attribute, `[videos, seconds, 4]`, with 95 % intervals over videos."""
+    seconds = np.arange(adherence.shape[1]) + 0.5
+    lines = []
+    for number, name in enumerate(ATTRIBUTES):
+        shown = 100 * adherence[:, :, number]
+        mean, count = np.nanmean(shown, axis=0), np.maximum((~np.isnan(shown)).sum(axis=0), 1)
+        margin = 1.96 * np.nanstd(shown, axis=0) / np.sqrt(count)
+        low, high = (np.clip(mean + sign * margin, 0, 100).tolist() for sign in (-1, 1))
+        lines.append(charts.Line(name, seconds.tolist(), mean.tolist(), low, high))
+    marks = {start.image / prepared.fps: "next prompt" for start in prepared.prompt_starts(prepared.entries[0])[1:]}
+    panel = charts.Panel("Images that show what the prompt in force says", "seconds", "percent", lines, (0.0, 103.0), marks)
+    charts.over_time([panel], path, title=f"{report.name_of(prepared)}, {len(adherence)} videos", columns=1)

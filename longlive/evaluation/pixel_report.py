@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import av
+import numpy as np
 
 from longlive import video
 from longlive.evaluation import charts, pixel_metrics
-from longlive.evaluation.folder import PromptStart, read_json
+from longlive.evaluation.folder import PromptStart
 from longlive.evaluation.pixel_metrics import PixelMetrics, Traces
+from longlive.files import read_json
 
 TILES = 12
 
@@ -54,32 +56,21 @@ def draw_over_time(found: Traces, prompts: Sequence[PromptStart], path: Path, *,
     starts = set(pixel_metrics.block_starts(found.num_images, block=block))
     into_blocks = [found.changes[image - 1] if image in starts else math.nan for image in range(found.num_images)]
 
-    def panel(title: str, y_label: str, *lines: charts.Line, y_range: tuple[float, float] | None = None) -> charts.Panel:
-        return charts.Panel(title, "seconds", y_label, lines, y_range, {start.image / fps: start.prompt for start in prompts[1:]})
+    def every(values: np.ndarray) -> charts.Line:
+        return charts.Line("every image", seconds[-len(values) :], values.tolist())
 
-    def every(values: Sequence[float]) -> charts.Line:
-        return charts.Line("every image", seconds[-len(values) :], values)
-
-    panels = [
-        panel(
-            "Change from image to image",
-            "mean |difference|, 0–255",
-            every(found.changes.tolist()),
-            charts.Line("into a block's first image", seconds, into_blocks),
-        ),
-        panel(
-            "Colour drift against the first two seconds",
-            "distance of histograms, 0–1",
-            every(pixel_metrics.colour_drift(found, first=two_seconds).tolist()),
-        ),
-        panel("Similarity to the sink's images", "correlation, −1 to 1", every(pixel_metrics.sink_similarity(found).tolist())),
-        panel(
-            "Went away and came back (two seconds or more)",
-            "gain in correlation, 0–2",
-            every(pixel_metrics.loop_similarity(found, lag=two_seconds).tolist()),
-            y_range=(0.0, 2.0),
-        ),
+    changes = [every(found.changes), charts.Line("into a block's first image", seconds, into_blocks)]
+    drift = [every(pixel_metrics.colour_drift(found, first=two_seconds))]
+    sink = [every(pixel_metrics.sink_similarity(found))]
+    loops = [every(pixel_metrics.loop_similarity(found, lag=two_seconds))]
+    curves = [
+        ("Change from image to image", "mean |difference|, 0–255", changes, None),
+        ("Colour drift against the first two seconds", "distance of histograms, 0–1", drift, None),
+        ("Similarity to the sink's images", "correlation, −1 to 1", sink, None),
+        ("Went away and came back (two seconds or more)", "gain in correlation, 0–2", loops, (0.0, 2.0)),
     ]
+    marks = {start.image / fps: start.prompt for start in prompts[1:]}
+    panels = [charts.Panel(what, "seconds", y_label, lines, y_range, marks) for what, y_label, lines, y_range in curves]
     charts.over_time(panels, path, title=title)
 
 

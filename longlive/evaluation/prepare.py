@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,27 @@ from longlive.generation.dimensions import Timing
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.parallel.world import World, choose_device, choose_dtype, gather, get_world, joined
 from longlive.programs import loading
-from longlive.provenance import commit, hardware, versions
+from longlive.provenance import made_with
+from longlive.settings import load
 
 log = logging.getLogger(__name__)
 
 DECIDED_BY_SUITE = ("prompt", "prompts", "timeline", "num_samples", "switch_frame_indices", "output", "overwrite")
 
 
-def check_settings(names: Collection[str]) -> None:
-    """Raises ValueError for a setting that the suite decides."""
-    if given := [name for name in DECIDED_BY_SUITE if name in names]:
-        raise ValueError(f"{given[0]} is given, but the suite decides what is shown and where it goes; leave {given[0]} out")
+def read_settings(path: Path | None, words: Sequence[str]) -> InferenceConfig:
+    """The settings of a YAML file and `key=value` words; the suite says how long a video is, unless a word does.
+
+    Raises ValueError, as `load` does, and for a setting that the suite decides.
+    """
+    given = {word.partition("=")[0] for word in words}
+    config, usual = load(InferenceConfig, path, words, {"prompts": None, "switch_frame_indices": None}), InferenceConfig()
+    if given.isdisjoint(lengths := ("seconds", "num_latent_frames", "num_frames")):
+        config = dataclasses.replace(config, **dict.fromkeys(lengths))
+    for name in DECIDED_BY_SUITE:
+        if name in given or getattr(config, name) != getattr(usual, name):
+            raise ValueError(f"{name} is given, but the suite decides what is shown and where it goes; leave {name} out")
+    return config
 
 
 def weight_files(config: InferenceConfig) -> list[Path]:
@@ -69,28 +79,24 @@ def describe_weights(files: Sequence[Path], known: Sequence[dict[str, Any]]) -> 
     return found
 
 
-def made_with(num_ranks: int = 1) -> dict[str, Any]:
-    return {"versions": versions(), "commit": commit(), "hardware": hardware(num_ranks)}
-
-
-def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, part: dict[str, Any], pipe: LongLivePipeline) -> Prepared:
+def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, pipe: LongLivePipeline) -> Prepared:
     """What `prepared.json` says before any video is made, without weights, versions and hardware."""
     info = pipe.info
     num_latent_frames = loading.video_length(config, pipe)
     if num_latent_frames is None and not prompts.own and (usual := find_suite(suite).num_latent_frames) is not None:
         num_latent_frames = -(-usual // info.block) * info.block
-    return dataclasses.replace(
-        _prepared(suite, prompts, part, num_latent_frames, fps=info.fps, block=info.block),
+    return Prepared(
+        suite=suite,
+        prompt_list=prompts.record(),
+        rewritten=prompts.rewritten,
+        entries=prompts.entries,
+        num_latent_frames=num_latent_frames,
+        fps=info.fps,
+        block=info.block,
         seed=config.seed,
         model=loading.picture_settings(config, pipe, choose_device(config.device, get_world())),
         settings=dataclasses.asdict(config),
     )
-
-
-def _prepared(suite: str, prompts: PromptList, part: dict[str, Any], num_latent_frames: int | None, *, fps: float, block: int) -> Prepared:
-    source = {"source": prompts.source, "digest": prompts.digest, **part}
-    length = {"num_latent_frames": num_latent_frames, "fps": fps, "block": block}
-    return Prepared(suite=suite, prompt_list=source, rewritten=None, seed=None, **length, model={}, weights=[], entries=prompts.entries)
 
 
 def check_lengths(prepared: Prepared) -> None:
@@ -102,31 +108,16 @@ def check_lengths(prepared: Prepared) -> None:
             raise ValueError(f"{planned.entry.script.where}: {error}") from error
 
 
-def prepare(
-    config: InferenceConfig,
-    suite: str,
-    prompts: PromptList,
-    output: Path,
-    *,
-    part: dict[str, Any],
-    rewritten: dict[str, Any] | None = None,
-) -> None:
+def prepare(config: InferenceConfig, suite: str, prompts: PromptList, output: Path) -> None:
     """Make the videos of `prompts` that are not in `output` yet.
 
-    Args:
-        part: which part of the list `prompts` is, for the record.
-        rewritten: where the prompts that are generated from come from, when they are not those of the list.
-
-    Raises:
-        ValueError: on all ranks, when the folder holds something else, or the videos cannot be made.
+    Raises ValueError on all ranks when the folder holds something else, or the videos cannot be made.
     """
-    usual = InferenceConfig()
-    check_settings([name for name in DECIDED_BY_SUITE if getattr(config, name) != getattr(usual, name)])
     world = get_world()
     video.check_writable(output)
     device = choose_device(config.device, world)
     pipe = loading.load_pipeline(config, choose_dtype(config.dtype, device))
-    wanted = dataclasses.replace(prepared_from(config, suite, prompts, part, pipe), rewritten=rewritten)
+    wanted = prepared_from(config, suite, prompts, pipe)
     check_lengths(wanted)
     _claim_together(output, wanted, config, world)
     planned = wanted.videos
@@ -191,7 +182,7 @@ def make(output: Path, prepared: Prepared, planned: PlannedVideo, pipe: LongLive
     folders.finish(output, prepared, planned, partial, about, images=planned.num_images)
 
 
-def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, part: dict[str, Any], name: str) -> None:
+def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, name: str) -> None:
     """Take videos of another program, `{name}-{i}.mp4` in `source`, as those of a suite; they are linked or copied, never changed.
 
     Raises:
@@ -203,10 +194,16 @@ def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, part: 
     first = next(iter(files.values()))
     folders.size_of(first)
     info = video.probe(first)
-    length = Timing(info.fps, block=1).latent_frames_for(info.images / info.fps)
-    model = {"model": name, "videos": str(source.resolve())}
-    wanted = _prepared(suite, prompts, part, length, fps=info.fps, block=1)
-    wanted = dataclasses.replace(wanted, model=model, made_with=[made_with()])
+    wanted = Prepared(
+        suite=suite,
+        prompt_list=prompts.record(),
+        entries=prompts.entries,
+        num_latent_frames=Timing(info.fps, block=1).latent_frames_for(info.images / info.fps),
+        fps=info.fps,
+        block=1,
+        model={"model": name, "videos": str(source.resolve())},
+        made_with=[made_with()],
+    )
     check_lengths(wanted)
     folders.claim(output, wanted)
     for planned in tqdm(wanted.videos, unit="video", mininterval=1):

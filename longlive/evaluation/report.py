@@ -20,7 +20,6 @@ from longlive.evaluation.vbench_score import (
     table,
 )
 from longlive.files import write_json, write_text
-from longlive.miniature.world import ATTRIBUTES
 
 Report = tuple[str, dict[str, Any], list[str]]
 """Markdown, the same as JSON content, and what is missing in it."""
@@ -126,21 +125,6 @@ def _clip_chart(clip: dict[str, float], name: str, path: Path) -> None:
     curves += [charts.Line(f"{m}, published", [5, 15, 25, 35, 45, 55], row[1:]) for m, row in PUBLISHED["interactive"].items()]
     panel = charts.Panel("CLIP score of each stretch against its prompt", "seconds", "cosine × 100", curves)
     charts.over_time([panel], path, title="Six consecutive prompts", columns=1)
-
-
-def oracle_plot(adherence: np.ndarray, prepared: Prepared, path: Path) -> None:
-    """Draws the share of images that show each attribute, `[videos, seconds, 4]`, with 95 % intervals over videos."""
-    seconds = np.arange(adherence.shape[1]) + 0.5
-    lines = []
-    for number, name in enumerate(ATTRIBUTES):
-        shown = 100 * adherence[:, :, number]
-        mean, count = np.nanmean(shown, axis=0), np.maximum((~np.isnan(shown)).sum(axis=0), 1)
-        margin = 1.96 * np.nanstd(shown, axis=0) / np.sqrt(count)
-        low, high = (np.clip(mean + sign * margin, 0, 100).tolist() for sign in (-1, 1))
-        lines.append(charts.Line(name, seconds.tolist(), mean.tolist(), low, high))
-    marks = {start.image / prepared.fps: "next prompt" for start in prepared.prompt_starts(prepared.entries[0])[1:]}
-    panel = charts.Panel("Images that show what the prompt in force says", "seconds", "percent", lines, (0.0, 103.0), marks)
-    charts.over_time([panel], path, title=f"{name_of(prepared)}, {len(adherence)} videos", columns=1)
 
 
 def values_report(folder: Path, *kinds: str) -> tuple[str, dict[str, float]]:

@@ -10,12 +10,12 @@ import argparse
 import logging
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from longlive.evaluation.folder import read_json
 from longlive.evaluation.writer import Write, add_writer_arguments, ask, record_of, write_lines
-from longlive.files import write_json
+from longlive.files import read_json, write_json
 from longlive.models.text import normalize_prompt
 
 REQUEST = """\
@@ -82,16 +82,24 @@ def descriptions(prompts: Sequence[str], write: Write, *, first_line: int, seed:
         worse_than_all_words = len(_words(prompts[i])) + 1  # else the prompt itself would be better than what lacks two words
         return len(lost_words(prompts[i], text)) + worse_than_all_words * _is_too_short(prompts[i], text)
 
-    answers = ask(write, request, faults, num=len(prompts), first_line=first_line, seed=seed, attempts=attempts)
-    for i, prompt in enumerate(prompts):
-        if i not in answers or (answers[i].faults and not lenient):
-            lost = lost_words(prompt, answers[i].text) if i in answers else []
-            best = f"the best lacks {', '.join(lost)}" if lost else "the best is no longer than it" if i in answers else "all were empty"
-            raise ValueError(
-                f'line {first_line + i}: no description in {attempts} attempts for "{prompt[:80]}" ({best}); start again with more '
-                "--attempts (what was written stays), or with --lenient or more --max-new-tokens and another --output"
-            )
-    return [answers[i].text for i in range(len(prompts))]
+    def explain(i: int, best: str | None) -> str:
+        lost = [] if best is None else lost_words(prompts[i], best)
+        why = f"the best lacks {', '.join(lost)}" if lost else "all were empty" if best is None else "the best is no longer than it"
+        return f" ({why})"
+
+    return ask(
+        prompts,
+        write,
+        request,
+        faults,
+        what="description",
+        first_line=first_line,
+        seed=seed,
+        attempts=attempts,
+        lenient=lenient,
+        explain=explain,
+        advice="--lenient or more --max-new-tokens",
+    )
 
 
 def run(arguments: argparse.Namespace, prompts: Sequence[str]) -> str:
@@ -106,11 +114,7 @@ def run(arguments: argparse.Namespace, prompts: Sequence[str]) -> str:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if empty := [number for number, prompt in enumerate(prompts, 1) if not prompt.strip()]:
         raise ValueError(f"prompt {empty[0]} of {len(prompts)} is empty; every line of {arguments.output} belongs to a prompt")
-    choices = {"seed": arguments.seed, "attempts": arguments.attempts, "lenient": arguments.lenient}
-
-    def lines(write: Write, part: Sequence[str], first_line: int) -> list[str]:
-        return descriptions(part, write, first_line=first_line, **choices)
-
+    lines = partial(descriptions, seed=arguments.seed, attempts=arguments.attempts, lenient=arguments.lenient)
     settings = {"lenient": True, "attempts": arguments.attempts} if arguments.lenient else {"lenient": False}
     sentence = write_lines(arguments, prompts, lines, request=[REQUEST], **settings)
     record, found = record_of(arguments.output), _shortcomings(prompts, arguments.output)

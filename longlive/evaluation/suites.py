@@ -11,15 +11,17 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 
 from longlive.evaluation.vbench_score import check_dimensions
-from longlive.files import digest_of
+from longlive.files import digest_of, file_digest, read_json
 from longlive.generation.prompt_files import Script, read_scripts
 from longlive.miniature.captions import canonical
 from longlive.miniature.world import ATTRIBUTES, Captioned, held_out
+from longlive.programs.recording import first_words
 
 SAMPLES = 5  # videos per prompt (VBench)
 STATIC_SAMPLES = 25  # per prompt for temporal flickering, since VBench's filter removes those that move
@@ -52,12 +54,19 @@ class Entry:
 
 class PromptList(NamedTuple):
     """Entries, where they come from, and a digest that reveals a changed list. `own`: the user wrote them, and the scripts say how long a
-    video is."""
+    video is. `part`: which part of the list it is, as `part_of` was asked. `rewritten`: where the longer prompts come from that are shown
+    instead of its own."""
 
     entries: tuple[Entry, ...]
     source: str
     digest: str
     own: bool = False
+    part: Mapping[str, Any] = MappingProxyType({})
+    rewritten: Mapping[str, Any] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What is recorded beside the entries."""
+        return {"source": self.source, "digest": self.digest, **self.part}
 
 
 class Suite(NamedTuple):
@@ -135,7 +144,12 @@ def vbench_prompts(path: Path, *, rewritten: Path | None = None, static_samples:
         samples = static_samples if "temporal_flickering" in dimensions else SAMPLES
         dimensions = tuple(dict.fromkeys(dimensions))
         entries[name] = Entry(index=index, name=name, script=script, samples=samples, dimensions=dimensions, auxiliary=auxiliary)
-    return _prompt_list(entries.values(), f"{path.name}, {len(content)} entries", content)
+    found = _prompt_list(entries.values(), f"{path.name}, {len(content)} entries", content)
+    if rewritten is None:
+        return found
+    record = rewritten.with_name(f"{rewritten.name}.json")  # our own `rewrite` writes it
+    made = read_json(record) if record.is_file() else None
+    return found._replace(rewritten={"file": rewritten.name, "sha256": file_digest(rewritten), "made": made})
 
 
 def read_rewritten(path: Path, count: int) -> list[str]:
@@ -168,8 +182,7 @@ def interactive_prompts(path: Path | None = None, *, samples: int = 8, only: tup
             if len(script.prompts) < only[0]:
                 raise ValueError(f"{script.where}: {len(script.prompts)} prompt; this suite needs {only[0]} consecutive ones")
             script = dataclasses.replace(script, prompts=script.prompts[: only[0]], durations=(only[1],) * only[0])
-        words = re.sub(r"[^a-z0-9]+", "-", script.prompts[0].lower()).strip("-")[:48].rstrip("-")
-        entries.append(Entry(index=index, name=f"{index:03d}-{words}", script=script, samples=samples))
+        entries.append(Entry(index=index, name=f"{index:03d}-{first_words(script.prompts[0])}", script=script, samples=samples))
     content = [[entry.script.prompts, entry.script.durations] for entry in entries]
     return _prompt_list(entries, f"{path.name}, {len(scripts)} scripts", content, own=own)
 
@@ -245,7 +258,8 @@ def part_of(
     if not taken:
         raise ValueError(f"{found.source} has no prompts for {', '.join(dimensions or ())}")
     entries = [taken[index] for index in sorted(taken)]
-    return found._replace(entries=tuple(dataclasses.replace(one, samples=samples or one.samples) for one in entries))
+    part = {"dimensions": dimensions, "limit": limit, "samples": samples}
+    return found._replace(entries=tuple(dataclasses.replace(one, samples=samples or one.samples) for one in entries), part=part)
 
 
 def _prompt_list(entries: Collection[Entry], source: str, content: object, *, own: bool = False) -> PromptList:

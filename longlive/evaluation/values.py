@@ -17,7 +17,8 @@ from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import PlannedVideo, Prepared
 from longlive.evaluation.vbench_run import read_result, result_path
 from longlive.evaluation.vbench_score import DIMENSIONS
-from longlive.files import write_json
+from longlive.files import read_json, write_json
+from longlive.provenance import made_with
 
 Values = dict[str, dict[str, float]]
 """Metric -> name of the video -> value; NaN where it is not defined."""
@@ -34,6 +35,11 @@ def collect(prepared: Prepared, measure: Callable[[PlannedVideo], Mapping[str, f
     return found
 
 
+def measured_on(folder: Path, prepared: Prepared) -> dict[str, Any]:
+    """What is recorded beside all values of a folder: a digest of its videos, versions, commit and hardware."""
+    return {"videos_digest": folders.digest_of_videos(folder, prepared.names), **made_with()}
+
+
 def write(folder: Path, kind: str, found: Values, about: Mapping[str, Any]) -> None:
     """Store the values, and how they were measured, in `results/{kind}.json`."""
     content = {name: {video: None if math.isnan(value) else round(value, 6) for video, value in of.items()} for name, of in found.items()}
@@ -45,7 +51,7 @@ def read(folder: Path, kind: str) -> tuple[Values, dict[str, Any]]:
     path = folder / "results" / f"{kind}.json"
     if not path.exists():
         return {}, {}
-    about = folders.read_json(path)
+    about = read_json(path)
     try:
         metrics = about.pop("metrics")
         found = {name: {video: math.nan if value is None else float(value) for video, value in of.items()} for name, of in metrics.items()}

@@ -93,6 +93,6 @@ class VBenchEnvironment(NamedTuple):
         return lines
 
 
-def default_environment() -> VBenchEnvironment:
-    """$LONGLIVE_VBENCH, else `.venv-vbench` beside the package."""
-    return VBenchEnvironment(Path(os.environ.get("LONGLIVE_VBENCH") or ROOT / ".venv-vbench"))
+def default_environment(folder: Path | None = None) -> VBenchEnvironment:
+    """The one in `folder`, else in $LONGLIVE_VBENCH, else in `.venv-vbench` beside the package."""
+    return VBenchEnvironment(folder or Path(os.environ.get("LONGLIVE_VBENCH") or ROOT / ".venv-vbench"))

@@ -5,6 +5,7 @@ Knows nothing of how a dimension is computed: that is vbench's own code, in its 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
@@ -19,12 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import psutil
+
 from longlive.evaluation import folder as folders
 from longlive.evaluation.folder import Prepared
 from longlive.evaluation.suites import SAMPLES, Entry, names_of, read_full_info
 from longlive.evaluation.vbench_environment import VBenchEnvironment, cache_folder
 from longlive.evaluation.vbench_score import DIMENSIONS, check_dimensions
-from longlive.files import digest_of, write_json
+from longlive.files import digest_of, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +172,7 @@ def result_path(folder: Path, dimension: str) -> Path:
 def read_run(folder: Path, dimension: str) -> dict[str, Any]:
     """How a dimension was measured; empty when we did not measure it."""
     path = results_folder(folder) / f"{dimension}_run.json"
-    return folders.read_json(path) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def is_stale(folder: Path, prepared: Prepared, dimension: str) -> bool:
@@ -193,24 +196,19 @@ def measured_already(folder: Path, question: Mapping[str, Any]) -> float | None:
 
 
 def run(
-    folder: Path, environment: VBenchEnvironment, *, dimensions: Sequence[str] | None = None, options: Options | None = None
+    folder: Path, prepared: Prepared, dimensions: Sequence[str], environment: VBenchEnvironment, options: Options
 ) -> dict[str, float | None]:
     """Measure; returns averages by dimension. One that lacks weights, or fails, is None: the log says why, and the others are measured.
 
-    Raises:
-        ValueError: when videos, options or the environment are not as they must be.
+    `dimensions` and `options` as `dimensions_of` and `check_options` allow them. Raises ValueError when videos or the environment are not
+    as they must be.
     """
-    options = options or Options()
-    prepared = folders.load(folder)
-    wanted = dimensions_of(prepared, dimensions)
-    check_options(prepared, wanted, options)
     about = environment.describe()
-    check_folder(folder, prepared, wanted, environment)
+    check_folder(folder, prepared, dimensions, environment)
     devices = devices_of(options.device, about["gpus"])
-    free: queue.Queue[str] = queue.Queue()
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
     for device in devices:
         free.put(device)
-    running: set[subprocess.Popen[bytes]] = set()
 
     def measure(dimension: str) -> float | None:
         request = request_for(folder, prepared, dimension, options)
@@ -224,42 +222,38 @@ def run(
             return None
         device = free.get()
         try:
-            return _measure(folder, environment, request, question, about, device, running)
+            return _measure(folder, environment, request, question, about, device)
+        except ValueError as error:
+            log.error("%s: %s", dimension, error)
+            return None
         finally:
             free.put(device)
 
     with ThreadPoolExecutor(max_workers=len(devices)) as workers:
         try:
-            return dict(zip(wanted, workers.map(measure, wanted)))
+            return dict(zip(dimensions, workers.map(measure, dimensions)))
         except BaseException:  # an interruption reaches this thread only, and the pool would wait for hours
-            for process in set(running):
-                process.terminate()
+            for process in psutil.Process().children():
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                    if str(WORKER) in process.cmdline():
+                        process.terminate()
             raise
 
 
 def devices_of(name: str, gpus: Sequence[str]) -> list[str]:
     """The devices that measure at the same time: all GPUs that vbench's torch sees, or the CPU. Raises ValueError for unknown ones."""
     every = [f"cuda:{index}" for index in range(len(gpus))]
-    if name == "cpu" or (name == "auto" and not every):
-        return ["cpu"]
-    if every and name in ("auto", "cuda"):
-        return every
-    if name in every:
-        return [name]
+    choices = {"cpu": ["cpu"], "auto": every or ["cpu"], **{one: [one] for one in every}} | ({"cuda": every} if every else {})
+    if name in choices:
+        return choices[name]
     there = f"vbench's torch sees {len(gpus)} GPUs" + ("" if gpus else "; choose cpu, or another VBENCH_TORCH")
     raise ValueError(f"device {name!r} is not there: choose auto, cpu, cuda or cuda:0, cuda:1 …; {there}")
 
 
 def _measure(
-    folder: Path,
-    environment: VBenchEnvironment,
-    request: dict[str, Any],
-    question: dict[str, Any],
-    about: dict[str, Any],
-    device: str,
-    running: set[subprocess.Popen[bytes]],
-) -> float | None:
-    """Have a process measure one dimension; it is in `running` as long as it lives."""
+    folder: Path, environment: VBenchEnvironment, request: dict[str, Any], question: dict[str, Any], about: dict[str, Any], device: str
+) -> float:
+    """Have a process measure one dimension; returns the average. Raises ValueError when it fails or measures too few videos."""
     dimension = request["dimension"]
     work, logged = folder / "work" / dimension, results_folder(folder) / f"{dimension}.log"
     logged.parent.mkdir(parents=True, exist_ok=True)
@@ -269,7 +263,6 @@ def _measure(
         "full_info": str(environment.full_info.absolute()),
         "work": str((work / "clips").absolute()),
         "output": str((work / "out").absolute()),
-        "name": dimension,
     }
     write_json(work / "request.json", request)
     log.info("%s: %d videos on %s, %s", dimension, question["videos"], device, logged)
@@ -277,21 +270,14 @@ def _measure(
     with logged.open("w", encoding="utf-8") as output:
         command = [str(environment.python), str(WORKER), str(work / "request.json")]
         variables = {**os.environ, **visible(device), "VBENCH_CACHE_DIR": str(cache_folder())}
-        with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables) as process:
-            running.add(process)
-            status = process.wait()
-            running.discard(process)
+        status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=variables, check=False).returncode
+    if status:
+        raise ValueError(f"vbench stopped with status {status}: {_last_line(logged)}")
     made = work / "out" / f"{dimension}_eval_results.json"
-    try:
-        if status:
-            raise ValueError(f"vbench stopped with status {status}: {_last_line(logged)}")
-        average, videos = read_result(made, dimension)
-        fewer = question["static_filter"] or dimension in MAY_MEASURE_FEWER
-        if len(videos) > question["videos"] or (len(videos) < question["videos"] and not fewer):
-            raise ValueError(f"vbench measured {len(videos)} of {question['videos']} videos; {logged} says why")
-    except ValueError as error:
-        log.error("%s: %s", dimension, error)
-        return None
+    average, videos = read_result(made, dimension)
+    fewer = question["static_filter"] or dimension in MAY_MEASURE_FEWER
+    if len(videos) > question["videos"] or (len(videos) < question["videos"] and not fewer):
+        raise ValueError(f"vbench measured {len(videos)} of {question['videos']} videos; {logged} says why")
     details = {"environment": about, "device": device, "seconds": round(time.perf_counter() - began, 1), "measured": len(videos)}
     details["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     os.replace(made, result_path(folder, dimension))

@@ -85,22 +85,19 @@ def missing_dimensions(measured: Collection[str]) -> str | None:
     return text if missing else None
 
 
-def part(results: Mapping[str, Number], name: Literal["quality", "semantic"]) -> Number:
-    """Quality or Semantic, in percent: the weighted mean of its normalised dimensions."""
-    chosen = {dimension: one for dimension, one in DIMENSIONS.items() if one.part == name}
-    parts = [one.weight * one.normalised(results[dimension]) for dimension, one in chosen.items()]
-    return 100 * sum(parts[1:], start=parts[0]) / sum(one.weight for one in chosen.values())
-
-
 def total(quality: Number, semantic: Number) -> Number:
     """Total = (4 Quality + Semantic) / 5."""
     return (4 * quality + semantic) / 5
 
 
 def parts(results: Mapping[str, Number]) -> dict[str, Number]:
-    """Total, Quality and Semantic, in percent."""
-    quality, semantic = part(results, "quality"), part(results, "semantic")
-    return {"total": total(quality, semantic), "quality": quality, "semantic": semantic}
+    """Total, Quality and Semantic, in percent: the latter two are weighted means of their normalised dimensions."""
+    found: dict[str, Number] = {}
+    for name in ("quality", "semantic"):
+        chosen = {dimension: one for dimension, one in DIMENSIONS.items() if one.part == name}
+        weighted = [one.weight * one.normalised(results[dimension]) for dimension, one in chosen.items()]
+        found[name] = 100 * sum(weighted[1:], start=weighted[0]) / sum(one.weight for one in chosen.values())
+    return {"total": total(found["quality"], found["semantic"]), **found}
 
 
 def score(results: Mapping[str, float]) -> Row:

@@ -125,7 +125,7 @@ def measure(request):
     benchmark = kind(device, request["full_info"], str(output))
     mode = "long_vbench_standard" if request["clips"] else "vbench_standard"
     with torch.no_grad():  # scene and background consistency lack it, and the graph of 16 images of a scene takes over 20 GB
-        benchmark.evaluate(videos_path=str(work), name=request["name"], dimension_list=[dimension], local=True, mode=mode, **options)
+        benchmark.evaluate(videos_path=str(work), name=dimension, dimension_list=[dimension], local=True, mode=mode, **options)
 
 
 def across_clips(slow_fast, work):

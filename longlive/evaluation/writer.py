@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -28,24 +28,28 @@ LEAD_IN = rf"^(?:(?:sure|certainly|of course|here is|here['’]s)\b[^:\n]{{0,100
 SENTENCE_END = r"[.!?][\"”’)]?(?=\s|$)|[。！？।]"
 
 Write = Callable[[Sequence[str], int], list[tuple[str, bool]]]  # requests and a seed -> answers, and whether each was finished
-Lines = Callable[[Write, Sequence[str], int], list[str]]  # some of the prompts and the line number of the first one -> their lines
+
+
+class Lines(Protocol):
+    """Some of the prompts, and the line number of the first one, to their lines."""
+
+    def __call__(self, prompts: Sequence[str], write: Write, *, first_line: int) -> list[str]: ...
 
 
 class Writer:
     """A causal language model that samples answers; the same requests and seed give the same answers.
 
-    `folder`: one that transformers' AutoModelForCausalLM reads; its chat template is used if there is one. Raises ValueError without it.
+    `folder`: one that transformers' AutoModelForCausalLM reads; its chat template is used if there is one. `sampling`: max_new_tokens,
+    temperature and top_p. Raises ValueError without a model.
     """
 
-    def __init__(
-        self, folder: Path, *, device: torch.device, dtype: torch.dtype, max_new_tokens: int, temperature: float, top_p: float
-    ) -> None:
+    def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype, **sampling: float) -> None:
         if not (folder / "config.json").is_file():
             raise ValueError(f"there is no model in {folder}; give a folder with config.json, weights and tokenizer files")
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
         self._model = model.to(device).eval()
-        self._sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        self._sampling = sampling
         ends = self._model.generation_config.eos_token_id
         ends = self._tokenizer.eos_token_id if ends is None else ends
         self._ends = set(ends) if isinstance(ends, list) else {ends} - {None}
@@ -100,40 +104,47 @@ def tidy(answer: str, *, ended: bool) -> str:
     return text
 
 
-class Answer(NamedTuple):
-    """An answer, tidied and not empty, and how many faults it has."""
-
-    text: str
-    faults: int
-
-
 def ask(
+    prompts: Sequence[str],
     write: Write,
     request: Callable[[int, int], str],
     faults: Callable[[int, str], int],
     *,
-    num: int,
+    what: str,
     first_line: int,
     seed: int,
     attempts: int,
-) -> dict[int, Answer]:
-    """The best answers to `num` questions: for each the first without faults, else the first with the fewest; none where all were empty.
+    lenient: bool = False,
+    explain: Callable[[int, str | None], str] = lambda i, best: "",
+    advice: str = "more --max-new-tokens",
+) -> list[str]:
+    """The best answer for each prompt: the first without faults or, with `lenient`, else the first with the fewest.
 
-    `request(i, attempt)` is the text of question i, `faults(i, text)` counts what is wrong with an answer to it. A question without a
-    faultless answer is asked again, with another seed, in up to `attempts` attempts. Seeds depend on the line of question 0.
+    `request(i, attempt)` is what is asked about prompt i, `faults(i, text)` counts what is wrong with an answer. Without a faultless answer
+    it is asked again, with another seed, in up to `attempts` attempts. Seeds depend on `first_line`, the line of prompt 0.
+
+    Raises:
+        ValueError: with the line, when there is no answer, or none without faults and not `lenient`. The message says what was asked for
+            (`what`), why the best answer (None: all were empty) is not enough (`explain`), and what helps beside more attempts (`advice`).
     """
-    best: dict[int, Answer] = {}
+    best: dict[int, tuple[int, str]] = {}  # faults and text
     for attempt in range(attempts):
-        wanted = [i for i in range(num) if i not in best or best[i].faults]
+        wanted = [i for i in range(len(prompts)) if i not in best or best[i][0]]
         if not wanted:
             break
         answers = write([request(i, attempt) for i in wanted], seed_of(seed, first_line, attempt))
         for i, (answer, ended) in zip(wanted, answers):
-            if text := tidy(answer, ended=ended):
-                found = Answer(text, faults(i, text))
-                if i not in best or found.faults < best[i].faults:
-                    best[i] = found
-    return best
+            text = tidy(answer, ended=ended)
+            if text and (i not in best or faults(i, text) < best[i][0]):
+                best[i] = faults(i, text), text
+    for i, prompt in enumerate(prompts):
+        if i not in best or (best[i][0] and not lenient):
+            why = explain(i, best[i][1] if i in best else None)
+            raise ValueError(
+                f'line {first_line + i}: no {what} in {attempts} attempts for "{prompt[:80]}"{why}; '
+                f"start again with more --attempts (what was written stays), or with {advice} and another --output"
+            )
+    return [best[i][1] for i in range(len(prompts))]
 
 
 def write_lines(arguments: argparse.Namespace, prompts: Sequence[str], lines: Lines, *, request: object, **settings: Any) -> str:
@@ -175,7 +186,7 @@ def write_lines(arguments: argparse.Namespace, prompts: Sequence[str], lines: Li
     with partial.open("ab") as file, tqdm(total=len(prompts), initial=done, unit=" prompts", mininterval=5) as progress:
         for start in range(done, len(prompts), batch):
             part = prompts[start : start + batch]
-            file.write("".join(f"{line}\n" for line in lines(write, part, start + 1)).encode())
+            file.write("".join(f"{line}\n" for line in lines(part, write, first_line=start + 1)).encode())
             file.flush()
             progress.update(len(part))
     os.replace(partial, output)

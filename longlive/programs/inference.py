@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from longlive import video
 from longlive.config import InferenceConfig
@@ -25,9 +23,10 @@ from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.prompt_files import Script, read_scripts
 from longlive.generation.session import DecodedBlock
 from longlive.generation.timeline import Timeline
-from longlive.parallel.world import choose_device, choose_dtype, configure_logging, get_world
+from longlive.parallel.world import choose_device, choose_dtype, get_world
 from longlive.programs import loading, recording
 from longlive.programs.loading import VideoRequest
+from longlive.programs.status import exit_status
 from longlive.programs.terminal import TerminalPrompts
 from longlive.settings import load
 
@@ -217,24 +216,9 @@ def make_typed(config: InferenceConfig, pipe: LongLivePipeline, device: torch.de
 
 def main(argv: Sequence[str] | None = None, *, description: str, default_config: Path, interactive: bool = False) -> int:
     """Run a program; returns its exit status. `interactive`: without a file of prompts they are read from the terminal."""
-    configure_logging(get_world())
-    loading.quiet_libraries()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated run keeps its video as after Ctrl-C
-    try:
-        config = parse(argv, description=description, default_config=default_config)
-        with logging_redirect_tqdm():
-            run(config, interactive=interactive)
-    except (ValueError, FileNotFoundError) as error:
-        return _fail(error, 2)
-    except (FloatingPointError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        log.warning("interrupted; what was made so far is in its folder")
-        return 130
-    return 0
 
+    def command() -> int:
+        run(parse(argv, description=description, default_config=default_config), interactive=interactive)
+        return 0
 
-def _fail(error: Exception, status: int) -> int:
-    log.error("error: %s", error)
-    log.debug("raised here", exc_info=error)
-    return status
+    return exit_status(command, interrupted="interrupted; what was made so far is in its folder")

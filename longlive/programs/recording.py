@@ -49,8 +49,12 @@ class Recording(NamedTuple):
 
 def file_stem(index: int, prompt: str, seed: int) -> str:
     """The name of a video's files without ending: index of the prompt, its first words, seed."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-")
-    return "-".join(filter(None, (f"{index:03d}", words, f"seed{seed}")))
+    return "-".join(filter(None, (f"{index:03d}", first_words(prompt), f"seed{seed}")))
+
+
+def first_words(prompt: str) -> str:
+    """The beginning of a prompt as part of a file name: ASCII letters and digits, joined by hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-")
 
 
 def is_finished(path: Path, request: dict[str, Any]) -> bool:

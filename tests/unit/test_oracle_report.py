@@ -104,7 +104,7 @@ def test_a_folder(tmp_path):
     prepared = dataclasses.replace(PREPARED, entries=entries, num_latent_frames=None)
     for planned, meaning in zip(prepared.videos, (FIRST, SECOND)):
         write(folders.video_path(tmp_path, planned.name), chain([meaning] * planned.num_images, planned.num_images))
-    found, adherence = oracle_report.report(tmp_path, prepared)
+    found, adherence = oracle_report.run(tmp_path, prepared)
     assert found["adherence"] == {"x-0": 1.0, "y-0": 1.0} and adherence.shape == (2, 4, 4)  # 57 and 33 images
     assert np.isnan(adherence[1, 2:]).all() and np.nanmin(adherence) == 1
 
