@@ -54,8 +54,7 @@ class HistoryCache:
     def reset(self) -> None:
         """Start a new video."""
         self._extent.reset()
-        self._keys = self._values = ()  # free before new ones are made, unless a gradient refers to them
-        self._keys, self._values = self._new(), self._new()
+        self._renew()
         self._row: dict[int, int] = {}  # where the newest version of each frame is that can still be seen
         self._used = 0  # rows that must not be written any more
 
@@ -100,6 +99,11 @@ class HistoryCache:
         self._extent.load(state["extent"])
         self._take_over(state["frames"], state["keys"], state["values"])
 
+    def _renew(self) -> None:
+        self._keys: tuple[Tensor, ...] = ()  # free before new ones are made, unless a gradient refers to them
+        self._values: tuple[Tensor, ...] = ()
+        self._keys, self._values = self._new(), self._new()
+
     def _new(self) -> tuple[Tensor, ...]:
         num_layers, batch, num_heads, dtype = self._shape
         shape = (batch, (self._rows + 1) * self._tokens, num_heads, self._rope.head_dim)  # the last row takes what is not remembered
@@ -128,8 +132,7 @@ class HistoryCache:
         """New buffers with the frames that can still be seen; views of the old ones stay valid."""
         places = self._places(list(self._row.values()))
         keys, values = ([buffer.index_select(1, places) for buffer in buffers] for buffers in (self._keys, self._values))
-        self._keys = self._values = ()
-        self._keys, self._values = self._new(), self._new()
+        self._renew()
         self._take_over(list(self._row), keys, values)
 
     def _take_over(self, frames: Sequence[int], keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
+from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -66,7 +67,7 @@ def shard(network: nn.Module, mesh: DeviceMesh | None = None, *, param_dtype: to
 
 def compute_dtype(network: ModelMixin) -> torch.dtype:
     """The type in which a network computes: that of its weights, or of `shard`'s mixed precision."""
-    return _COMPUTES_IN.get(network, network.dtype)
+    return _COMPUTES_IN.get(network, network.dtype)  # type: ignore[return-value]  # diffusers allows None
 
 
 def full_state(network: nn.Module, *, trainable_only: bool = False) -> dict[str, Tensor]:

@@ -79,9 +79,9 @@ class Cable:
 def served(tmp_path_factory):
     server = Served("miniature", tmp_path_factory.mktemp("live"), "scale=4")
     yield server
-    assert server.process.poll() is None, server.said
+    assert server.process.poll() is None, server.output
     server.end(signal.SIGINT)
-    assert "Traceback" not in server.said, server.said
+    assert "Traceback" not in server.output, server.output
 
 
 @pytest.fixture(scope="module")
