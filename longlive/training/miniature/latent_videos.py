@@ -17,7 +17,7 @@ from longlive import video
 from longlive.files import replacing
 from longlive.generation.dimensions import Timing
 from longlive.miniature.world import Captioned, draw_identity, render
-from longlive.models.vae import encode_video, spatial_padding
+from longlive.models.vae import encode_video, settings_of, spatial_padding
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +93,10 @@ class LatentVideos:
 def _encode(vae: AutoencoderKLWan, captions: Sequence[Captioned], settings: dict[str, int], batch: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(settings["seed"])
     picks = torch.randint(len(captions), (settings["num_videos"],), generator=generator)
-    parts = []
+    parts, num_frames = [], Timing(stride=settings_of(vae).scale_factor_temporal).num_frames(settings["num_latent_frames"])
     log.info("encoding %d videos of %d latent frames", settings["num_videos"], settings["num_latent_frames"])
     for part in tqdm(picks.split(batch), desc="encoding", mininterval=5):
         chosen = [captions[int(i)] for i in part]
-        images = render(chosen, [draw_identity(generator) for _ in chosen], Timing().num_frames(settings["num_latent_frames"]))
+        images = render(chosen, [draw_identity(generator) for _ in chosen], num_frames)
         parts.append(encode_video(vae, to_float(images)).half())
     return {"latents": torch.cat(parts), "captions": picks}
