@@ -19,7 +19,7 @@ from longlive.config import InferenceConfig
 from longlive.generation.cues import Cue
 from longlive.generation.dimensions import Timing
 from longlive.generation.pipeline import PipelineInfo
-from longlive.generation.stream import Seconds
+from longlive.generation.stream import BlockSeconds
 from longlive.generation.timeline import Timeline
 from longlive.programs import inference as programs
 from longlive.programs import loading
@@ -65,7 +65,7 @@ class StandIn:
             time.sleep(self.pause)
             images = colour.expand(1, 12 - 3 * (number == 0), height, width, 3)
             yield SimpleNamespace(
-                images=images, frames=range(3 * number, 3 * number + 3), prompt=prompt, seconds=Seconds(denoise=0.01, decode=0.02)
+                images=images, frames=range(3 * number, 3 * number + 3), prompt=prompt, seconds=BlockSeconds(denoise=0.01, decode=0.02)
             )
             number += 1
 
