@@ -299,7 +299,7 @@ BAD = {
     "disk": (["--prompt", "a", "--seconds", "1e12"], "GiB of disk needed"),
 }
 BAD_FILES = {
-    "empty file": ("a.txt", "\n\n", "a.txt holds no prompt"),
+    "empty file": ("a.txt", "\n\n", "a.txt contains no prompt"),
     "not JSON": ("a.jsonl", TWO % 3 + '\n{"prompts": ["a",', "a.jsonl, line 2: not JSON"),
     "a list": ("a.jsonl", '["a"]', "a.jsonl, line 1: expected an object with prompts"),
     "unknown key": ("a.jsonl", '{"promts": ["a"]}', "line 1: unknown key 'promts'; did you mean 'prompts'?"),
