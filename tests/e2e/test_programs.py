@@ -288,7 +288,7 @@ BAD = {
     "empty prompt": (["--prompt", " "], "the prompt is empty"),
     "two lengths": (["seconds=1", "num_latent_frames=3"], "choose one"),
     "prompt and prompts": (["--prompt", "a", "--prompts", "b.txt"], "choose one"),
-    "no prompts file": (["--prompts", "none.txt"], "there is no file none.txt"),
+    "no prompts file": (["--prompts", "none.txt"], "the prompt file none.txt does not exist"),
     "other kind of file": (["--prompts", "a.csv"], ".txt (one per line) or .jsonl"),
     "no model": (["--model", "nowhere", "--prompt", "a"], "hf download Efficient-Large-Model/LongLive-1.3B --local-dir longlive_models"),
     "no released weights": (["--config", str(ROOT / "configs/inference.yaml")], "wan_models/Wan2.1-T2V-1.3B is not there"),
