@@ -117,6 +117,17 @@ def quantiles(values: list[float]) -> dict[str, float]:
     return {"median": round(statistics.median(ordered), 3), "p90": round(ninth, 3), "max": round(ordered[-1], 3)}
 
 
+def report(found: dict[str, Any], file: Path | None) -> None:
+    """Print what was measured, as a table and as a line of JSON, which is also appended to `file`."""
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name:<{width}}  {value}")
+    print(json.dumps(found))
+    if file is not None:
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(found) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=1)
@@ -169,14 +180,7 @@ def main() -> int:
             "most": max(value for _, value in memory),
         },
     }
-    width = max(map(len, found))
-    for name, value in found.items():
-        print(f"{name:<{width}}  {value}")
-    line = json.dumps(found)
-    print(line)
-    if arguments.json is not None:
-        with arguments.json.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    report(found, arguments.json)
     return 0
 
 

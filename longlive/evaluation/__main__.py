@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from longlive.evaluation import commands, rewrite
 from longlive.evaluation.suites import SUITES
@@ -27,9 +28,8 @@ SETTING = re.compile(r"[a-z_]+=")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        prog="python -m longlive.evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser("python -m longlive.evaluation", description=__doc__, formatter_class=raw, allow_abbrev=False)
     kinds = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, do: Callable[..., int], text: str) -> Callable[..., argparse.Action]:
@@ -37,8 +37,7 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(command=do)
         return added.add_argument
 
-    def environment(add: Callable[..., argparse.Action]) -> None:
-        add("--environment", type=Path, metavar="FOLDER", help="of vbench (default: $LONGLIVE_VBENCH, else .venv-vbench)")
+    environment: Any = {"type": Path, "metavar": "FOLDER", "help": "of vbench (default: $LONGLIVE_VBENCH, else .venv-vbench)"}
 
     add = command("prepare", commands.prepare, "make the videos of a suite")
     add("suite", choices=SUITES, metavar="SUITE", help="; ".join(f"{name}: {suite.title}" for name, suite in SUITES.items()))
@@ -51,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add("--prompts", type=Path, metavar="JSONL", help="your own scripts for the suites interactive and switch")
     add("--videos", type=Path, metavar="FOLDER", help="take these videos, {prompt}-{i}.mp4, of another program")
     add("--name", help="of the model that made them, with --videos")
-    environment(add)
+    add("--environment", **environment)
     kinds.choices["prepare"].epilog = "Further words key=value: any setting of inference.py that the suite does not decide."
 
     add = command("run", commands.run, "measure prepared videos")
@@ -63,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add("--slow-fast", type=Path, metavar="FOLDER", help="VBench-Long's tables: compare clips with each other, too")
     add("--clip", default=commands.CLIP, metavar="FOLDER", help="CLIP for the suites interactive and switch (default %(default)s)")
     add("--again", action="store_true", help="measure again what is measured already")
-    environment(add)
+    add("--environment", **environment)
 
     add = command("score", commands.score, "tables and charts of what was measured")
     add("folder", type=Path, help="prepared and measured, or one with results of vbench (*_eval_results.json)")
@@ -71,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
     add("--long", action="store_true", help="the results are of VBench-Long, for a folder that does not say so itself")
 
     add = command("compare", commands.compare, "two folders, same prompts and seeds")
-    add("first", type=Path)
-    add("second", type=Path)
+    for name in ("first", "second"):
+        add(name, type=Path)
     add("--names", nargs=2, metavar=("A", "B"))
     add("--resamples", type=int, default=10_000, help="of the bootstrap (default %(default)s)")
     add("--output", type=Path, metavar="FOLDER", help="for table, JSON and charts (default: SECOND/results/compared)")
@@ -84,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
 
     add = command("rewrite", commands.rewrite_prompts, "longer prompts by a causal language model of your own")
     add("--prompts", type=Path, metavar="TXT", help="short prompts, one per line (default: VBench's list)")
-    environment(add)
+    add("--environment", **environment)
     rewrite.add_arguments(kinds.choices["rewrite"])
     return top
 

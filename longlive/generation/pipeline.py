@@ -394,7 +394,7 @@ class LongLivePipeline(DiffusionPipeline):
             seed = first.initial_seed() if first is not None else torch.Generator().seed() % 2**32
         assert self._text is not None  # made here, so that two threads cannot make two
         encode = partial(self.prepare_prompt, batch=batch)
-        return SteppedSession(begin, cues, seed=seed, encode=encode, transition=self.transition)
+        return SteppedSession(begin, cues, seed=seed, encode=encode)
 
     def stream(
         self,

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from longlive.generation.cues import Cue, Cues, PromptSchedule, check_prompt
-from longlive.generation.stream import LatentBlock, Seconds
+from longlive.generation.stream import BlockSeconds, LatentBlock
 from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Transition
 from longlive.types import Decoder
@@ -39,7 +39,7 @@ class DecodedBlock:
     latent_frames: range
     prompt: str
     switched: bool
-    seconds: Seconds
+    seconds: BlockSeconds
     video_index: int = 0
 
 
@@ -146,7 +146,6 @@ class SteppedSession:
     Args:
         begin: makes the video with this index, these prompts and this seed.
         encode: begins to encode a prompt in another thread.
-        transition: what a prompt does with the past that says only whether it keeps the sink.
     """
 
     def __init__(
@@ -156,9 +155,8 @@ class SteppedSession:
         *,
         seed: int,
         encode: Callable[[str], Future[Any]],
-        transition: Transition = Transition(),  # noqa: B008  # frozen
     ) -> None:
-        self._begin, self._encode, self._transition = begin, encode, transition
+        self._begin, self._encode = begin, encode
         self._prompts = SessionPrompts(plan)
         self._video = begin(0, self._prompts, seed)
         self._lock = threading.Lock()
@@ -181,17 +179,17 @@ class SteppedSession:
         """The prompt of the next block, as far as it is known: None when a `PromptQueue` has the first one."""
         return self._prompts.newest
 
-    def prompt(self, text: str, *, keep_sink: bool | None = None) -> None:
+    def prompt(self, text: str, *, transition: Transition | None = None) -> None:
         """Switch to `text` at the next block, which waits until it is encoded; the newest prompt wins.
 
-        Raises ValueError when `text` is empty.
+        `transition`: what the switch does with the past; None: as the model does by default. Raises ValueError when `text` is empty.
         """
         with self._lock:
-            self._prompts.put(text, self._transition_of(keep_sink))
+            self._prompts.put(text, transition)
             self._request = None
         self._encode(text)
 
-    def prompt_when_encoded(self, text: str, *, keep_sink: bool | None = None) -> Future[bool]:
+    def prompt_when_encoded(self, text: str, *, transition: Transition | None = None) -> Future[bool]:
         """As `prompt`, but blocks go on with the prompt in force until `text` is encoded.
 
         Returns a future: True once the next block will switch to `text`, False when a newer prompt has replaced it before that; it has
@@ -207,7 +205,7 @@ class SteppedSession:
                 replaced = encoding.cancelled() or self._request is not queued
                 error = None if replaced else encoding.exception()
                 if not replaced and error is None:
-                    self._prompts.put(text, self._transition_of(keep_sink))
+                    self._prompts.put(text, transition)
             if error is not None:
                 queued.set_exception(error)
             else:
@@ -215,9 +213,6 @@ class SteppedSession:
 
         self._encode(text).add_done_callback(encoded)
         return queued
-
-    def _transition_of(self, keep_sink: bool | None) -> Transition | None:
-        return None if keep_sink is None else replace(self._transition, keep_sink=keep_sink)
 
     def encode_first_prompt(self) -> Future[Any]:
         """Begin to encode the prompt of the first block; `advance` waits for it otherwise."""
@@ -282,9 +277,12 @@ class Session:
     def stopped(self) -> bool:
         return self._steps.stopped
 
-    def prompt(self, text: str, *, keep_sink: bool | None = None) -> None:
-        """Switch to `text` at the next block; the newest prompt wins. Raises ValueError when it is empty."""
-        self._steps.prompt(text, keep_sink=keep_sink)
+    def prompt(self, text: str, *, transition: Transition | None = None) -> None:
+        """Switch to `text` at the next block; the newest prompt wins.
+
+        `transition`: what the switch does with the past; None: as the model does by default. Raises ValueError when `text` is empty.
+        """
+        self._steps.prompt(text, transition=transition)
 
     def pause(self) -> None:
         """Begin no more blocks until `resume`; iteration waits."""

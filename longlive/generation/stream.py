@@ -16,7 +16,7 @@ from longlive.types import Latents, TextKV
 
 
 @dataclass
-class Seconds:
+class BlockSeconds:
     """Wall-clock seconds of one block, by part."""
 
     text: float = 0.0
@@ -48,7 +48,7 @@ class LatentBlock:
     latent_frames: range
     cue: Cue
     switched: bool
-    seconds: Seconds = field(default_factory=Seconds)
+    seconds: BlockSeconds = field(default_factory=BlockSeconds)
     ready: torch.cuda.Event | None = None
 
 
@@ -85,40 +85,32 @@ def stream(
         Timing(block=block).check_blocks(num_latent_frames)
     if should_abort is not None and snapshot is None:
         raise ValueError("should_abort needs snapshot: an abandoned block is made again from the same noise")
-    cue: Cue | None = None
-    text: TextKV | None = None
-    after, age = -1, 0  # age: blocks made under the prompt in force
+    prompt: tuple[Cue, TextKV] | None = None  # in force
+    after, age = -1, 0  # age: blocks made under it
     while num_latent_frames is None or rollout.end < num_latent_frames:
-        start = rollout.end
-        seconds, clock = Seconds(), now()
-        new = cues.due(after, start)
-        if new is not None:
-            text = project_text(new.prompt)
+        frames = range(rollout.end, rollout.end + block)
+        seconds, clock = BlockSeconds(), now()
+        if (new := cues.due(after, frames.start)) is not None:
+            prompt, age = (new, project_text(new.prompt)), 0
             seconds.text = now() - clock
-            clock = now()
-            rollout.switch(text, new.transition or transition)
-            seconds.switch = now() - clock
-            cue, age = new, 0
-        if cue is None or text is None:
+            rollout.switch(prompt[1], new.transition or transition)
+            seconds.switch = now() - clock - seconds.text
+        if prompt is None:
             raise ValueError("there is no prompt for the first block")
-        clock = now()
-        frames, guided = range(start, start + block), guided_blocks is None or age < guided_blocks
-        restore = snapshot() if snapshot is not None else None
-        # A block that begins a prompt is never abandoned: its recache has changed the past already.
-        abort = should_abort if new is None and restore is not None else None
-        try:
+        (cue, text), clock = prompt, now()
+        restore = snapshot() if snapshot is not None else lambda: None
+        try:  # a block that begins a prompt is never abandoned: its recache has changed the past already
+            guided, abort = guided_blocks is None or age < guided_blocks, should_abort if new is None else None
             x0 = rollout.block(noise(frames), text, guided=guided, should_abort=abort)
         except BlockAborted:
-            assert restore is not None
             restore()
             continue
         rollout.check_finite()
         seconds.denoise = now() - clock
-        made = LatentBlock(x0, frames, cue, new is not None, seconds, _recorded_event(x0))
-        clock = now()
+        made, clock = LatentBlock(x0, frames, cue, new is not None, seconds, _recorded_event(x0)), now()
         rollout.remember(x0, text)
         seconds.remember = now() - clock
-        after, age = start, age + 1
+        after, age = frames.start, age + 1
         yield made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 Recache = Literal["joint", "causal", "none", "clear"]
@@ -29,3 +29,7 @@ class Transition:
     def __post_init__(self) -> None:
         if self.recache not in get_args(Recache):
             raise ValueError(f"recache {self.recache!r} is unknown; choose from {', '.join(get_args(Recache))}")
+
+    def with_sink(self, keep_sink: bool | None) -> Transition:
+        """The same with this `keep_sink`; None: the same."""
+        return self if keep_sink is None else replace(self, keep_sink=keep_sink)

@@ -67,7 +67,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1))
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward; modulated by time through shift, scale and gate.
 
     `forward` takes only tensors (and `attend`) and is the only definition of a layer: compilation, sharding and quantisation all act on it.
@@ -127,7 +127,7 @@ class WanTransformer(ModelMixin, ConfigMixin):
 
     config: Any  # diffusers' frozen dictionary, read by attribute
     _supports_gradient_checkpointing = False
-    _no_split_modules = ("Block",)
+    _no_split_modules = ("TransformerBlock",)
 
     @register_to_config
     def __init__(
@@ -159,7 +159,7 @@ class WanTransformer(ModelMixin, ConfigMixin):
         self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        self.blocks = nn.ModuleList(Block(dim, ffn_dim, num_heads, eps) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(TransformerBlock(dim, ffn_dim, num_heads, eps) for _ in range(num_layers))
         self.head = Head(dim, patch[1] * patch[2] * out_dim, eps)
         self._backend = "auto"
         self._chosen: tuple[torch.device, torch.dtype, Attend] | None = None
@@ -189,7 +189,7 @@ class WanTransformer(ModelMixin, ConfigMixin):
             )
         text = F.pad(text.to(self.dtype), (0, 0, 0, self.config.text_len - length))
         embedded = self.text_embedding(text)
-        keys, values = zip(*(cast(Block, block).cross_attn.keys_values(embedded) for block in self.blocks), strict=True)
+        keys, values = zip(*(cast(TransformerBlock, block).cross_attn.keys_values(embedded) for block in self.blocks), strict=True)
         return TextKV(keys, values)
 
     def forward(self, x: Latents, t: Timesteps, text: Text | TextKV, view: KVView | None = None) -> Latents:

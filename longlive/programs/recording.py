@@ -5,7 +5,6 @@ Knows nothing about configuration files, command lines or how a session makes im
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import re
@@ -14,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +70,28 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+@dataclass
+class _Clock:
+    """Where the seconds of a recording went."""
+
+    start: float = field(default_factory=time.perf_counter)
+    first_images: float = 0.0
+    parts: Counter[str] = field(default_factory=Counter)
+    network: float = 0.0
+
+    def made(self, block: DecodedBlock) -> None:
+        """Another block is there."""
+        self.first_images = self.first_images or time.perf_counter() - self.start
+        self.parts.update(asdict(block.seconds))
+        self.network += block.seconds.network
+
+    def timings(self, num_images: int) -> dict[str, float]:
+        total = time.perf_counter() - self.start
+        dit_only = num_images / self.network if self.network else 0.0
+        speeds = {"images_per_second": num_images / total, "images_per_second_dit": dit_only}
+        return {"total": total, "first_images": self.first_images, **self.parts, **speeds}
+
+
 def record(
     blocks: Iterable[DecodedBlock],
     path: Path,
@@ -92,26 +114,21 @@ def record(
         path.with_suffix(suffix).unlink(missing_ok=True)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    spent, network, write = Counter[str](), 0.0, 0.0
+    clock, complete, error = _Clock(), False, None
     prompts: list[tuple[int, str]] = []
-    first, start = 0.0, time.perf_counter()
-    complete, error = False, None
     writer = video.VideoWriter(path, fps=fps, scale=scale, crf=crf)
     try:
         with writer, tqdm(total=num_blocks, unit="block", disable=quiet, dynamic_ncols=True) as bar:
             for block in blocks:
-                first = first or time.perf_counter() - start
+                clock.made(block)
                 if not prompts or prompts[-1][1] != block.prompt:
                     prompts.append((writer.num_images, block.prompt))
                 writing = time.perf_counter()
                 writer.write(block.images[0])
-                write += time.perf_counter() - writing
-                spent.update(dataclasses.asdict(block.seconds))
-                network += block.seconds.network
-                speed = writer.num_images / (time.perf_counter() - start)
-                bar.set_postfix_str(
-                    f"{writer.num_images / fps:.1f} s of video, {speed:.0f} images/s, {_quoted(block.prompt)}", refresh=False
-                )
+                clock.parts["write"] += time.perf_counter() - writing
+                speed = writer.num_images / (time.perf_counter() - clock.start)
+                words = f"{writer.num_images / fps:.1f} s of video, {speed:.0f} images/s, {_quoted(block.prompt)}"
+                bar.set_postfix_str(words, refresh=False)
                 bar.update()
                 if stop(block):
                     break
@@ -120,16 +137,7 @@ def record(
         error = f"{type(interruption).__name__}: {interruption}".rstrip(": ")
         raise
     finally:
-        total = time.perf_counter() - start
-        timings = {
-            "total": total,
-            "first_images": first,
-            **spent,
-            "write": write,
-            "images_per_second": writer.num_images / total,
-            "images_per_second_dit": writer.num_images / network if network else 0.0,
-        }
-        recording = Recording(path, writer.num_images, fps, timings, peak_memory(device), complete)
+        recording = Recording(path, writer.num_images, fps, clock.timings(writer.num_images), peak_memory(device), complete)
         if writer.num_images:
             _finish(recording, prompts, content | ({"error": error} if error else {}))
             if not complete:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response, WebSocket
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
@@ -50,6 +50,20 @@ class Server:
             raise HTTPException(503, self.load_error or "loading")
         return self.scheduler
 
+    async def load(self, load: Callable[[Metrics], SessionScheduler], address: str) -> None:
+        """Load the model in another thread, and start its scheduler."""
+        try:
+            scheduler = await asyncio.to_thread(load, self.metrics)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            self.load_error = f"the model could not be loaded: {error}"
+            log.error("error: %s", self.load_error)
+            return
+        self.model = describe(scheduler, model_name(self.config))
+        scheduler.start()
+        self.scheduler = scheduler
+        seconds = time.monotonic() - self.started_at
+        log.info("ready after %.1f s, up to %d sessions at a time: %s", seconds, scheduler.max_sessions, address)
+
 
 def token_for(config: ServeConfig) -> str | None:
     """The token that clients must present: the configured one, or a random one; None when only this machine can reach the server."""
@@ -77,6 +91,77 @@ def describe(scheduler: SessionScheduler, name: str) -> dict[str, Any]:
     }
 
 
+def http_routes(server: Server, access: Access) -> APIRouter:
+    """The page and the HTTP interface for programs."""
+
+    async def require_token(request: Request) -> None:
+        if not access.has_token(request.headers.get("authorization"), request.query_params.get("token")):
+            raise HTTPException(401, "the token is missing or wrong; the server printed it when it started")
+
+    routes, needs_token = APIRouter(), [Depends(require_token)]
+
+    @routes.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @routes.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether sessions can start; 503 while the model is loading."""
+        server.loaded()
+        return {"status": "ok"}
+
+    @routes.get("/models", dependencies=needs_token)
+    async def models() -> list[dict[str, Any]]:
+        """The model that is served."""
+        server.loaded()
+        return [server.model]
+
+    @routes.get("/sessions", dependencies=needs_token)
+    async def sessions() -> dict[str, Any]:
+        """The running sessions, each with what it has cost, and how many clients are queued."""
+        scheduler = server.loaded()
+        running = [session.summary() for session in list(scheduler.sessions.values())]
+        return {"max_sessions": scheduler.max_sessions, "queued_clients": scheduler.queue_length, "sessions": running}
+
+    @routes.get("/timeline/{name}", dependencies=needs_token)
+    async def timeline(name: str) -> FileResponse:
+        """The timeline, from which `interactive_inference.py --timeline FILE` makes the same video again."""
+        files = server.loaded().files_of(name)
+        if files is None or not files.timeline_file.is_file():
+            raise HTTPException(404, f"there is no timeline of a session {name}")
+        return FileResponse(files.timeline_file, media_type="application/json", filename=files.timeline_file.name)
+
+    @routes.get("/recording/{name}.mp4", dependencies=needs_token)
+    async def recording(name: str) -> FileResponse:
+        """The video so far."""
+        files = server.loaded().files_of(name)
+        if files is None or not files.recording.is_file():
+            raise HTTPException(404, f"there is no recording of a session {name}")
+        return FileResponse(files.recording, media_type="video/mp4", filename=files.recording.name)
+
+    @routes.get("/metrics", dependencies=needs_token)
+    async def metrics() -> Response:
+        """Counters, in the format of Prometheus."""
+        return Response(server.metrics.text(server.loaded()), media_type="text/plain; version=0.0.4")
+
+    return routes
+
+
+async def serve_live(socket: WebSocket, server: Server, access: Access) -> None:
+    """One client, from its connection to its end; refused without the token, from another site, and while there is no model."""
+    headers, host = socket.headers, socket.headers.get("host")
+    has_token = access.has_token(headers.get("authorization"), socket.query_params.get("token"))
+    if not (has_token and access.is_own_host(host) and access.is_own_origin(headers.get("origin"), host)):
+        await socket.close(1008)
+        return
+    await socket.accept()
+    if server.scheduler is None:
+        await socket.send_json(Refused("busy", server.load_error or "the model is loading", fatal=True).to_message())
+        await socket.close()
+        return
+    await Connection(socket, server.scheduler, server.config, server.metrics, server.model).run()
+
+
 def create_app(config: ServeConfig, load: Callable[[Metrics], SessionScheduler], *, token: str | None, address: str) -> FastAPI:
     """The application.
 
@@ -84,37 +169,18 @@ def create_app(config: ServeConfig, load: Callable[[Metrics], SessionScheduler],
         load: loads the model; runs in another thread, while `/health` answers that the model is loading.
         address: where the page can be opened, for the log.
     """
-    server = Server(config, token)
-    access = Access(token, host=config.host)
-
-    async def loading() -> None:
-        try:
-            scheduler = await asyncio.to_thread(load, server.metrics)
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            server.load_error = f"the model could not be loaded: {error}"
-            log.error("error: %s", server.load_error)
-            return
-        server.model = describe(scheduler, model_name(config))
-        scheduler.start()
-        server.scheduler = scheduler
-        seconds = time.monotonic() - server.started_at
-        log.info("ready after %.1f s, up to %d sessions at a time: %s", seconds, scheduler.max_sessions, address)
+    server, access = Server(config, token), Access(token, host=config.host)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(loading())
+        task = asyncio.create_task(server.load(load, address))
         yield
         await task
         if server.scheduler is not None:
             await asyncio.to_thread(server.scheduler.stop)
 
-    async def require_token(request: Request) -> None:
-        if not access.has_token(request.headers.get("authorization"), request.query_params.get("token")):
-            raise HTTPException(401, "the token is missing or wrong; the server printed it when it started")
-
     app = FastAPI(title="LongLive", description="Live interactive video; sessions are on the WebSocket /live.", lifespan=lifespan)
     app.state.server = server
-    needs_token = [Depends(require_token)]
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Any]) -> Response:
@@ -127,63 +193,10 @@ def create_app(config: ServeConfig, load: Callable[[Metrics], SessionScheduler],
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether sessions can start; 503 while the model is loading."""
-        server.loaded()
-        return {"status": "ok"}
-
-    @app.get("/models", dependencies=needs_token)
-    async def models() -> list[dict[str, Any]]:
-        """The model that is served."""
-        server.loaded()
-        return [server.model]
-
-    @app.get("/sessions", dependencies=needs_token)
-    async def sessions() -> dict[str, Any]:
-        """The running sessions, each with what it has cost, and how many clients are queued."""
-        scheduler = server.loaded()
-        running = [session.summary() for session in list(scheduler.sessions.values())]
-        return {"max_sessions": scheduler.max_sessions, "queued_clients": scheduler.queue_length, "sessions": running}
-
-    @app.get("/timeline/{name}", dependencies=needs_token)
-    async def timeline(name: str) -> FileResponse:
-        """The timeline, from which `interactive_inference.py --timeline FILE` makes the same video again."""
-        files = server.loaded().files_of(name)
-        if files is None or not files.timeline_file.is_file():
-            raise HTTPException(404, f"there is no timeline of a session {name}")
-        return FileResponse(files.timeline_file, media_type="application/json", filename=files.timeline_file.name)
-
-    @app.get("/recording/{name}.mp4", dependencies=needs_token)
-    async def recording(name: str) -> FileResponse:
-        """The video so far."""
-        files = server.loaded().files_of(name)
-        if files is None or not files.recording.is_file():
-            raise HTTPException(404, f"there is no recording of a session {name}")
-        return FileResponse(files.recording, media_type="video/mp4", filename=files.recording.name)
-
-    @app.get("/metrics", dependencies=needs_token)
-    async def metrics() -> Response:
-        """Counters, in the format of Prometheus."""
-        return Response(server.metrics.text(server.loaded()), media_type="text/plain; version=0.0.4")
-
     @app.websocket("/live")
     async def live(socket: WebSocket) -> None:
-        headers, host = socket.headers, socket.headers.get("host")
-        has_token = access.has_token(headers.get("authorization"), socket.query_params.get("token"))
-        if not (has_token and access.is_own_host(host) and access.is_own_origin(headers.get("origin"), host)):
-            await socket.close(1008)
-            return
-        await socket.accept()
-        if server.scheduler is None:
-            await socket.send_json(Refused("busy", server.load_error or "the model is loading", fatal=True).to_message())
-            await socket.close()
-            return
-        await Connection(socket, server.scheduler, config, server.metrics, server.model).run()
+        await serve_live(socket, server, access)
 
+    app.include_router(http_routes(server, access))
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app

@@ -90,7 +90,7 @@ class Connection:
         self._format = first.format
         if isinstance(first, Start):
             prompt = prompt_text(first.prompts, self._config.prompt_chars)
-            self._scheduler.open(self, prompt, seed=first.seed, keep_sink=first.keep_sink)
+            self._scheduler.open(self, prompt, seed=first.seed, transition=self._scheduler.pipe.transition.with_sink(first.keep_sink))
         else:
             self._resume(first)
 
@@ -162,7 +162,7 @@ class Connection:
             raise Refused("busy", "the session has not started; wait until it is admitted")
         if update.prompts is not None:
             keep_sink = update.transition.keep_sink if update.transition else None
-            session.update_prompt(prompt_text(update.prompts, self._config.prompt_chars), keep_sink)
+            session.update_prompt(prompt_text(update.prompts, self._config.prompt_chars), session.transition.with_sink(keep_sink))
         elif update.transition is not None:
             raise Refused("bad_message", "a transition belongs in the same message as the prompts that it is for")
         if update.reset_cache:

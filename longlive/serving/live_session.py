@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from longlive.generation.session import DecodedBlock, SessionVideo, SteppedSession
 from longlive.generation.stream import LatentBlock
+from longlive.generation.transition import Transition
 from longlive.serving.flow_control import MAX_UNACKNOWLEDGED, FlowControl
 from longlive.serving.fragments import FragmentEncoder, jpegs
 from longlive.serving.messages import Format
@@ -56,7 +57,7 @@ class LiveSession:
     Args:
         stepped: makes the videos, and knows their prompts.
         flow: decides when the next block begins; `stepped` asks the same one before it drops a block for a new prompt.
-        keep_sink: the default for prompts that do not say what they do with the sink; None: the model's own.
+        transition: what prompts do with the past that do not say it themselves.
         scale: how many times every pixel is repeated, each way, in what is sent and recorded.
         wake: called when a block may have become ready to be made.
         observe: called with the name and value of what is measured.
@@ -68,7 +69,7 @@ class LiveSession:
         stepped: SteppedSession,
         flow: FlowControl,
         *,
-        keep_sink: bool | None,
+        transition: Transition,
         folder: Path,
         fps: float,
         scale: int,
@@ -82,7 +83,7 @@ class LiveSession:
         self.disconnected_at: float | None = time.monotonic()  # since when there has been no client
         self.ended: str | None = None  # why
         self.error: str | None = None
-        self._keep_sink, self._wake, self._observe = keep_sink, wake, observe
+        self.transition, self._wake, self._observe = transition, wake, observe
         self._lock = threading.Lock()
         self._awaited: tuple[str, float] | None = None  # the newest prompt that is not shown yet, and when it came
         self._segments: deque[Segment] = deque(maxlen=MAX_UNACKNOWLEDGED + 1)
@@ -127,9 +128,8 @@ class LiveSession:
         self.flow.acknowledge(segment, buffered)
         self._wake()
 
-    def update_prompt(self, text: str, keep_sink: bool | None) -> None:
+    def update_prompt(self, text: str, transition: Transition) -> None:
         """Switch to `text` at the first block after it has been encoded."""
-        keep_sink = self._keep_sink if keep_sink is None else keep_sink
         self.last_activity = time.monotonic()
         self._awaited = text, self.last_activity
 
@@ -137,10 +137,10 @@ class LiveSession:
             if (error := queued.exception()) is not None:
                 self._send({"type": "error", "code": "bad_prompt", "message": f"the prompt cannot be encoded: {error}", "fatal": False})
             elif queued.result():
-                self._send({"type": "accepted", "prompt": text, "keep_sink": keep_sink})
+                self._send({"type": "accepted", "prompt": text, "keep_sink": transition.keep_sink})
                 self._wake()
 
-        self.stepped.prompt_when_encoded(text, keep_sink=keep_sink).add_done_callback(on_queued)
+        self.stepped.prompt_when_encoded(text, transition=transition).add_done_callback(on_queued)
 
     def pause(self, paused: bool) -> None:
         """Make no more blocks, or go on with them."""

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from longlive.generation.pipeline import LongLivePipeline
+from longlive.generation.transition import Transition
 from longlive.serving.flow_control import FlowControl
 from longlive.serving.live_session import Client, LiveSession
 from longlive.serving.messages import Refused
@@ -52,7 +53,7 @@ class _Request(NamedTuple):
 
     prompt: str
     seed: int | None
-    keep_sink: bool | None
+    transition: Transition
 
 
 class SessionScheduler:
@@ -116,12 +117,12 @@ class SessionScheduler:
     def queue_length(self) -> int:
         return len(self._queue)
 
-    def open(self, client: QueuedClient, prompt: str, *, seed: int | None, keep_sink: bool | None) -> None:
+    def open(self, client: QueuedClient, prompt: str, *, seed: int | None, transition: Transition) -> None:
         """Give a client a session of its own, at once or when there is room. Raises Refused when the server is stopping."""
         with self._changed:
             if self._stopping:
                 raise Refused("busy", "the server is stopping", fatal=True)
-            self._queue[client] = _Request(prompt, seed, keep_sink)
+            self._queue[client] = _Request(prompt, seed, transition)
             self._admit()
 
     def leave(self, client: QueuedClient) -> None:
@@ -169,7 +170,7 @@ class SessionScheduler:
             secrets.token_urlsafe(12),
             session,
             flow,
-            keep_sink=request.keep_sink,
+            transition=request.transition,
             folder=self.folder,
             fps=self.pipe.info.fps,
             scale=self.scale,

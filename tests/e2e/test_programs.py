@@ -19,7 +19,7 @@ from longlive.config import InferenceConfig
 from longlive.generation.cues import Cue
 from longlive.generation.dimensions import Timing
 from longlive.generation.pipeline import PipelineInfo
-from longlive.generation.stream import Seconds
+from longlive.generation.stream import BlockSeconds
 from longlive.generation.timeline import Timeline
 from longlive.programs import inference as programs
 from longlive.programs import loading
@@ -65,7 +65,7 @@ class StandIn:
             time.sleep(self.pause)
             images = colour.expand(1, 12 - 3 * (number == 0), height, width, 3)
             yield SimpleNamespace(
-                images=images, frames=range(3 * number, 3 * number + 3), prompt=prompt, seconds=Seconds(denoise=0.01, decode=0.02)
+                images=images, frames=range(3 * number, 3 * number + 3), prompt=prompt, seconds=BlockSeconds(denoise=0.01, decode=0.02)
             )
             number += 1
 
@@ -288,7 +288,7 @@ BAD = {
     "empty prompt": (["--prompt", " "], "the prompt is empty"),
     "two lengths": (["seconds=1", "num_latent_frames=3"], "choose one"),
     "prompt and prompts": (["--prompt", "a", "--prompts", "b.txt"], "choose one"),
-    "no prompts file": (["--prompts", "none.txt"], "there is no file none.txt"),
+    "no prompts file": (["--prompts", "none.txt"], "the prompt file none.txt does not exist"),
     "other kind of file": (["--prompts", "a.csv"], ".txt (one per line) or .jsonl"),
     "no model": (["--model", "nowhere", "--prompt", "a"], "hf download Efficient-Large-Model/LongLive-1.3B --local-dir longlive_models"),
     "no released weights": (["--config", str(ROOT / "configs/inference.yaml")], "wan_models/Wan2.1-T2V-1.3B is not there"),
@@ -299,7 +299,7 @@ BAD = {
     "disk": (["--prompt", "a", "--seconds", "1e12"], "GiB of disk needed"),
 }
 BAD_FILES = {
-    "empty file": ("a.txt", "\n\n", "a.txt holds no prompt"),
+    "empty file": ("a.txt", "\n\n", "a.txt contains no prompt"),
     "not JSON": ("a.jsonl", TWO % 3 + '\n{"prompts": ["a",', "a.jsonl, line 2: not JSON"),
     "a list": ("a.jsonl", '["a"]', "a.jsonl, line 1: expected an object with prompts"),
     "unknown key": ("a.jsonl", '{"promts": ["a"]}', "line 1: unknown key 'promts'; did you mean 'prompts'?"),

@@ -168,7 +168,7 @@ def scheduler(pipe, tmp_path):
 
 def begin(scheduler, watcher=None, prompt=PROMPT, seed=0):
     watcher = watcher or Watcher()
-    scheduler.open(watcher, prompt, seed=seed, keep_sink=None)
+    scheduler.open(watcher, prompt, seed=seed, transition=Transition())
     return watcher
 
 
@@ -177,7 +177,7 @@ def test_sessions_take_turns_and_recordings_hold_what_was_shown(scheduler, pipe,
     for watcher in (one, two):
         watcher.wait(lambda w=watcher: len(w.segments) >= 6)
     assert abs(one.session.cost.segments - two.session.cost.segments) <= 2
-    one.session.update_prompt(OTHER, False)
+    one.session.update_prompt(OTHER, Transition(False))
     one.wait(lambda: any(message["type"] == "accepted" for message in one.messages))
     one.wait(lambda: one.segments[-1].message["prompt"] == OTHER)
     for watcher in (one, two):
@@ -241,11 +241,11 @@ def test_ended_sessions_make_room_while_another_is_always_ready(scheduler):
 
 def test_keep_sink_of_the_session_unless_a_prompt_says_it(scheduler):
     watcher = Watcher()
-    scheduler.open(watcher, PROMPT, seed=0, keep_sink=True)
+    scheduler.open(watcher, PROMPT, seed=0, transition=Transition(recache="causal"))
     for prompt, said, wanted in ((OTHER, None, True), (PROMPT, False, False)):
-        watcher.session.update_prompt(prompt, said)
+        watcher.session.update_prompt(prompt, watcher.session.transition.with_sink(said))
         watcher.wait(lambda p=prompt: watcher.segments and watcher.segments[-1].message["prompt"] == p)
-        assert watcher.session.stepped.timeline.cues[-1].transition == Transition(wanted)
+        assert watcher.session.stepped.timeline.cues[-1].transition == Transition(wanted, "causal")
 
 
 def test_every_prompt_is_encoded_once(scheduler, monkeypatch):
@@ -257,7 +257,7 @@ def test_every_prompt_is_encoded_once(scheduler, monkeypatch):
 
     monkeypatch.setattr(scheduler.pipe, "prepare_prompt", counted)
     watcher = begin(scheduler)
-    watcher.session.update_prompt(OTHER, None)
+    watcher.session.update_prompt(OTHER, Transition())
     watcher.wait(lambda: watcher.segments and watcher.segments[-1].message["prompt"] == OTHER)
     assert encoded == {PROMPT: 1, OTHER: 1}
 
@@ -364,7 +364,7 @@ def test_a_prompt_that_cannot_be_encoded(pipe, tmp_path):
     def session(encode, name):
         stepped = pipe.stepped_session(PROMPT, seed=0)
         stepped._encode = encode
-        return LiveSession(name, stepped, FlowControl(), keep_sink=None, folder=tmp_path, fps=16, scale=1, wake=lambda: None)
+        return LiveSession(name, stepped, FlowControl(), transition=Transition(), folder=tmp_path, fps=16, scale=1, wake=lambda: None)
 
     first = session(lambda text: refused, "first")
     assert first.ended == "failed" and "no such words" in first.error and first.ready_at() is None
@@ -372,7 +372,7 @@ def test_a_prompt_that_cannot_be_encoded(pipe, tmp_path):
     done.set_result(None)
     later, watcher = session(lambda text: refused if text == OTHER else done, "later"), Watcher()
     watcher.admitted(later)
-    later.update_prompt(OTHER, None)
+    later.update_prompt(OTHER, Transition())
     assert watcher.messages[-1]["code"] == "bad_prompt" and "no such words" in watcher.messages[-1]["message"]
     assert later.ended is None and later.stepped.newest_prompt == PROMPT
     later.end("stopped")
@@ -450,7 +450,7 @@ def test_a_prompt_that_comes_while_a_block_is_made_drops_it_only_when_flow_contr
     def held(network, x, t, *rest, **settings):
         passes.append(float(t.flatten()[0]))
         if passes.count(1000.0) == 3 and not any(message["type"] == "accepted" for message in watcher.messages):
-            watcher.session.update_prompt(OTHER, None)
+            watcher.session.update_prompt(OTHER, Transition())
             watcher.wait(lambda: any(message["type"] == "accepted" for message in watcher.messages))
         return forward(network, x, t, *rest, **settings)
 

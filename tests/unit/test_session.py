@@ -32,7 +32,7 @@ def images(blocks):
 def test_a_timeline_makes_the_same_video_again(pipe, tmp_path, ahead):
     session = pipe.session(PROMPT, seed=3, ahead=ahead)
     blocks = [next(session), next(session)]
-    session.prompt(OTHER, keep_sink=False)
+    session.prompt(OTHER, transition=Transition(False))
     blocks += [next(session) for _ in range(4)]
     session.stop()
     assert next(session, None) is None
@@ -146,7 +146,7 @@ def test_a_stepped_session_switches_once_the_prompt_is_encoded_and_the_newest_wi
         return session.advance()[1].cue.prompt
 
     assert session.newest_prompt == PROMPT and prompt_shown() == PROMPT
-    first, second = session.prompt_when_encoded("first"), session.prompt_when_encoded("second", keep_sink=False)
+    first, second = session.prompt_when_encoded("first"), session.prompt_when_encoded("second", transition=Transition(False))
     assert prompt_shown() == session.newest_prompt == PROMPT  # goes on with it meanwhile
     encodings["first"].set_result(None)
     assert first.result(0) is False and not second.done() and prompt_shown() == PROMPT
