@@ -169,7 +169,7 @@ class Mutator(ast.NodeVisitor):
             self.add(node, self.text(node.func.value))
         if (
             len(own) > 1
-            and not self.text(node.func).endswith(".transpose")
+            and not self.text(node.func).endswith((".transpose", "min", "max"))
             and not any(isinstance(one, ast.Starred) for one in own[:2])
             and self.text(own[0]) != self.text(own[1])
         ):
