@@ -1,8 +1,8 @@
 """Rotary position embedding in three axes (time, height, width) at any position.
 
-A head of width D is split into D - 4 (D // 6) numbers for time and 2 (D // 6) each for height and width; neighbouring
-pairs: pair i of an axis turns by position * theta^(-2 i / width of the axis). Angles are computed in float64, so that positions far
-beyond the trained range stay exact; there is no table to run past.
+A head of width D gives D - 4 (D // 6) channels to time and 2 (D // 6) each to height and width. Adjacent channels form a
+pair; pair i of an axis with w channels is rotated by position * theta^(-2 i / w). Angles are computed in float64 when they are needed:
+positions are exact at any distance, and no table limits them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Rope:
         return Rotation(cos, sin)
 
     def time_shift(self, num_frames: int) -> Rotation:
-        """The rotation that moves keys `num_frames` later (earlier when negative) and leaves their place in the picture, `[1, D / 2]`."""
+        """The rotation that moves keys `num_frames` later (earlier when negative) at the same place in the frame, `[1, D / 2]`."""
         angles = torch.cat([num_frames * self._time, torch.zeros(self.head_dim // 2 - len(self._time))])[None]
         return Rotation(angles.cos().float().to(self.device), angles.sin().float().to(self.device))
 

@@ -223,7 +223,7 @@ def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
     [
         (["seconds=3"], {}, "both timeline and seconds are given"),
         (["window=9"], {}, "was made with window 12, not 9"),
-        ([], {"settings": {}}, "does not say its height"),
+        ([], {"settings": {}}, "has no height"),
         ([], {"version": 7}, "version 7"),
         ([], {"block": 2}, "was made by a model with blocks of 2 latent frames; this one has blocks of 3"),
     ],
