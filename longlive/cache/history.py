@@ -127,7 +127,7 @@ class HistoryCache:
         return places_of(rows, self._tokens, self._rope.device)
 
     def _drop_unseen(self) -> None:
-        oldest = self.end - self.window.recent
+        oldest = self.end + 1 - self.window.recent  # for the next frame alone
         self._row = {frame: row for frame, row in self._row.items() if frame in self._extent.sink or frame >= oldest}
 
     def _start_over(self) -> None:
