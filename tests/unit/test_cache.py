@@ -49,7 +49,7 @@ class NaiveCache:
         self.oldest = 0  # frames before it are forgotten, but for the sink
 
     def view(self, span):
-        self.frames, self.rope = span, ROPE.at(span)
+        self.frames, self.rotation = span, ROPE.at(span)
         recent = [f for f in range(max(self.oldest, span.stop - self.window.recent), span.start) if f not in self.sink]
         self.visible = [f for f in self.sink if f < span.start] + recent
         self.recording = False
@@ -245,7 +245,7 @@ def test_beyond_1100_frames_memory_does_not_grow(model, relative):
                 rollout.switch(text, Transition())
     assert [caches[0].keys.data_ptr(), caches[0].values.data_ptr()] == buffers
     if not relative:
-        assert caches[1]._keys[0].shape == (2, 19 * TOKENS, HEADS, HEAD_DIM) and len(caches[1]._row) <= 9
+        assert caches[1]._keys[0].shape == (2, 19 * TOKENS, HEADS, HEAD_DIM) and len(caches[1]._slot) <= 9
     noise = torch.randn(2, BLOCK, 4, 4, 4, generator=generator)
     torch.testing.assert_close(*(rollout.block(noise, text) for rollout in rollouts), atol=5e-5, rtol=0)
 

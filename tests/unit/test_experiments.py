@@ -31,8 +31,8 @@ from experiments.summary import summarize
 from experiments.videos import switch_pairs
 from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
+from longlive.generation.caches import history_cache
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
 from longlive.generation.transition import Transition

@@ -8,9 +8,9 @@ import torch
 
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
+from longlive.generation.caches import history_cache, ring_cache
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import history_cache, ring_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import Euler, FewStep
 from longlive.generation.stream import stream

@@ -8,8 +8,8 @@ import torch
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.engine.apply import Recipe
+from longlive.generation.caches import history_cache
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
 from longlive.generation.transition import Transition
@@ -66,7 +66,7 @@ class Shown:
     """What a span sees, listed by hand: keys and values of others as constants, and its own."""
 
     def __init__(self, frames, others):
-        self.rope, self.others, self.own = Rope(2, 2, 12).at(frames), others, {}
+        self.rotation, self.others, self.own = Rope(2, 2, 12).at(frames), others, {}
 
     def at(self, layer):
         def attend(q, k, v, attend):
