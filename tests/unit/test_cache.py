@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from longlive.generation.memory import cache_bytes, ring_cache
 from torch.fx.experimental import _config as symbolic_shapes
 
 from longlive.cache.history import HistoryCache
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Extent, Window, block_mask
+from longlive.generation.caches import cache_bytes, ring_cache
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import Euler, FewStep

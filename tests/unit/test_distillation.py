@@ -52,9 +52,9 @@ def embed(texts):
 class Watched(Rollout):
     """Writes down noise and exit step of every block."""
 
-    def block(self, noise, text, *, stop_at=None, grad=False, guided=True):
-        self.blocks.append((self.end, stop_at, noise.sum().item()))
-        return super().block(noise, text, stop_at=stop_at, grad=grad, guided=guided)
+    def block(self, noise, text, *, num_passes=None, grad=False, guided=True):
+        self.blocks.append((self.end, num_passes, noise.sum().item()))
+        return super().block(noise, text, num_passes=num_passes, grad=grad, guided=guided)
 
 
 class Recording(DMD):
