@@ -300,7 +300,7 @@ def test_the_infinite_mode_keeps_the_keys_of_the_sink_once_more(model):
     for relative in (False, True):
         cache = ring_cache(model, 4, 4, window=Window(3, 6), batch=2, relative=relative)
         held = sum(part.nbytes for part in vars(cache).values() if isinstance(part, torch.Tensor))
-        assert held == cache_bytes(model, 4, 4, visible=9, turned=3 * relative, batch=2)
+        assert held == cache_bytes(model, 4, 4, visible=9, sink_copies=3 * relative, batch=2)
 
 
 def test_in_the_buffers_of_a_video_the_next_one_is_made_as_in_new_ones(model):
