@@ -146,15 +146,15 @@ def test_live_bytes_are_of_what_was_made_and_is_there():
 
 def test_command_line_measures_the_bundled_miniature(tmp_path, capsys):
     output = tmp_path / "result.json"
-    settings = of_long(*SMALL, "critic_updates=2", "batch=2")
-    assert train_step.main(["--steps", "2", "--output", str(output), "device=cpu", *settings]) == 0
+    settings = of_long(*SMALL, "critic_updates=1", "denoising_steps=[1000,500]")
+    assert train_step.main(["--steps", "1", "--output", str(output), "device=cpu", *settings]) == 0
     printed = capsys.readouterr().out
     result = json.loads(output.read_text())
     assert json.loads(printed.splitlines()[-1]) == result
     assert [run["checkpointing"] for run in result["runs"]] == [True, False]
     checkpointed, plain = result["runs"]
     for run in result["runs"]:
-        assert run["steps"] == 2
+        assert run["steps"] == 1
         assert set(run["parts"]) == set(train_step.SECONDS)
         assert sum(run["parts"].values()) == pytest.approx(run["seconds"])
         assert 0 <= run["parts"].pop("rest") < 0.1 * run["seconds"]
@@ -171,7 +171,7 @@ def test_command_line_measures_the_bundled_miniature(tmp_path, capsys):
 
 def test_command_line_counts(tmp_path, capsys):
     output = tmp_path / "result.json"
-    settings = of_long("height=32", "width=32", *SMALL, "lora_rank=4", "anchor_context=1")
+    settings = of_long("height=32", "width=32", *SMALL, "critic_updates=2", "denoising_steps=[1000,500]", "lora_rank=4", "anchor_context=1")
     assert train_step.main(["--count", "miniature", "--teacher", "miniature", *settings, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     result = json.loads(output.read_text())
