@@ -17,6 +17,7 @@ import torch
 
 from longlive.config import TrainConfig
 from longlive.parallel.world import World, choose_device, get_world, joined
+from longlive.programs.status import exit_status
 from longlive.settings import load
 from longlive.training.stages import build
 from longlive.training.trainer import Terminated, train
@@ -59,24 +60,17 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", metavar="YAML", required=True)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="any setting of longlive/config.py, e.g. causal_init.clip_batch=8")
     arguments = parser.parse_intermixed_args(words)
-    world = get_world()
-    logging.basicConfig(level=logging.INFO if world.is_main else logging.WARNING, format="%(asctime)s %(message)s")
-    try:
-        config = load(TrainConfig, arguments.config, arguments.settings)
-        run(config, world)
-    except (ValueError, OSError) as error:
-        log.error("error: %s", error)
-        return 2
-    except FloatingPointError as error:
-        log.error("error: %s", error)
-        return 1
-    except Terminated as ending:
-        log.warning("%s", ending)
-        return 143
-    except KeyboardInterrupt:
-        log.warning("interrupted; the last checkpoint is in %s, start again to resume", config.run)
-        return 130
-    return 0
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+
+    def command() -> int:
+        try:
+            run(load(TrainConfig, arguments.config, arguments.settings), get_world())
+        except Terminated as ending:
+            log.warning("%s", ending)
+            return 143
+        return 0
+
+    return exit_status(command, interrupted="interrupted; the same command resumes at the last checkpoint")
 
 
 if __name__ == "__main__":

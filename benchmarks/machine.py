@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -87,3 +90,17 @@ def clocks_under_load(device: torch.device, work: Callable[[], object]) -> dict[
         work()
     values = [value.strip() for value in asked.communicate()[0].split(",")]
     return dict(zip(fields, values, strict=True)) if len(values) == len(fields) else None
+
+
+def report(run: Callable[[], dict[str, Any]], output: Path | None) -> int:
+    """Print what `run` measures as one line of JSON, and write it to `output`; 2, with a message, when it was asked wrongly."""
+    try:
+        line = json.dumps(run())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(line)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(line + "\n")
+    return 0

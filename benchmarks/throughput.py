@@ -8,7 +8,6 @@ read by a stand-in of one layer, as wide as the model's text: the speed of a tex
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -22,13 +21,13 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import AutoencoderKLWan
 from flops import PEAK_TFLOPS, flops_of_block
-from machine import Setup, clocks_under_load, describe, peak_memory
+from machine import Setup, clocks_under_load, describe, peak_memory, report
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.session import Session
-from longlive.generation.stream import Seconds
+from longlive.generation.stream import BlockSeconds
 from longlive.miniature.language import build_tokenizer
 from longlive.models.wan import WanTransformer
 from longlive.models.zoo import ZOO, arguments
@@ -107,7 +106,7 @@ class Lap(NamedTuple):
     """One block: wall seconds until its images were in host memory and the cache was written, its parts, and its number of images."""
 
     wall: float
-    parts: Seconds
+    parts: BlockSeconds
     num_images: int
     switched: bool
 
@@ -286,16 +285,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        line = json.dumps(run(options))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(line)
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(line + "\n")
-    return 0
+    return report(lambda: run(options), options.output)
 
 
 if __name__ == "__main__":

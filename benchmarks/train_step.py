@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
-import json
 import sys
 import tempfile
 import time
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import peak_memory
+from machine import peak_memory, report
 from step_count import count, table_of_count
 from step_parts import PARTS, Held, LiveMemory, Parts, clips_of, held_by_clips, measured_parts
 
@@ -218,16 +217,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
-    try:
-        line = json.dumps(run(options))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(line)
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(line + "\n")
-    return 0
+    return report(lambda: run(options), options.output)
 
 
 if __name__ == "__main__":

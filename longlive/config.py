@@ -7,6 +7,7 @@ module knows nothing about what the settings do.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 RELATIVE_TO_FILE = {"relative_to_file": True}  # marks a setting whose path, in a YAML file, is relative to that file's folder
@@ -25,7 +26,7 @@ class InferenceConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on cuda, float32 on cpu
     threads: int | None = None  # CPU threads; None: one for a small model, else torch's default
     text_encoder: Literal["resident", "on_demand"] = "resident"  # on_demand: on the CPU except while it encodes a prompt
-    attention: str = "auto"  # fa3, fa2, cudnn or sdpa; auto: the fastest of them that works here
+    attention: str = "auto"  # fa3, fa2, cudnn or sdpa; auto: the first of them that is available here, see ops/attention.py
 
     # the video
     prompt: str | None = None
@@ -45,10 +46,10 @@ class InferenceConfig:
     sink: int | None = None  # how many of these are the first frames of the video
     denoising_steps: tuple[int, ...] | None = None  # before the shift, decreasing
     timestep_shift: float | None = None
-    context_timestep: float | None = None  # noise level at which finished frames are written to the cache
-    keep_sink: bool | None = None  # at a prompt switch; false: it is recached (global_sink of the released configurations)
+    context_timestep: float | None = None  # t (0 to 1000) at which finished frames pass to be cached; no noise is added
+    keep_sink: bool | None = None  # at a prompt switch (global_sink of the released configurations); false: recached frames are the sink
     recache: Literal["joint", "causal", "none", "clear"] | None = None  # of the past at a switch; all but joint are for comparison
-    relative_rope: bool | None = None  # number the visible frames 0, 1, 2 …: positions of any length stay in the trained range
+    relative_rope: bool | None = None  # rotate the sink's keys to just before the window: positions stay in the trained range
 
     # output
     output: str = "outputs"
@@ -87,19 +88,19 @@ class InferenceConfig:
             or list(self.denoising_steps) != sorted(set(self.denoising_steps), reverse=True)
             or not 0 < self.denoising_steps[-1] <= self.denoising_steps[0] <= 1000
         ):
-            raise ValueError(f"denoising_steps {list(self.denoising_steps)}: choose falling numbers from 1000 to 1")
+            raise ValueError(f"denoising_steps {list(self.denoising_steps)}: choose decreasing numbers from 1000 to 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """Settings of `python -m longlive.serving`."""
 
-    host: str = "127.0.0.1"  # an address other than this machine's own needs a token
+    host: str = "127.0.0.1"  # an address that other machines can reach needs a token
     port: int = 8000
     token: str | None = None  # None: one is generated and printed where one is needed
     max_sessions: int | None = None  # at the same time; None: as many as fit into memory, at most 8
     prompt_chars: int = 2000
-    messages_per_second: float = 20.0  # per client; of more only the newest are read
+    messages_per_second: float = 20.0  # per client; faster updates are merged and applied when the rate allows
     idle_minutes: float = 10.0  # a session from which no client reads ends after this time
     realtime: bool = True  # generate no faster than the video is played
     output: str = "outputs/live"  # folder of recordings and timelines
@@ -249,6 +250,14 @@ class OdeConfig:
     validation_frames: int = 21  # latent
     oracle: bool = False  # for the miniature, whose prompts are captions of its world: judge validation videos by its oracle
 
+    def __post_init__(self) -> None:
+        for step in self.denoising_steps:
+            if self.num_steps * step % 1000:
+                raise ValueError(
+                    f"a trajectory of num_steps {self.num_steps} does not pass through denoising step {step}; "
+                    f"choose a multiple of {1000 // math.gcd(*self.denoising_steps, 1000)}"
+                )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
@@ -286,7 +295,7 @@ class DistillationConfig:
 
     # optimisation
     batch: int = 1  # videos per rank
-    gradient_accumulation: int = 1  # clips per step
+    gradient_accumulation: int = 1  # clips per optimiser update, for each network
     critic_updates: int = 5  # per update of the generator
     lr: float = 2e-6
     critic_lr: float = 4e-7

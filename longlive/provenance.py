@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @cache
 def version(name: str) -> str:
-    """Of an installed package; "not installed"."""
+    """Version of an installed package, or "not installed"."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -30,7 +30,7 @@ def version(name: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of everything that decides what is computed."""
+    """Versions of Python and of everything that decides what is computed."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 

@@ -1,8 +1,9 @@
 """Letters for tensor dimensions, aliases for tensors, and the protocols where model and cache meet.
 
 B batch · F latent frames · C H W latent channels, height, width · N tokens of a span of frames · K tokens visible ·
-A D attention heads, head width · L E text tokens, text width · T pixel frames. In modules that know only latents
-"frames" are latent frames; pixel frames are `images`. `sigma` is a noise level in [0, 1], the timestep `t` is 1000 sigma.
+A D attention heads, head width · M = A D model width · L E text tokens, text width · T Y X pixel frames, rows, columns.
+In modules that know only latents "frames" are latent frames; pixel frames are `images`. `sigma` is a noise level in [0, 1], the
+timestep `t` is 1000 sigma.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ class Estimate(Protocol):
 
 
 class Score(Protocol):
-    """Predicts clean latents from noisy ones under a text: a denoising network, or the exact posterior mean where it is known."""
+    """Predicts clean latents from noisy ones under a text: a denoising network, or the exact posterior mean where it is known.
+
+    It gives distribution matching its scores, since the score is (x0 (1 - sigma) - x_t) / sigma^2.
+    """
 
     def __call__(self, noisy: Latents, t: Timesteps, text: Text, /) -> Estimate: ...
 
@@ -64,7 +68,10 @@ class Memory(Protocol):
     """What one layer may attend to besides its own tokens: a `NamedTuple` of tensors, so that one compiled graph serves every layer."""
 
     def attend(self, q: Heads, k: Heads, v: Heads, attend: Attend) -> Heads:
-        """Attention of rotated queries over what the span may see and over its own rotated keys and values."""
+        """Attention of the span's queries over what it may see, its own keys and values included; may write these into the cache.
+
+        q, k, v: `[B, N, A, D]` of the span, q and k rotated; `attend`: the backend. Returns `[B, N, A, D]`.
+        """
         ...
 
 
@@ -73,7 +80,7 @@ class KVView(Protocol):
 
     @property
     def rope(self) -> Rotation:
-        """Of the tokens of the span, on the device; computed once per view."""
+        """Cosines and sines of the span's tokens, `[N, D / 2]`, on the device of the cache; computed once per view."""
         ...
 
     def at(self, layer: int) -> Memory:

@@ -21,11 +21,13 @@ from longlive.ops.rope import Rope
 class HistoryCache:
     """Keys and values of the sink and the recent frames, one buffer `[B, rows * tokens, A, D]` per layer and kind.
 
-    When the buffers are full, new ones take over the frames that can still be seen; old ones live as long as a gradient
-    refers to them.
+    When the buffers are full, the frames that can still be seen are copied to new ones; the old ones live as long as a
+    gradient refers to them.
 
     Args:
-        rope: of the frames' tokens; its device is where the buffers are.
+        num_layers, batch, num_heads: of the network and the videos.
+        rope: of a frame's grid of tokens; the buffers are on its device.
+        window: which frames are visible.
         dtype: of the keys and values that the network computes.
         rows: capacity of the buffers in frames, by default twice the number of visible frames; it grows when it does not suffice.
     """

@@ -55,8 +55,8 @@ class HistoryMemory(NamedTuple):
     Attributes:
         visible: places in the buffers to attend to; what is there for the span's own tokens does not matter.
         own: where the span's own tokens are in `visible`.
-        written: where in the buffers the span's own keys and values are stored, detached: for good in a recorded pass, in a row that
-            nobody reads otherwise.
+        written: where in the buffers the span's own keys and values are stored, detached: in their own slots during a recorded pass,
+            else in a scratch slot that is never read.
     """
 
     keys: Visible

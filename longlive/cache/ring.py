@@ -1,8 +1,8 @@
-"""The cache of inference: fixed buffers in which nothing ever moves.
+"""The cache of inference: fixed buffers; entries are overwritten, never copied from slot to slot.
 
 Attention does not depend on the order of keys. With the rotation already in the keys, a new frame overwrites the oldest
 recent one in place and attention runs over the buffer as it lies: no roll, no copy, no concatenation, any number of
-frames. Slots 0..sink-1 hold the sink; frame f behind it sits in slot sink + (f - sink) mod recent.
+frames. Slots 0..sink-1 hold the sink; a later frame f is in slot sink + (f - sink) mod recent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class RingCache:
     0, 1, 2, … and keeps distances inside the trained range at any length.
 
     Args:
-        rope: of the frames' tokens; its device is where the buffers are.
+        num_layers, batch, num_heads: of the network and the videos.
+        rope: of a frame's grid of tokens; the buffers are on its device.
+        window: which frames are visible; the capacity of the buffers.
     """
 
     def __init__(

@@ -62,9 +62,9 @@ class KVCache(Protocol):
         ...
 
     def view(self, span: range) -> KVView:
-        """For denoising `span`, which must begin at `end`, in any number of passes; `end` and what is remembered do not change.
+        """For denoising `span`, which must begin at `end`, in any number of passes; `end` and the frames that `span` sees do not change.
 
-        A cache may reuse the places of frames that `span` cannot see: until something is recorded, later views must not be shorter.
+        The cache may overwrite frames that `span` cannot see: until the next `record`, do not ask for a view of a shorter span.
         """
         ...
 
@@ -73,9 +73,9 @@ class KVCache(Protocol):
         ...
 
     def forget(self, *, keep_sink: bool) -> range:
-        """At a prompt switch: drop what the old prompt wrote and move `end` back to the first frame that must be recorded again.
+        """At a prompt switch: move `end` back to the first frame that must be recorded again under the new prompt.
 
-        Returns the frames to record, in order, before anything else; empty when nothing is held.
+        Returns the frames to record, in order, before anything else; empty when the cache is empty.
         """
         ...
 
@@ -88,7 +88,7 @@ class Extent:
     """Which frames a cache holds, and which of them a span may see: all of the arithmetic of a window, and no tensor.
 
     What a span sees is two ranges of frames, in the order in which attention reads them: sink and recent. The span's own frames
-    are the last. A further region (a pinned shot, recalled frames) would stand between the two.
+    are the last.
     """
 
     def __init__(self, window: Window) -> None:
@@ -120,7 +120,7 @@ class Extent:
         return range(self.sink.start, min(self.sink.stop, span.stop)), range(oldest, span.stop)
 
     def oldest_recent(self, span: range) -> int:
-        """The first frame behind the sink that `span` may see."""
+        """The oldest frame after the sink that `span` may see."""
         return max(self._oldest, span.stop - self.window.recent)
 
     @property
@@ -131,7 +131,8 @@ class Extent:
         """At a prompt switch: go back to the first frame that must be read again; returns the frames to read.
 
         With the sink kept these are the recent ones: the sink's frames would be queries whose keys are thrown away, and leaving
-        them out does not change the others. Otherwise, and while the video is no longer than the window, it is all that is visible.
+        them out does not change the others. Otherwise, and while the video is no longer than the window, these are all visible frames,
+        the first of which are the new sink.
         """
         end = self.end
         held = end - self.sink.start  # since the video began or was cleared

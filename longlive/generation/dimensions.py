@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Timing:
-    """Rates of a model: `fps` pixel frames per second, `stride` of them per latent frame but one for the first, and the `block`."""
+    """Rates of a model.
+
+    `fps`: pixel frames per second; `stride`: pixel frames per latent frame, except the first, which is one; `block`: latent frames per
+    block.
+    """
 
     fps: float = 16.0
     stride: int = 4
@@ -17,6 +21,10 @@ class Timing:
     def num_frames(self, num_latent_frames: int) -> int:
         """Pixel frames of a video of F latent frames: stride (F - 1) + 1."""
         return self.stride * (num_latent_frames - 1) + 1
+
+    def first_frame(self, latent_frame: int) -> int:
+        """The first pixel frame of a latent frame."""
+        return self.num_frames(latent_frame) if latent_frame else 0
 
     def latent_frames_for(self, seconds: float) -> int:
         """Latent frames, in whole blocks, of a video of at least `seconds`. Raises ValueError when that is not a length."""

@@ -83,7 +83,7 @@ class LongLivePipeline(DiffusionPipeline):
         window: latent frames a block sees, the sink and itself included (-1: all of a video of known length).
         sink: how many of them are the video's first.
         block: latent frames per block.
-        denoising_steps: before the shift, falling, out of 1000.
+        denoising_steps: before the shift, decreasing, out of 1000.
         fresh_noise: between steps add new noise (few-step models) instead of the noise the network predicts (others).
         guidance_scale: s of classifier-free guidance against a zero text embedding, v_0 + s (v - v_0); 1 (none) for distilled models.
         guided_blocks: blocks of each prompt that are guided, from where it begins (None: all): once the picture shows what the

@@ -34,6 +34,21 @@ class Script:
         return PromptSchedule.from_seconds(zip(self.prompts, self.durations), timing)
 
 
+def read_prompt_text(path: Path) -> str:
+    """The text of a .txt or .jsonl file. Raises ValueError when it is another kind of file, cannot be read, or holds nothing."""
+    if path.suffix not in (".txt", ".jsonl"):
+        raise ValueError(f"{path}: prompts are read from .txt (one per line) or .jsonl files")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ValueError(f"the prompt file {path} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    if not text.strip():
+        raise ValueError(f"{path} contains no prompt")
+    return text
+
+
 def read_scripts(path: str | Path, *, switch_frames: Sequence[int] | None = None, one_video: bool = False) -> list[Script]:
     """The scripts of a file: .txt with one prompt per line, each for a video (with `one_video` all for one video), or .jsonl with one video
     per line:
@@ -43,17 +58,8 @@ def read_scripts(path: str | Path, *, switch_frames: Sequence[int] | None = None
     `switch_frames`: latent frames at which prompts begin, for scripts that do not say it. Raises ValueError with file and line.
     """
     path = Path(path)
-    if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{path}: prompts are read from .txt (one per line) or .jsonl files")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no file {path} with prompts") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    text = read_prompt_text(path)
     lines = [(f"{path}, line {number}", line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise ValueError(f"{path} holds no prompt")
     if path.suffix == ".jsonl":
         return [_read_line(where, line, switch_frames) for where, line in lines]
     if one_video:

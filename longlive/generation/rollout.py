@@ -64,7 +64,7 @@ class Rollout:
         Args:
             noise: `[B, F, C, H, W]`, Gaussian.
             stop_at: number of denoising passes, all of them if None.
-            grad: whether the last pass (and only that) carries a gradient.
+            grad: whether gradients are recorded, in the last pass only.
             guided: whether the denoiser's guidance, if it has any, is used.
             should_abort: asked between two passes whether to abandon the block.
 
@@ -124,9 +124,12 @@ class Rollout:
             self.denoiser.write_kv(x0, self.context_t, text, view)
 
     def switch(self, text: Text | TextKV, transition: Transition) -> None:
-        """KV-recache: the visible frames pass again under the new prompt; the old one leaves the cache, the picture stays.
+        """KV-recache: pass the visible frames through the network again under the new prompt, so that their keys and values
+        no longer depend on the old one. Nothing happens before the first block.
 
-        What becomes of the sink and of the past is the `transition`'s to say.
+        Args:
+            text: the new prompt.
+            transition: whether the sink is kept, and how the past is encoded again.
         """
         if self._recent is None or transition.recache == "none":
             return

@@ -50,7 +50,7 @@ def sample(
         project_text: text keys and values of a cue's prompt; it may stand for another sentence in each video of the batch.
         cache: empty, for this network, batch and latent size.
         latent_size: height and width of the latents.
-        timesteps: of the denoising passes, falling from 1000.
+        timesteps: of the denoising passes, decreasing from 1000.
         latents: the Gaussian noise to start from, `[B, F, C, H, W]`, instead of drawing it.
         fresh_noise: add new noise between steps (few-step models); false: Euler steps, for a network that was not distilled.
 

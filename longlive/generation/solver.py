@@ -24,7 +24,7 @@ class Solver(Protocol):
 
     @property
     def timesteps(self) -> Sequence[float]:
-        """Timesteps t of the denoising passes, falling, e.g. 1000, 937.5, 833.33, 625 (`ops.flow_matching.warp_steps`)."""
+        """Timesteps t of the denoising passes, decreasing, e.g. 1000, 937.5, 833.33, 625 (`ops.flow_matching.warp_steps`)."""
         ...
 
     def start(self) -> Step:

@@ -13,8 +13,9 @@ class Transition:
     """What a prompt switch does with the sink and with the recent frames.
 
     Attributes:
-        keep_sink: the video's first frames keep the keys and values written under the first prompt (`global_sink` of the released
-            configurations); otherwise they are written anew.
+        keep_sink: the sink keeps the keys and values written under the first prompt (`global_sink` of the released configurations);
+            otherwise all visible frames are re-encoded, and the first of them are the new sink: the video's first frames leave the
+            cache. While a video is no longer than the window everything is re-encoded, the sink too, whatever `keep_sink` is.
         recache: "joint" passes the visible frames through the model again, together, under the new prompt (KV-recache, the paper's);
             "causal" does so block by block in order. For comparison: "none" keeps the old keys and values and changes only the
             text; "clear" drops the past. These two do not use `keep_sink`.

@@ -70,7 +70,8 @@ class Attention(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward; modulated by time through shift, scale and gate.
 
-    `forward` takes only tensors (and `attend`) and is the only definition of a layer: compilation, sharding and quantisation all act on it.
+    `forward` takes tensors, named tuples of tensors and the attention backend, and is the only definition of a layer: compilation,
+    sharding and quantisation all act on it.
     """
 
     def __init__(self, dim: int, ffn_dim: int, num_heads: int, eps: float) -> None:
@@ -209,7 +210,7 @@ class WanTransformer(ModelMixin, ConfigMixin):
         prompt = text if isinstance(text, TextKV) else self.project_text(text)
         tokens = rearrange(
             self.patch_embedding(x.to(self.dtype).transpose(1, 2)), "B M F h w -> B (F h w) M"
-        ).contiguous()  # as later layers see them
+        ).contiguous()  # the memory format of later layers' inputs: one compiled graph serves all
         if len(view.rope.cos) != tokens.shape[1]:
             raise ValueError(
                 f"{tokens.shape[1]} tokens of {num_frames} frames of {height} x {width} do not fit a view of {len(view.rope.cos)}"

@@ -1,4 +1,4 @@
-"""Flow matching: x_sigma = (1 - sigma) x0 + sigma noise, flow = noise - x0, t = 1000 sigma.
+"""Flow matching: x_t = (1 - sigma) x0 + sigma noise, velocity = noise - x0, t = 1000 sigma.
 
 sigma is a function of t everywhere (t / 1000), never a table look-up.
 """
@@ -31,12 +31,12 @@ def warp_steps(steps: Sequence[float], shift: float) -> list[float]:
     """Timesteps t of a list of uniform steps in 0..1000: [1000, 750, 500, 250] with shift 5 is 1000, 937.5, 833.33, 625.
 
     Raises:
-        ValueError: when a step is outside [0, 1000] or the steps do not fall.
+        ValueError: when a step is outside [0, 1000] or the steps are not decreasing.
     """
     if not steps or any(not 0 <= step <= NUM_TIMESTEPS for step in steps):
         raise ValueError(f"denoising steps must lie in 0..{NUM_TIMESTEPS}, got {list(steps)}")
     if any(later >= earlier for earlier, later in pairwise(steps)):
-        raise ValueError(f"denoising steps must fall, got {list(steps)}")
+        raise ValueError(f"denoising steps must be decreasing, got {list(steps)}")
     u = torch.tensor(steps) / NUM_TIMESTEPS
     return (NUM_TIMESTEPS * shifted(u, shift)).tolist()
 
@@ -60,7 +60,7 @@ def nearest_timestep(t: Timesteps, shift: float) -> Timesteps:
 
 
 def _sigma(t: Timesteps, like: Latents) -> Float[Tensor, "B F 1 1 1"]:
-    """Noise level of each frame in float64, in which then everything is computed that it meets."""
+    """Noise level of each frame in float64, so that arithmetic with it is promoted to float64."""
     return (t / NUM_TIMESTEPS).to(like.device, torch.float64)[..., None, None, None]
 
 

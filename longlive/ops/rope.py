@@ -1,8 +1,8 @@
 """Rotary position embedding in three axes (time, height, width) at any position.
 
-A head of width D is split into D - 4 (D // 6) numbers for time and 2 (D // 6) each for height and width; neighbouring
-pairs: pair i of an axis turns by position * theta^(-2 i / width of the axis). Angles are computed in float64, so that positions far
-beyond the trained range stay exact; there is no table to run past.
+A head of width D gives D - 4 (D // 6) channels to time and 2 (D // 6) each to height and width. Adjacent channels form a
+pair; pair i of an axis with w channels is rotated by position * theta^(-2 i / w). Angles are computed in float64 when they are needed:
+positions are exact at any distance, and no table limits them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ class Rope:
     def __init__(self, rows: int, columns: int, head_dim: int, *, theta: float = 10000.0, device: torch.device | str = "cpu") -> None:
         self.rows, self.columns, self.head_dim, self.theta, self.device = rows, columns, head_dim, theta, torch.device(device)
         side = 2 * (head_dim // 6)
-        with torch.inference_mode(False):  # the tables may later be used under autograd
-            self._time = _frequencies(head_dim - 2 * side, theta)
-            frequencies = _frequencies(side, theta)
-            height = (torch.arange(rows)[:, None] * frequencies)[:, None].expand(-1, columns, -1)
-            width = (torch.arange(columns)[:, None] * frequencies)[None].expand(rows, -1, -1)
-            angles = torch.cat([height, width], dim=-1).flatten(0, 1)
-            self._place = Rotation(angles.cos().float().to(device), angles.sin().float().to(device))
+        self._time = _frequencies(head_dim - 2 * side, theta)
+        frequencies = _frequencies(side, theta)
+        height = (torch.arange(rows)[:, None] * frequencies)[:, None].expand(-1, columns, -1)
+        width = (torch.arange(columns)[:, None] * frequencies)[None].expand(rows, -1, -1)
+        angles = torch.cat([height, width], dim=-1).flatten(0, 1)
+        self._place = Rotation(angles.cos().float().to(device), angles.sin().float().to(device))
 
     @property
     def tokens_per_frame(self) -> int:
@@ -44,16 +43,16 @@ class Rope:
 
     def at(self, frames: Sequence[int]) -> Rotation:
         """The rotation of every token of `frames` (positions in the video), `[N, D / 2]`."""
-        with torch.inference_mode(False):
-            angles = torch.tensor(list(frames), dtype=torch.float64)[:, None] * self._time
+        with torch.inference_mode(False):  # it may be kept and later be used under autograd
+            angles = torch.tensor(list(frames))[:, None] * self._time
             cos, sin = (
                 self._over_frames(time.float().to(self.device), place) for time, place in zip((angles.cos(), angles.sin()), self._place)
             )
         return Rotation(cos, sin)
 
     def time_shift(self, num_frames: int) -> Rotation:
-        """The rotation that moves keys `num_frames` later (earlier when negative) and leaves their place in the picture, `[1, D / 2]`."""
-        angles = torch.cat([num_frames * self._time, torch.zeros(self.head_dim // 2 - len(self._time), dtype=torch.float64)])[None]
+        """The rotation that moves keys `num_frames` later (earlier when negative) at the same place in the frame, `[1, D / 2]`."""
+        angles = torch.cat([num_frames * self._time, torch.zeros(self.head_dim // 2 - len(self._time))])[None]
         return Rotation(angles.cos().float().to(self.device), angles.sin().float().to(self.device))
 
     def _over_frames(self, time: Tensor, place: Tensor) -> Tensor:
@@ -69,6 +68,6 @@ def rope_for(rows: int, columns: int, head_dim: int, theta: float, device: torch
 
 def rotate(x: Float[Tensor, "*B N A D"], rope: Rotation) -> Float[Tensor, "*B N A D"]:
     """Turn neighbouring pairs of the last dimension of `[B, N, A, D]`; computed in float32, returned in the dtype of `x`."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rope.cos[:, None, :], rope.sin[:, None, :]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

@@ -117,6 +117,11 @@ def gather(value: Value, world: World) -> list[Value]:
     return values
 
 
+def barrier(world: World) -> None:
+    """Wait until all ranks are here."""
+    gather(None, world)
+
+
 def mean_over_ranks(metrics: Mapping[str, float], world: World) -> dict[str, float]:
     """Mean of every metric, the same on every rank; not finite where the value of any rank is not. All ranks must call.
 

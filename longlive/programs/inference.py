@@ -99,7 +99,7 @@ def plan_timeline(config: InferenceConfig, timeline: Timeline, pipe: LongLivePip
     """The video of a timeline. Raises ValueError when this model cannot make it."""
     then, now = timeline.settings.get("block"), pipe.info.block
     if then is None:
-        raise ValueError(f"{config.timeline} does not say its block")
+        raise ValueError(f"{config.timeline} has no block size")
     if then != now:
         raise ValueError(f"{config.timeline} was made by a model with blocks of {then} latent frames; this one has blocks of {now}")
     name = Path(str(config.timeline)).name.removesuffix(".json").removesuffix(".timeline")
@@ -111,7 +111,7 @@ def with_timeline_settings(config: InferenceConfig, timeline: Timeline) -> Infer
     changes = {}
     for name in ("height", "width", *loading.SAMPLING_SETTINGS):
         if name not in timeline.settings:
-            raise ValueError(f"{config.timeline} does not say its {name}")
+            raise ValueError(f"{config.timeline} has no {name}")
         value = timeline.settings[name]
         changes[name] = tuple(value) if isinstance(value, list) else value
         if (requested := getattr(config, name)) is not None and requested != changes[name]:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from longlive import video
 from longlive.files import read_json_if_whole, write_json
 from longlive.generation.session import DecodedBlock
-from longlive.provenance import versions
+from longlive.provenance import made_with
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +170,6 @@ def _finish(recording: Recording, prompts: list[tuple[int, str]], content: dict[
         **content,
         "timings": {name: round(value, 4) for name, value in recording.timings.items()},
         "peak_memory_bytes": recording.peak_memory,
-        "versions": versions(),
+        **made_with(),
     }
     write_json(path.with_suffix(".json"), record)

@@ -124,7 +124,7 @@ class Connection:
 
     async def _receive_messages(self) -> None:
         limiter = RateLimiter(self._config.messages_per_second)
-        deferred: Update | None = None  # the newest update that came too fast
+        deferred: Update | None = None  # what updates that came too fast ask for
         while True:
             try:
                 text = await asyncio.wait_for(self._receive_text(), limiter.wait if deferred is not None else None)
@@ -137,8 +137,8 @@ class Connection:
                     self._acknowledge(message)
                 elif deferred is not None or not limiter.allow():
                     if deferred is None:
-                        self.send(Refused("rate_limited", "too many messages; only the newest of them takes effect").to_message())
-                    deferred = message
+                        self.send(Refused("rate_limited", "too many messages; their newest values take effect soon").to_message())
+                    deferred = message if deferred is None else deferred.merged(message)
                 else:
                     self._update(message)
             except asyncio.TimeoutError:

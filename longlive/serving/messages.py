@@ -57,6 +57,13 @@ class Update(_Message):
     reset_cache: Literal[True] | None = None
     seed: Seed | None = None
 
+    def merged(self, newer: Update) -> Update:
+        """Both as one message; where both give a value, the newer one's. A transition stays with its prompts."""
+        given = {name: getattr(newer, name) for name in newer.model_fields_set}
+        if newer.prompts is not None:
+            given["transition"] = newer.transition
+        return self.model_copy(update=given)
+
 
 class Ack(_Message):
     """A segment has arrived. `buffered`: seconds of video that are left to play, from a client that plays."""

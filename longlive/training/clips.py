@@ -60,7 +60,7 @@ class Clip:
 
 
 class StreamingTuner:
-    """Generates long videos one after another, in batches, and cuts them into overlapping clips (spec: training 3-5).
+    """Generates long videos one after another, in batches, and cuts them into overlapping clips (streaming long tuning, LongLive).
 
     Lengths, switches and exit steps come from `choices`, the same on all ranks; each rank has its own prompts and noise.
 

@@ -29,7 +29,7 @@ from longlive.types import Text
 
 
 class DistillationStage:
-    """Distribution matching with a critic that follows the generator (spec: training 2.4, 4.4, 4.6).
+    """Distribution matching with a critic that follows the generator (DMD2, Yin et al. 2024).
 
     Args:
         tuner, objective: their networks are those of `generator` and `critic`.

@@ -21,7 +21,7 @@ class GeneratorLoss(NamedTuple):
 
 
 class DMD:
-    """Score distillation between a frozen teacher and a critic that follows the generator (Yin et al. 2024; spec: training 2).
+    """Score distillation between a frozen teacher and a critic that follows the generator (DMD2, Yin et al. 2024).
 
     Args:
         teacher: the real score, bidirectional, guided: r = r_n + s (r_c - r_n) with s = `guidance_scale` (1: no guidance).
@@ -61,7 +61,7 @@ class DMD:
         """L = 1/2 mean over fresh frames of (x - stopgrad(x - g))^2, g = (f - r) / mean|x - r| of each sample.
 
         f, r: x0 predictions of critic and teacher for the noisy clip. The value is 1/2 mean g^2, the gradient g / count; frames outside
-        `fresh` get exactly 0. The difference is computed in float32.
+        `fresh` get exactly 0. The difference is computed in float32; NaN becomes 0. The target is float64, so that x - (x - g) is g.
         """
         with torch.no_grad():
             noisy = add_noise(clip, noise, t)

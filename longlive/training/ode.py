@@ -1,7 +1,7 @@
 """Causal initialisation by ODE regression: a few-step causal student predicts the ends of a teacher's ODE trajectories.
 
 Of a trajectory the states at the student's own timesteps are kept. The student sees each block of a clip at one of them, drawn at random,
-and predicts the end of the trajectory (Yin et al. 2025, CausVid; spec: training 6.1). Knows no trainer.
+and predicts the end of the trajectory (CausVid, Yin et al. 2025). Knows no trainer.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from longlive.types import Text
 
 
 class OdeInitStage:
-    """Regression on pairs that were generated before (spec: training 6.1).
+    """Regression on pairs that were generated before (CausVid, Yin et al. 2025).
 
     Args:
         objective: its network is that of `student`.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from longlive.generation.prompt_files import read_prompt_text
 from longlive.parallel.world import seed_of
 
 
@@ -55,17 +56,7 @@ def read_pairs(prompts: str | Path, switch: str | Path | None = None) -> list[Pr
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """Lines with their numbers, from 1, stripped on the right. A blank line is an error: it would shift line-aligned files."""
-    if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{path}: prompts come from .txt (one per line) or .jsonl files")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise ValueError(f"the prompt file {path} does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    lines = [line.rstrip() for line in text.removesuffix("\n").split("\n")]
-    if lines == [""]:
-        raise ValueError(f"{path} contains no prompt")
+    lines = [line.rstrip() for line in read_prompt_text(path).removesuffix("\n").split("\n")]
     if "" in lines:
         raise ValueError(f"{path}, line {lines.index('') + 1} is blank; remove it, and the same line of a file aligned with this one")
     return list(enumerate(lines, 1))

@@ -28,7 +28,7 @@ from longlive.models.vae import settings_of
 from longlive.models.wan import WanTransformer
 from longlive.models.zoo import arguments
 from longlive.ops.flow_matching import warp_steps
-from longlive.parallel.world import SharedChoices, World, choose_dtype, gather, rank_generator
+from longlive.parallel.world import SharedChoices, World, choose_dtype, rank_generator
 from longlive.training.clips import Embed, StreamingTuner, anchor_frame
 from longlive.training.distillation import DistillationStage
 from longlive.training.dmd import DMD
@@ -165,7 +165,7 @@ def _embeddings(
     text_encoder = TextEncoder(encoder, tokenizer, text_len=network.config.text_len, device=device)
     known = TextEmbeddings(config.embeddings, text_encoder.encode, name=fingerprint(text_encoder))
     known.prepare(prompts[world.rank :: world.size], batch=16)
-    gather(None, world)  # wait for the other ranks' shares
+    barrier(world)  # wait for the other ranks' shares
     negative = torch.zeros(1, text_encoder.text_len, text_encoder.width)
     if config.negative_prompt is not None:
         negative = known([config.negative_prompt])
@@ -183,7 +183,7 @@ def _ode_init(run: TrainConfig, config: OdeConfig, world: World, device: torch.d
     embed, negative = _embeddings(config, prompts, components, teacher, world, device)
     stride = settings_of(vae).scale_factor_spatial
     shape = (config.clip_frames, teacher.config.in_dim, config.height // stride, config.width // stride)
-    keep = [round(config.num_steps * (1000 - step) / 1000) for step in config.denoising_steps] + [config.num_steps]
+    keep = [config.num_steps * (1000 - step) // 1000 for step in config.denoising_steps] + [config.num_steps]
     solution = {"num_steps": config.num_steps, "keep": keep, "shift": config.timestep_shift}
     made_with = {"teacher": teacher_from, "guidance_scale": config.guidance_scale, "seed": run.seed, "shape": shape, **solution}
     pairs = OdePairs(config.pairs, prompts, made_with)
@@ -197,7 +197,7 @@ def _ode_init(run: TrainConfig, config: OdeConfig, world: World, device: torch.d
         size=world.size,
         **solution,
     )
-    gather(None, world)
+    barrier(world)
     network = load_network(config.student or teacher_from, device=device)
     timesteps, window = warp_steps(config.denoising_steps, config.timestep_shift), Window.of(config.window, config.sink)
     return OdeInitStage(

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from longlive.files import replacing, write_json
 from longlive.parallel.shards import located, write_shards
-from longlive.parallel.world import World, gather, get_world, mean_over_ranks
-from longlive.provenance import commit, hardware, versions
+from longlive.parallel.world import World, barrier, gather, get_world, mean_over_ranks
+from longlive.provenance import made_with, versions
 from longlive.training.metrics import LossWatch, RunLog, Tracking
 
 Tuning = Literal["full", "lora"]
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Terminated(Exception):
-    """The run received SIGTERM, saved its state and stopped."""
+    """The run received SIGTERM and stopped after its step; the message says which step is saved."""
 
 
 class Stage(Protocol):
@@ -108,7 +108,7 @@ class Checkpoints:
     deleted when no checkpoint refers to it any more.
 
     Args:
-        base: digest of the weights the stage started from (`weights_digest`); None when it started from random weights.
+        base: digest of the frozen weights under the adapters (`weights_digest`); None when all weights are trained.
         keep: this many of the newest checkpoints are also kept as `checkpoint_000250.pt` and so on.
     """
 
@@ -132,7 +132,7 @@ class Checkpoints:
         if not saved["step"]:
             return 0
         if missing := self._stamp.keys() - saved.keys():
-            raise ValueError(f"{self.path} says no {sorted(missing)[0]}: an older version wrote it; choose another run folder")
+            raise ValueError(f"{self.path} has no field {sorted(missing)[0]!r}: an older version wrote it; choose another run folder")
         for key, wanted in self._stamp.items():
             if saved[key] != wanted:
                 raise ValueError(f"{self.path} is a checkpoint of {key} {saved[key]!r}, not {wanted!r}; choose another run folder")
@@ -153,7 +153,7 @@ class Checkpoints:
                 torch.save({**self._stamp, "versions": versions(), "step": step, "random": states, "state": state}, partial)
             self._keep_copy(step)
             self._remove_unused(step)
-        gather(None, self._world)
+        barrier(self._world)
 
     def _shards(self, step: int) -> Path:
         return self.path.with_name(f"shards_{step:06d}")
@@ -239,7 +239,7 @@ def train(
     Raises:
         ValueError: when the checkpoint in `run` has another stage, tuning, base or number of ranks.
         FloatingPointError: on all ranks, when a loss is not finite or spikes; its batch is saved.
-        Terminated: after SIGTERM, when the current step is finished and saved.
+        Terminated: after SIGTERM, once the current step is finished; its message says which step is saved.
     """
     world = get_world()
     run.mkdir(parents=True, exist_ok=True)
@@ -248,8 +248,7 @@ def train(
     if start:
         log.info("resuming %s at step %d of %d", name, start, steps)
     if world.is_main:
-        made_with = {"versions": versions(), "commit": commit(), "hardware": hardware(world.size)}
-        write_json(run / "settings.json", {"stage": name, "tuning": tuning, "base": base, "settings": settings, **made_with})
+        write_json(run / "settings.json", {"stage": name, "tuning": tuning, "base": base, "settings": settings, **made_with(world.size)})
     watch = LossWatch(loss_spike_factor)
     tracking = {"wandb": wandb, "project": project, "settings": settings}
     journal = RunLog(run, name=name, start=start, steps=steps, log_every=log_every, writes=world.is_main, **tracking)

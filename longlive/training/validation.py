@@ -107,7 +107,7 @@ class Preview:
         captions, timing = [], Timing(self.fps, settings_of(self.vae).scale_factor_temporal, self.block)
         for schedule in self.schedules[: len(videos)]:
             for pick in picks:
-                cue = [cue for cue in schedule.cues if cue.latent_frame == 0 or timing.num_frames(cue.latent_frame) <= pick][-1]
+                cue = [cue for cue in schedule.cues if timing.first_frame(cue.latent_frame) <= pick][-1]
                 captions.append(f"{pick / self.fps:.1f} s\n{cue.prompt}")
         contact_sheet(tiles, path, columns=len(picks), captions=captions, title=f"step {number}")
 

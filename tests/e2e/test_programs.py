@@ -223,7 +223,7 @@ def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
     [
         (["seconds=3"], {}, "both timeline and seconds are given"),
         (["window=9"], {}, "was made with window 12, not 9"),
-        ([], {"settings": {}}, "does not say its height"),
+        ([], {"settings": {}}, "has no height"),
         ([], {"version": 7}, "version 7"),
         ([], {"block": 2}, "was made by a model with blocks of 2 latent frames; this one has blocks of 3"),
     ],
@@ -288,7 +288,7 @@ BAD = {
     "empty prompt": (["--prompt", " "], "the prompt is empty"),
     "two lengths": (["seconds=1", "num_latent_frames=3"], "choose one"),
     "prompt and prompts": (["--prompt", "a", "--prompts", "b.txt"], "choose one"),
-    "no prompts file": (["--prompts", "none.txt"], "there is no file none.txt"),
+    "no prompts file": (["--prompts", "none.txt"], "the prompt file none.txt does not exist"),
     "other kind of file": (["--prompts", "a.csv"], ".txt (one per line) or .jsonl"),
     "no model": (["--model", "nowhere", "--prompt", "a"], "hf download Efficient-Large-Model/LongLive-1.3B --local-dir longlive_models"),
     "no released weights": (["--config", str(ROOT / "configs/inference.yaml")], "wan_models/Wan2.1-T2V-1.3B is not there"),
@@ -299,7 +299,7 @@ BAD = {
     "disk": (["--prompt", "a", "--seconds", "1e12"], "GiB of disk needed"),
 }
 BAD_FILES = {
-    "empty file": ("a.txt", "\n\n", "a.txt holds no prompt"),
+    "empty file": ("a.txt", "\n\n", "a.txt contains no prompt"),
     "not JSON": ("a.jsonl", TWO % 3 + '\n{"prompts": ["a",', "a.jsonl, line 2: not JSON"),
     "a list": ("a.jsonl", '["a"]', "a.jsonl, line 1: expected an object with prompts"),
     "unknown key": ("a.jsonl", '{"promts": ["a"]}', "line 1: unknown key 'promts'; did you mean 'prompts'?"),

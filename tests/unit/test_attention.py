@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from longlive.ops import attention
+from longlive.ops.rope import Rope
 
 CPU, CUDA, HALF = torch.device("cpu"), torch.device("cuda"), torch.bfloat16
 
@@ -45,6 +46,12 @@ def test_the_fastest_that_runs_is_chosen(machine, caplog, major, modules, cudnn,
     assert attention.choose(chosen, CUDA, HALF) is attention.BACKENDS[chosen]
     assert attention.choose("auto", CUDA, torch.float32) is attention.choose("auto", CPU, HALF) is attention.BACKENDS["sdpa"]
     assert f"attention backend: {chosen}" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["cudnn", "fa2"])
+def test_an_ampere_gpu_is_enough_for(machine, name):
+    machine(8, "flash_attn")
+    assert attention.choose(name, CUDA, HALF) is attention.BACKENDS[name]
 
 
 @pytest.mark.parametrize(
@@ -84,17 +91,27 @@ def by_hand(q, k, v, mask):
     return torch.einsum("bank,bkad->bnad", scores.masked_fill(~mask, -math.inf).softmax(-1), v)
 
 
+@pytest.mark.parametrize("mask", [None, MASK], ids=["bidirectional", "causal"])
+def test_a_sequence_without_a_past_attends_to_itself_through_its_mask(mask):
+    rope = Rope(2, 2, 8).at((0,))
+    view = attention.SequenceView(rope) if mask is None else attention.SequenceView(rope, mask)
+    expected = by_hand(*heads(), torch.ones(4, 6, dtype=torch.bool) if mask is None else mask)
+    assert view.rope is rope
+    for layer in (0, 1):
+        torch.testing.assert_close(view.at(layer).attend(*heads(), attention.BACKENDS["sdpa"]), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", attention.BACKENDS)
 def test_with_a_mask_every_backend_is_torchs_own(name):
     q, k, v = heads()
     torch.testing.assert_close(attention.BACKENDS[name](q, k, v, MASK), by_hand(q, k, v, MASK), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "module"), [("fa2", "flash_attn"), ("fa3", "flash_attn_interface")])
-@pytest.mark.parametrize("pair", [False, True], ids=["output", "output and log-sum-exp"])
+@pytest.mark.parametrize(
+    ("name", "module", "pair"),  # FlashAttention 3 has returned the output alone and with the log-sum-exp
+    [("fa2", "flash_attn", False), ("fa3", "flash_attn_interface", False), ("fa3", "flash_attn_interface", True)],
+)
 def test_flash_attention_is_given_heads_as_they_are(monkeypatch, name, module, pair):
-    if name == "fa2" and pair:
-        pytest.skip("only FlashAttention 3 has returned both")
     q, k, v = heads()
     out = torch.randn(q.shape)
 

@@ -1,6 +1,7 @@
 """Two caches, one behaviour: both equal a naive one written from the specification, in every combination of settings."""
 
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,9 +14,9 @@ from longlive.cache.ring import RingCache
 from longlive.cache.window import Extent, Window, block_mask
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.rollout import Rollout
-from longlive.generation.solver import FewStep
+from longlive.generation.solver import Euler, FewStep
 from longlive.generation.transition import Transition
-from longlive.ops.attention import SequenceView
+from longlive.ops.attention import BACKENDS, SequenceView
 from longlive.ops.rope import Rope, rotate
 
 BLOCK, TOKENS, HEADS, HEAD_DIM, LAYERS = 3, 4, 2, 12, 2
@@ -117,17 +118,37 @@ WINDOWS = [Window(sink, visible - sink) for sink in (0, 3) for visible in (6, 9,
 ]
 
 
+@torch.inference_mode()
+def with_every_switch(model, cache):
+    """Latents of 7 blocks without a switch, and those after a switch of either kind before each of the blocks 1 to 5."""
+    generator = torch.Generator().manual_seed(0)
+    texts = [model.project_text(torch.randn(2, 5, 8, generator=generator)) for _ in range(2)]
+    noise = torch.randn(7, 2, BLOCK, 4, 4, 4, generator=generator)
+    trunk = Rollout(Denoiser(model), cache, Euler([1000.0]))
+
+    def add(rollout, number, text):
+        x0 = rollout.block(noise[number], text)
+        rollout.remember(x0, text)
+        return x0
+
+    made = {"no switch": []}
+    for number in range(7):
+        for keep_sink in (True, False) if 1 <= number <= 5 else ():  # before the window is full, when it is, and beyond
+            branch = Rollout(trunk.denoiser, deepcopy(trunk.cache), trunk.solver)
+            branch.load(trunk.state())
+            branch.switch(texts[1], Transition(keep_sink))
+            made[f"{number=} {keep_sink=}"] = [add(branch, later, texts[1]) for later in range(number, 7)]
+        made["no switch"].append(add(trunk, number, texts[0]))
+    return {switch: torch.cat(parts, 1) for switch, parts in made.items()}
+
+
 @pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_ring_and_history_equal_the_naive_cache(model, window, relative):
-    for switch in (None, 3, 6, 9, 12, 15):  # before the window is full, when it is, and beyond
-        for keep_sink in (True, False) if switch else (True,):
-            settings = {"num_blocks": 7, "switches": (switch,) if switch else (), "keep_sink": keep_sink}
-            expected = run(model, NaiveCache(window, relative), **settings)
-            for cache in (ring(window, relative=relative), *([] if relative else [history(window)])):
-                torch.testing.assert_close(
-                    run(model, cache, **settings), expected, atol=2e-5, rtol=0, msg=f"{type(cache).__name__} {settings}"
-                )
+    expected = with_every_switch(model, NaiveCache(window, relative))
+    for cache in (ring(window, relative=relative), *([] if relative else [history(window)])):
+        for switch, latents in with_every_switch(model, cache).items():
+            torch.testing.assert_close(latents, expected[switch], atol=2e-5, rtol=0, msg=f"{type(cache).__name__} {switch}")
 
 
 def test_a_switch_changes_the_video_and_the_sink_mode_matters(model):
@@ -215,39 +236,49 @@ def test_cache_path_equals_one_masked_pass(model, window):
 
 def test_recache_going_block_by_block_equals_the_masked_pass(model):
     """The causal recache: after `forget`, spans may be recorded one after the other; ring and history agree."""
-    texts, x0 = torch.randn(2, 2, 5, 8), torch.randn(2, 18, 4, 4, 4)
+    texts, x0 = torch.randn(2, 2, 5, 8), torch.randn(2, 21, 4, 4, 4)
     for keep_sink in (True, False):
         flows = []
         for cache in (ring(Window(3, 6)), history(Window(3, 6)), NaiveCache(Window(3, 6))):
             rollout = Rollout(Denoiser(model), cache, FewStep(STEPS, torch.zeros_like))
-            for start in range(0, 15, BLOCK):
+            for start in range(0, 18, BLOCK):  # the ring's slots are then written from the middle
                 rollout.remember(x0[:, start : start + BLOCK], texts[0])
             again = cache.forget(keep_sink=keep_sink)
             for start in range(again.start, again.stop, BLOCK):
                 rollout.remember(x0[:, start : start + BLOCK], texts[1], range(start, start + BLOCK))
-            flows.append(rollout.denoiser(x0[:, 15:], 500.0, texts[1], cache.view(range(15, 18))).velocity)
+            flows.append(rollout.denoiser(x0[:, 18:], 500.0, texts[1], cache.view(range(18, 21))).velocity)
         torch.testing.assert_close(flows[0], flows[2], atol=2e-5, rtol=0)
         torch.testing.assert_close(flows[1], flows[2], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
-def test_beyond_1100_frames_memory_does_not_grow(model, relative):
-    caches = [ring(Window(3, 6), relative=relative), NaiveCache(Window(3, 6), relative) if relative else history(Window(3, 6))]
+@torch.inference_mode()
+def test_beyond_1100_frames_memory_does_not_grow(relative):
+    """Whatever a layer writes, block after block and again at a switch: what the queries get stays that of the specification."""
+    window = Window(3, 6)
+    caches = [ring(window, relative=relative), NaiveCache(window, relative), *([] if relative else [history(window)])]
     buffers = [caches[0].keys.data_ptr(), caches[0].values.data_ptr()]
-    rollouts = [Rollout(Denoiser(model), cache, FewStep([1000.0], torch.zeros_like)) for cache in caches]
     generator = torch.Generator().manual_seed(0)
-    text = torch.randn(2, 5, 8, generator=generator)
-    while rollouts[0].end < 1110:
-        x0 = torch.randn(2, BLOCK, 4, 4, 4, generator=generator)
-        for rollout in rollouts:
-            rollout.remember(x0, text)
-            if rollout.end % 60 == 0 or rollout.end > 1098:
-                rollout.switch(text, Transition())
+
+    def add(span):
+        made = torch.randn(3, 2, len(span) * TOKENS, HEADS, HEAD_DIM, generator=generator)
+        found = []
+        for cache in caches:
+            with cache.record(span) as view:
+                q, k = (rotate(one, view.rope) for one in made[:2])
+                seen = [view.at(layer).attend(q, k + layer, made[2] + layer, BACKENDS["sdpa"]) for layer in range(LAYERS)]
+            found.append(torch.stack(seen))
+        for other in found[1:]:
+            torch.testing.assert_close(found[0], other, atol=5e-5, rtol=0, msg=str(span))
+
+    for start in range(0, 1110, BLOCK):
+        add(range(start, start + BLOCK))
+        if start % 60 == 0 or start > 1095:
+            (again,) = {cache.forget(keep_sink=start % 120 == 0) for cache in caches}
+            add(again)
     assert [caches[0].keys.data_ptr(), caches[0].values.data_ptr()] == buffers
     if not relative:
-        assert caches[1]._keys[0].shape == (2, 19 * TOKENS, HEADS, HEAD_DIM) and len(caches[1]._row) <= 9
-    noise = torch.randn(2, BLOCK, 4, 4, 4, generator=generator)
-    torch.testing.assert_close(*(rollout.block(noise, text) for rollout in rollouts), atol=5e-5, rtol=0)
+        assert caches[2]._keys[0].shape == (2, 19 * TOKENS, HEADS, HEAD_DIM) and len(caches[2]._row) <= 9
 
 
 def test_infinite_mode_repeats_itself_where_absolute_positions_do_not_matter(model):
@@ -283,6 +314,31 @@ def test_wrong_spans_and_gradients_are_refused(model):
         ring(Window(3, 6)).view(range(0, 3)).at(0).attend(q, q, q, lambda *_: None)
 
 
+@pytest.mark.parametrize("kind", [RingCache, HistoryCache])
+def test_keys_and_values_are_stored_in_the_dtype_of_the_cache(kind):
+    """Under autocast a layer may compute them in another."""
+    cache, seen = kind(**SHAPE, batch=2, window=Window(3, 6), dtype=torch.bfloat16), []
+    k, v = torch.randn(2, 2, 2 * BLOCK * TOKENS, HEADS, HEAD_DIM).unbind()
+    for start in (0, BLOCK):
+        own = slice(start * TOKENS, (start + BLOCK) * TOKENS)
+        with cache.record(range(start, start + BLOCK)) as view:
+            view.at(0).attend(k[:, own], k[:, own], v[:, own], lambda *qkv: seen.append(qkv) or qkv[0])
+    assert torch.equal(seen[1][1], k.bfloat16()) and torch.equal(seen[1][2], v.bfloat16())
+
+
+@pytest.mark.parametrize("kind", [RingCache, HistoryCache])
+def test_a_cache_is_on_the_device_of_its_rope(kind):
+    """On the meta device, where a tensor of another one is refused; block by block after a clear, so that the ring has holes."""
+    rope = Rope(2, 2, HEAD_DIM, device="meta")
+    cache = kind(**SHAPE | {"rope": rope}, batch=2, window=Window(3, 6))
+    for start in range(0, 24, BLOCK):
+        if start == 15:
+            cache.clear()
+        q = torch.empty(2, BLOCK * TOKENS, HEADS, HEAD_DIM, device="meta")
+        with cache.record(range(start, start + BLOCK)) as view:
+            assert view.at(1).attend(q, q, q, BACKENDS["sdpa"]).device.type == view.rope.cos.device.type == "meta"
+
+
 def test_window_refuses_nonsense():
     with pytest.raises(ValueError, match="leaves no recent frame"):
         Window.of(3, 3)
@@ -308,23 +364,23 @@ def test_a_view_of_the_history_stays_what_it_was(model):
 
 def test_a_recache_soon_after_a_clear_reads_only_what_is_held(model):
     """Frames from before the clear are gone: neither caches nor rollout may ask for them."""
-    texts, blocks = torch.randn(3, 2, 5, 8), torch.randn(7, 2, BLOCK, 4, 4, 4)
+    texts, blocks = torch.randn(3, 2, 5, 8), torch.randn(8, 2, BLOCK, 4, 4, 4)
     for keep_sink in (True, False):
         found = []
-        for cache in (ring(Window(3, 6)), history(Window(3, 6))):
+        for cache in (ring(Window(3, 6)), history(Window(3, 6)), ring(Window(3, 6), relative=True)):
             rollout = Rollout(Denoiser(model), cache, FewStep(STEPS, torch.zeros_like))
-            for block in blocks[:4]:
+            for block in blocks[:5]:  # the ring's next slots are then in its middle
                 rollout.remember(block, texts[0])
             rollout.switch(texts[1], Transition(recache="clear"))
             rollout.switch(texts[1], Transition(keep_sink))  # nothing is held: nothing to read
-            for block in blocks[4:6]:
+            for block in blocks[5:7]:
                 rollout.remember(block, texts[1])
             rollout.switch(texts[2], Transition(keep_sink))
-            assert rollout.end == 18
-            found.append(rollout.denoiser(blocks[6], 500.0, texts[2], cache.view(range(18, 21))).velocity)
+            assert rollout.end == 21
+            found.append(rollout.denoiser(blocks[7], 500.0, texts[2], cache.view(range(21, 24))).velocity)
         fresh = Rollout(Denoiser(model), ring(Window(3, 6), relative=True), FewStep(STEPS, torch.zeros_like))
-        fresh.remember(blocks[4:6].transpose(0, 1).flatten(1, 2), texts[2])  # positions do not matter, only their differences
-        expected = fresh.denoiser(blocks[6], 500.0, texts[2], fresh.cache.view(range(6, 9))).velocity
+        fresh.remember(blocks[5:7].transpose(0, 1).flatten(1, 2), texts[2])  # positions do not matter, only their differences
+        expected = fresh.denoiser(blocks[7], 500.0, texts[2], fresh.cache.view(range(6, 9))).velocity
         for velocity in found:
             torch.testing.assert_close(velocity, expected, atol=2e-5, rtol=0)
 
@@ -370,13 +426,13 @@ def test_history_goes_on_from_its_state(model):
 
 
 def test_one_graph_serves_every_layer_block_and_switch(model):
-    """14 blocks with two switches through the compiled layer: one graph, and every call runs it, ring and history alike.
+    """7 blocks with two switches through the compiled layer: one graph, and every call runs it, ring and history alike.
 
     Sizes are symbols, and two that happen to be equal are not taken for one (in a first block all that is visible is its own).
     """
-    shape = {**SHAPE, "rope": Rope(2, 3, HEAD_DIM), "batch": 2, "window": Window(3, 9)}  # 18 tokens of a block: no size of the model
+    shape = {**SHAPE, "rope": Rope(2, 3, HEAD_DIM), "batch": 2, "window": Window(3, 3)}  # 18 tokens of a block: no size of the model
     for kind in (RingCache, HistoryCache):
-        expected = run(model, kind(**shape), num_blocks=14, switches=(15, 30), width=6)
+        expected = run(model, kind(**shape), num_blocks=7, switches=(3, 15), width=6)
         torch.compiler.reset()
         graphs, calls = [], []
 
@@ -389,9 +445,9 @@ def test_one_graph_serves_every_layer_block_and_switch(model):
         for block in model.blocks:
             block.forward = partial(compiled, block)
         with use_duck_shape(False):
-            found = run(model, kind(**shape), num_blocks=14, switches=(15, 30), width=6)
+            found = run(model, kind(**shape), num_blocks=7, switches=(3, 15), width=6)
         for block, forward in zip(model.blocks, forwards):
             block.forward = forward
-        passes = 14 * (len(STEPS) + 1) + 2
+        passes = 7 * (len(STEPS) + 1) + 2
         assert (len(graphs), len(calls)) == (1, passes * LAYERS), kind.__name__
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -216,7 +216,7 @@ def test_settings_that_do_not_fit_are_refused():
 
 
 def real(model, noise, **settings):
-    """A tuner over a network: clips of 12 frames, videos of 30 or 39, a switch in each."""
+    """A tuner over a network: clips of 9 frames, videos of 21 or 27, a switch in each."""
     pairs = [PromptPair(f"a{n}", f"b{n}") for n in range(5)]
     words = {text: torch.randn(5, 8, generator=torch.Generator().manual_seed(n)) for n, text in enumerate(sum(pairs, ()))}
     draw = lambda frames: torch.randn(1, frames, 4, 4, 4, generator=noise)  # noqa: E731
@@ -229,9 +229,9 @@ def real(model, noise, **settings):
         embed=lambda texts: torch.stack([words[text] for text in texts]),
         noise=draw,
         choices=SharedChoices(1, World()),
-        clip_frames=12,
-        max_frames=(30, 39),
-        switch_at=(12, 21),
+        clip_frames=9,
+        max_frames=(21, 27),
+        switch_at=(9, 15),
         **settings,
     )
 
@@ -301,14 +301,14 @@ def test_a_clip_never_waits_for_the_device(model, vae):
             embed=lambda texts: torch.empty(1, 5, 8, device="meta"),
             noise=latents,
             choices=SharedChoices(0, World()),
-            clip_frames=12,
-            max_frames=(30,),
-            switch_at=(12,),
+            clip_frames=6,
+            max_frames=(12,),
+            switch_at=(6,),
             anchor=partial(anchor_frame, autoencoder, context=2),
         )
 
     made = tuner(None)
-    assert [made.clip(grad=True).latents.shape[1] for _ in range(3)] == [12] * 3
+    assert [made.clip(grad=True).latents.shape[1] for _ in range(3)] == [6] * 3
     for fetch in (lambda x: x.sum().item(), lambda x: bool(x.any()), torch.Tensor.tolist, torch.Tensor.cpu):
         with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
             tuner(lambda number, t, x0, fetch=fetch: fetch(x0) and None).clip(grad=True)
@@ -377,7 +377,7 @@ def test_the_length_of_a_video_under_way_is_loaded(model):
     state = tuner.state()
     resumed = real(model, torch.Generator().manual_seed(0))
     resumed.load(state)
-    assert not resumed.between_videos and resumed.rollout.end == 12
+    assert not resumed.between_videos and resumed.rollout.end == 9
 
 
 def test_an_anchor_needs_a_frame_and_keeps_the_dtype(vae):

@@ -80,7 +80,7 @@ def test_what_is_not_a_number_is_no_gradient():
 
 def test_a_small_gradient_is_not_lost_in_the_clip():
     """x - stopgrad(x - g) in float32 would round g to the spacing of numbers near x."""
-    clip, real = torch.full(SHAPE, 1000.0), torch.full(SHAPE, 1001.0)
+    clip, real = torch.full(SHAPE, 1000.0), torch.full(SHAPE, 1003.0)  # g = 2^-10 / 3, which float32 cannot subtract
     found = DMD(Says(real, real), Says(real + 1e-3)).generator_loss(clip, TEXT, NEGATIVE, t=T, noise=NOISE)
     assert found.loss.item() == pytest.approx(0.5 * found.gradient.double().square().mean().item(), rel=1e-6)
     assert found.loss > 0

@@ -1,22 +1,21 @@
-"""Rotary embedding, flow schedule and attention backends against formulas written another way."""
-
-import math
+"""Rotary embedding against complex numbers."""
 
 import pytest
 import torch
 
-from longlive.ops import attention, flow_matching
 from longlive.ops.rope import Rope, rope_for, rotate
 
 
-def test_rotation_equals_complex_numbers():
+@pytest.mark.parametrize("theta", [10000.0, 100.0])
+def test_rotation_equals_complex_numbers(theta):
     d, (frames, height, width) = 20, (4, 3, 2)
-    rope = Rope(height, width, d).at(range(5, 5 + frames))
+    rope = Rope(height, width, d) if theta == 10000.0 else rope_for(height, width, d, theta, torch.device("cpu"))
+    rope = rope.at(range(5, 5 + frames))
     x = torch.randn(2, frames * height * width, 3, d)
     side = 2 * (d // 6)
     for token in range(frames * height * width):
         place = (5 + token // (height * width), token // width % height, token % width)
-        angles = [p / 10000 ** (2 * i / w) for p, w in zip(place, (d - 2 * side, side, side)) for i in range(w // 2)]
+        angles = [p / theta ** (2 * i / w) for p, w in zip(place, (d - 2 * side, side, side)) for i in range(w // 2)]
         z = torch.view_as_complex(x[:, token].double().unflatten(-1, (-1, 2))) * torch.polar(
             torch.ones(d // 2).double(), torch.tensor(angles).double()
         )
@@ -46,36 +45,7 @@ def test_rope_works_under_autograd_wherever_it_was_made_and_keeps_the_dtype():
     assert torch.equal(rotate(half, turned), rotate(half.float(), turned).bfloat16())
 
 
-def test_rope_is_made_on_its_device():
+def test_rope_is_made_on_its_device_in_float32():
     rope = rope_for(2, 3, 12, 10000.0, torch.device("meta"))
-    assert {part.device.type for part in (*rope.at((0, 1)), *rope.time_shift(3))} == {"meta"}
+    assert {(part.device.type, part.dtype) for part in (*rope.at((0, 1)), *rope.time_shift(3))} == {("meta", torch.float32)}
     assert rope.at((0, 1)).cos.shape == (12, 6) and rope.time_shift(3).sin.shape == (1, 6)
-
-
-def test_flow_noise_and_clean_are_one_thing():
-    x0, noise, t = torch.randn(2, 3, 4, 2, 2), torch.randn(2, 3, 4, 2, 2), torch.tensor([[1000.0, 500.0, 1.0], [20.0, 0.0, 980.0]])
-    noisy, velocity = flow_matching.add_noise(x0, noise, t), noise - x0
-    torch.testing.assert_close(flow_matching.x0_from_velocity(velocity, noisy, t), x0, atol=1e-5, rtol=0)
-    torch.testing.assert_close(flow_matching.noise_from_velocity(velocity, noisy, t), noise, atol=1e-5, rtol=0)
-    inside = t > 0
-    torch.testing.assert_close(flow_matching.velocity_from_x0(x0, noisy, t)[inside], velocity[inside], atol=1e-3, rtol=0)
-    assert flow_matching.x0_from_velocity(velocity.bfloat16(), noisy, t).dtype == torch.bfloat16
-    assert flow_matching.nearest_timestep(torch.tensor([[120.0]]), 5.0).item() == pytest.approx(121.7, abs=0.3)
-
-
-def test_attention_by_name():
-    cpu = torch.device("cpu")
-    assert attention.choose("auto", cpu, torch.float32) is attention.BACKENDS["sdpa"]
-    for name in ("fa3", "fa2", "cudnn"):
-        with pytest.raises(ValueError, match=f"'{name}' cannot be used: it needs a CUDA device"):
-            attention.choose(name, cpu, torch.float32)
-    with pytest.raises(ValueError, match="'flash' is unknown; choose auto, sdpa"):
-        attention.choose("flash", cpu, torch.float32)
-    q, k, v = torch.randn(1, 4, 2, 8), torch.randn(1, 6, 2, 8), torch.randn(1, 6, 2, 8)
-    mask = torch.tril(torch.ones(4, 6, dtype=torch.bool), 2)
-    scores = torch.einsum("bnad,bkad->bank", q, k) / math.sqrt(8)
-    for seen in (None, mask):
-        weights = (scores if seen is None else scores.masked_fill(~seen, -math.inf)).softmax(-1)
-        torch.testing.assert_close(
-            attention.BACKENDS["sdpa"](q, k, v, seen), torch.einsum("bank,bkad->bnad", weights, v), atol=1e-5, rtol=0
-        )

@@ -163,7 +163,7 @@ def test_settings_override_the_folder_and_full_attention_needs_a_length(tiny):
         next(pipe.session(PROMPT))
     with pytest.raises(ValueError, match="no room for a block of 3"):
         LongLivePipeline.from_pretrained(tiny, window=4, sink=3)
-    with pytest.raises(ValueError, match="steps must fall"):
+    with pytest.raises(ValueError, match="steps must be decreasing"):
         LongLivePipeline.from_pretrained(tiny, denoising_steps=(500, 1000))
     with pytest.raises(ValueError, match=r"no model_index\.json"):
         LongLivePipeline.from_pretrained("nowhere")

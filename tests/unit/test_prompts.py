@@ -47,7 +47,7 @@ def test_every_format_says_the_same(write):
         ("a.txt", "a\nb\n \nc\n", "line 3 is blank"),
         ("a.txt", "a\n\n", "line 2 is blank"),
         ("a.txt", "", "contains no prompt"),
-        ("a.csv", "a", "come from .txt"),
+        ("a.csv", "a", "are read from .txt"),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2: not JSON"),
         ("a.jsonl", '{"prompt": "a", "swich": "b"}', "line 1: .* expected, got"),
         ("a.jsonl", '{"prompts": ["a", "b", "c"]}', "line 1: .* expected, got"),

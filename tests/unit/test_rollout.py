@@ -113,6 +113,7 @@ def test_gradient_flows_through_the_last_pass_only_and_never_to_earlier_blocks(m
     rollout = Rollout(Denoiser(model), history_cache(model, 4, 4, window=Window(3, 6)), FewStep(STEPS, torch.zeros_like))
     first = rollout.block(noise[0], text, grad=True)
     rollout.remember(first, text)
+    first.square().sum().backward()  # frees what it needed: a later block that led back to it would fail
     second = rollout.block(noise[1], text, grad=True)
     model.zero_grad()
     second.square().sum().backward()

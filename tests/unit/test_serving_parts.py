@@ -99,6 +99,15 @@ def test_prompts_of_messages():
             prompt_text([text], 3)
 
 
+def test_updates_that_come_too_fast_are_merged():
+    """The newest value of every field; a transition belongs to the prompts that it came with."""
+    first = parse_later('{"type": "update", "prompts": ["one"], "transition": {"keep_sink": true}, "paused": true}')
+    paused = first.merged(parse_later('{"type": "update", "paused": false}'))
+    assert prompt_text(paused.prompts, 3) == "one" and paused.transition.keep_sink is True and paused.paused is False
+    again = first.merged(parse_later('{"type": "update", "prompts": [{"text": "two"}], "reset_cache": true}'))
+    assert prompt_text(again.prompts, 3) == "two" and again.transition is None and again.paused is True and again.reset_cache is True
+
+
 def test_access():
     assert is_local("127.0.0.1") and is_local("::1") and is_local("localhost") and not is_local("0.0.0.0")
     closed = Access("secret-token", host="0.0.0.0")

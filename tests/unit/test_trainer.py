@@ -29,7 +29,7 @@ EVERY = {"save_every": 3, "validate_every": 4, "log_every": 1}
 @pytest.fixture(autouse=True)
 def asked_once(monkeypatch):
     """Git is slow where it is asked a hundred times."""
-    monkeypatch.setattr("longlive.training.trainer.commit", lambda: ASKED_ONCE)
+    monkeypatch.setattr("longlive.provenance.commit", lambda: ASKED_ONCE)
 
 
 class Walk:
@@ -136,7 +136,7 @@ def test_mixed_up_checkpoints_are_refused(tmp_path, other, message):
 def test_a_checkpoint_of_an_older_version_is_refused(tmp_path):
     walk(tmp_path, steps=3)
     torch.save({key: value for key, value in saved(tmp_path).items() if key != "tuning"}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="says no tuning: an older version wrote it"):
+    with pytest.raises(ValueError, match="has no field 'tuning': an older version wrote it"):
         walk(tmp_path)
 
 
