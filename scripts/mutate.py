@@ -37,7 +37,7 @@ TESTS = {
     "longlive/cache/window.py": "unit/test_cache.py unit/test_rollout.py",
     "longlive/cache/ring.py": "unit/test_cache.py unit/test_rollout.py",
     "longlive/cache/history.py": "unit/test_cache.py unit/test_clips.py unit/test_rollout.py",
-    "longlive/models/wan.py": "parity/test_transformer_diffusers.py unit/test_rollout.py",
+    "longlive/models/wan.py": "unit/test_wan.py parity/test_transformer_diffusers.py unit/test_rollout.py",
     "longlive/generation/rollout.py": "unit/test_rollout.py unit/test_cache.py unit/test_clips.py",
     "longlive/generation/solver.py": "unit/test_rollout.py",
     "longlive/generation/transition.py": "unit/test_rollout.py",

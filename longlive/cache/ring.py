@@ -57,7 +57,6 @@ class RingCache:
     def reset(self) -> None:
         """Start a new video in the same buffers."""
         self._extent.reset()
-        self._shifted = 0
 
     def view(self, span: range) -> CacheView:
         """See `KVCache`. A pass writes into the span's own slots, whose old frames the span may not see anyway."""
@@ -80,14 +79,10 @@ class RingCache:
             self._sink_keys.copy_(self.keys[:, :, : self._sink_keys.shape[2]])
 
     def forget(self, *, keep_sink: bool) -> range:
-        span = self._extent.forget(keep_sink=keep_sink)
-        if span.start < self._extent.sink.stop:  # the sink is recorded again, where it was
-            self._shifted = 0
-        return span
+        return self._extent.forget(keep_sink=keep_sink)
 
     def clear(self) -> None:
         self._extent.clear()
-        self._shifted = 0
 
     def _slot(self, frame: int) -> int:
         if frame in self._extent.sink:
@@ -100,7 +95,7 @@ class RingCache:
     def _move_sink(self, oldest: int) -> None:
         """Move the sink's keys to the positions just before frame `oldest`."""
         assert self._sink_keys is not None
-        by = oldest - self._extent.sink.stop
-        if by != self._shifted and self._extent.sink_is_complete:
+        by = oldest - self._extent.sink.stop  # 0 for a span that records the sink: what is moved back then is overwritten
+        if by != self._shifted:
             self.keys[:, :, : self._sink_keys.shape[2]] = rotate(self._sink_keys, self._rope.time_shift(by))
             self._shifted = by

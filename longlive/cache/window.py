@@ -123,10 +123,6 @@ class Extent:
         """The oldest frame after the sink that `span` may see."""
         return max(self._oldest, span.stop - self.window.recent)
 
-    @property
-    def sink_is_complete(self) -> bool:
-        return self.end >= self.sink.stop
-
     def forget(self, *, keep_sink: bool) -> range:
         """At a prompt switch: go back to the first frame that must be read again; returns the frames to read.
 

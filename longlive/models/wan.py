@@ -29,7 +29,7 @@ Modulation = Float[Tensor, "B F n M"]
 def sinusoid(t: Timesteps, width: int) -> Float[Tensor, "B F width"]:
     """Sinusoidal embedding of timesteps, cosines first; float64 (t is not rounded on its way in)."""
     half = width // 2
-    angles = t.double()[..., None] * 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=t.device) / half)
+    angles = t[..., None] * 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=t.device) / half)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -40,9 +40,9 @@ def modulate(x: Tokens, shift: Float[Tensor, "B F M"], scale: Float[Tensor, "B F
 
 
 def add_gated(x: Tokens, y: Tokens, gate: Float[Tensor, "B F M"]) -> Tokens:
-    """x + gate y with each frame's own gate, in float32."""
-    gated = y.float().unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]  # [B, F, n, M]
-    return (x.float() + gated.flatten(1, 2)).to(x.dtype)
+    """x + gate y with each frame's own gate, in the gate's float32."""
+    gated = y.unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]  # [B, F, n, M]
+    return (x + gated.flatten(1, 2)).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -127,7 +127,6 @@ class WanTransformer(ModelMixin, ConfigMixin):
     """
 
     config: Any  # diffusers' frozen dictionary, read by attribute
-    _supports_gradient_checkpointing = False
     _no_split_modules = ("TransformerBlock",)
 
     @register_to_config
@@ -190,7 +189,7 @@ class WanTransformer(ModelMixin, ConfigMixin):
             )
         text = F.pad(text.to(self.dtype), (0, 0, 0, self.config.text_len - length))
         embedded = self.text_embedding(text)
-        keys, values = zip(*(cast(TransformerBlock, block).cross_attn.keys_values(embedded) for block in self.blocks), strict=True)
+        keys, values = zip(*(cast(TransformerBlock, block).cross_attn.keys_values(embedded) for block in self.blocks))
         return TextKV(keys, values)
 
     def forward(self, x: Latents, t: Timesteps, text: Text | TextKV, view: KVView | None = None) -> Latents:
@@ -217,7 +216,7 @@ class WanTransformer(ModelMixin, ConfigMixin):
             )
         attend = self._attend(tokens)
         time = self.time_embedding(sinusoid(t, self.config.freq_dim).to(self.dtype))
-        modulation = self.time_projection(time).float().unflatten(-1, (6, -1))
+        modulation = self.time_projection(time).float().unflatten(-1, (6, -1))  # the layers' gradients are summed in float32
         for layer, block in enumerate(self.blocks):
             tokens = block(tokens, modulation, prompt.keys[layer], prompt.values[layer], view.rope, view.at(layer), attend)
         out = self.head(tokens, time.float())

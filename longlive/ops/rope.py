@@ -28,7 +28,7 @@ class Rope:
     """
 
     def __init__(self, rows: int, columns: int, head_dim: int, *, theta: float = 10000.0, device: torch.device | str = "cpu") -> None:
-        self.rows, self.columns, self.head_dim, self.theta, self.device = rows, columns, head_dim, theta, torch.device(device)
+        self.rows, self.columns, self.head_dim, self.device = rows, columns, head_dim, torch.device(device)
         side = 2 * (head_dim // 6)
         self._time = _frequencies(head_dim - 2 * side, theta)
         frequencies = _frequencies(side, theta)
@@ -68,6 +68,6 @@ def rope_for(rows: int, columns: int, head_dim: int, theta: float, device: torch
 
 def rotate(x: Float[Tensor, "*B N A D"], rope: Rotation) -> Float[Tensor, "*B N A D"]:
     """Turn neighbouring pairs of the last dimension of `[B, N, A, D]`; computed in float32, returned in the dtype of `x`."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # explicitly: gradients are then summed in float32
     cos, sin = rope.cos[:, None, :], rope.sin[:, None, :]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

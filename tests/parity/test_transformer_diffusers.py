@@ -12,7 +12,7 @@ from longlive.models.wan import WanTransformer
 SIZES = {
     "square patch": {"dim": 96, "ffn_dim": 160, "num_heads": 4, "num_layers": 2, "freq_dim": 32, "text_dim": 24, "text_len": 16},
     "other patch": {"dim": 64, "ffn_dim": 96, "num_heads": 2, "num_layers": 3, "freq_dim": 64, "text_dim": 40, "text_len": 8}
-    | {"patch_size": (1, 4, 2), "in_dim": 6, "out_dim": 6},
+    | {"patch_size": (1, 4, 2), "in_dim": 6, "out_dim": 6, "eps": 0.01},
 }  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_velocity_equals_diffusers(ours):
     theirs = diffusers_of(ours)(latents.transpose(1, 2), t, text, return_dict=False)[0].transpose(1, 2)
     velocity = ours(latents, t[:, None].expand(2, 5), text)
     assert velocity.abs().mean() > 0.1
-    assert (velocity - theirs).abs().max() < 2e-4
+    assert (velocity - theirs).abs().max() < 2e-5
 
 
 def test_names_and_config_come_back(ours):
@@ -74,7 +74,8 @@ def test_folders_of_diffusers_and_of_our_own_load(ours, tmp_path):
 
 def test_weights_tell_the_config_of_the_model(ours):
     found = configs.transformer_config(ours.state_dict(), num_heads=ours.config.num_heads, text_len=ours.config.text_len)
-    assert found | {"patch_size": tuple(found["patch_size"])} == {key: ours.config[key] for key in found}
+    expected = {key: ours.config[key] for key in found} | {"eps": 1e-6}  # which they do not tell: that of every released model
+    assert found | {"patch_size": tuple(found["patch_size"])} == expected
 
 
 def test_another_rotary_base_cannot_go_to_diffusers():

@@ -13,6 +13,7 @@ from longlive.cache.history import HistoryCache
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Extent, Window, block_mask
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.memory import cache_bytes, ring_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import Euler, FewStep
 from longlive.generation.transition import Transition
@@ -32,8 +33,8 @@ ROPE = Rope(2, 2, HEAD_DIM)
 SHAPE = {"num_layers": LAYERS, "num_heads": HEADS, "rope": ROPE}
 
 
-def ring(window, batch=2, relative=False):
-    return RingCache(**SHAPE, batch=batch, window=window, relative=relative)
+def ring(window, batch=2, **settings):
+    return RingCache(**SHAPE, batch=batch, window=window, **settings)
 
 
 def history(window, batch=2, **settings):
@@ -177,13 +178,15 @@ def test_denoising_leaves_nothing_behind(model):
 
 
 def test_kept_sink_stays_bit_identical_and_the_rest_is_rewritten(model):
-    cache, texts = ring(Window(3, 6)), torch.randn(2, 2, 5, 8)
+    cache, texts, sinks = ring(Window(3, 6)), torch.randn(2, 2, 5, 8), []
     rollout = Rollout(Denoiser(model), cache, FewStep(STEPS, torch.zeros_like))
     for _ in range(5):
         rollout.remember(torch.randn(2, BLOCK, 4, 4, 4), texts[0])
+        sinks.append(cache.keys[:, :, : 3 * TOKENS].clone())
     before = cache.keys.clone(), cache.values.clone()
     rollout.switch(texts[1], Transition(True))
     sink = slice(0, 3 * TOKENS)
+    assert all(torch.equal(one, cache.keys[:, :, sink]) for one in sinks)
     assert torch.equal(cache.keys[:, :, sink], before[0][:, :, sink])
     assert torch.equal(cache.values[:, :, sink], before[1][:, :, sink])
     changed = (cache.values[1] != before[1][1]).flatten(2).any(-1)[:, 3 * TOKENS :]
@@ -254,7 +257,7 @@ def test_recache_going_block_by_block_equals_the_masked_pass(model):
 @pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
 @torch.inference_mode()
 def test_beyond_1100_frames_memory_does_not_grow(relative):
-    """Whatever a layer writes, block after block and again at a switch: what the queries get stays that of the specification."""
+    """Whatever a layer writes, frame after frame, in blocks and again at a switch: the queries get what the specification says."""
     window = Window(3, 6)
     caches = [ring(window, relative=relative), NaiveCache(window, relative), *([] if relative else [history(window)])]
     buffers = [caches[0].keys.data_ptr(), caches[0].values.data_ptr()]
@@ -271,14 +274,39 @@ def test_beyond_1100_frames_memory_does_not_grow(relative):
         for other in found[1:]:
             torch.testing.assert_close(found[0], other, atol=5e-5, rtol=0, msg=str(span))
 
-    for start in range(0, 1110, BLOCK):
-        add(range(start, start + BLOCK))
-        if start % 60 == 0 or start > 1095:
-            (again,) = {cache.forget(keep_sink=start % 120 == 0) for cache in caches}
+    for start in (*range(48), *range(48, 1110, BLOCK)):
+        add(range(start, start + (1 if start < 48 else BLOCK)))
+        if start % (15 if start < 48 else 60) == 0 or start > 1095:
+            (again,) = {cache.forget(keep_sink=start % 2 == 0) for cache in caches}
             add(again)
     assert [caches[0].keys.data_ptr(), caches[0].values.data_ptr()] == buffers
     if not relative:
         assert caches[2]._keys[0].shape == (2, 19 * TOKENS, HEADS, HEAD_DIM) and len(caches[2]._row) <= 9
+
+
+def test_in_the_ring_nothing_is_copied_to_be_seen():
+    """Neither while it fills nor when it is full, also where sink and window are no multiples of the block."""
+    cache = ring(Window(4, 7))
+    q = torch.zeros(2, BLOCK * TOKENS, HEADS, HEAD_DIM)
+    for start in range(0, 30, BLOCK):
+        with cache.record(range(start, start + BLOCK)) as view:
+            for layer in range(LAYERS):
+                _, keys, values = view.at(layer).attend(q, q, q, lambda *qkv: qkv)
+                assert keys.data_ptr() == cache.keys[layer].data_ptr() and values.data_ptr() == cache.values[layer].data_ptr()
+                assert keys.shape[1] == min(start + BLOCK, 11) * TOKENS
+
+
+def test_the_infinite_mode_keeps_the_keys_of_the_sink_once_more(model):
+    for relative in (False, True):
+        cache = ring_cache(model, 4, 4, window=Window(3, 6), batch=2, relative=relative)
+        held = sum(part.nbytes for part in vars(cache).values() if isinstance(part, torch.Tensor))
+        assert held == cache_bytes(model, 4, 4, visible=9, turned=3 * relative, batch=2)
+
+
+def test_in_the_buffers_of_a_video_the_next_one_is_made_as_in_new_ones(model):
+    for cache in (ring(Window(3, 3)), ring(Window(3, 3), relative=True), history(Window(3, 3))):
+        first, second = run(model, cache, num_blocks=4), (cache.reset(), run(model, cache, num_blocks=4))[1]
+        assert torch.equal(first, second)
 
 
 def test_infinite_mode_repeats_itself_where_absolute_positions_do_not_matter(model):
@@ -303,8 +331,10 @@ def test_wrong_spans_and_gradients_are_refused(model):
     for cache in (ring(Window(3, 6)), history(Window(3, 6))):
         with pytest.raises(ValueError, match="ends before frame 0"):
             cache.view(range(3, 6))
-        with pytest.raises(ValueError, match="does not fit a window of 9"):
-            cache.view(range(0, 12))
+        for span in (range(0, 12), range(0)):
+            with pytest.raises(ValueError, match=f"a span of {len(span)} frames does not fit a window of 9"):
+                cache.view(span)
+        assert len(cache.view(range(1)).rope.cos) == TOKENS
     with pytest.raises(ValueError, match="3 frames does not fit a window of 5 whose sink has 3"):
         extent = Extent(Window(3, 2))
         extent.end = 3
@@ -337,6 +367,17 @@ def test_a_cache_is_on_the_device_of_its_rope(kind):
         q = torch.empty(2, BLOCK * TOKENS, HEADS, HEAD_DIM, device="meta")
         with cache.record(range(start, start + BLOCK)) as view:
             assert view.at(1).attend(q, q, q, BACKENDS["sdpa"]).device.type == view.rope.cos.device.type == "meta"
+
+
+def test_the_window_of_the_paper_and_the_smallest_one():
+    assert Window() == Window.of(12, 3) == Window(sink=3, recent=9) and Window().visible == 12
+    assert Window.of(1, 0) == Window(0, 1)
+
+
+def test_which_frames_a_block_sees_under_the_mask():
+    """Blocks of 2 under a sink of 1 and a window of 2 recent frames, the block's own."""
+    seen = [[key for key, sees in enumerate(row) if sees] for row in block_mask(range(6), range(6), block=2, window=Window(1, 2)).tolist()]
+    assert seen == [[0, 1], [0, 1], [0, 2, 3], [0, 2, 3], [0, 4, 5], [0, 4, 5]]
 
 
 def test_window_refuses_nonsense():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from longlive.ops.rope import Rope, rope_for, rotate
+from longlive.types import Rotation
 
 
 @pytest.mark.parametrize("theta", [10000.0, 100.0])
@@ -43,6 +44,13 @@ def test_rope_works_under_autograd_wherever_it_was_made_and_keeps_the_dtype():
         assert x.grad.any()
     half = torch.randn(1, 12, 2, 12).bfloat16()
     assert torch.equal(rotate(half, turned), rotate(half.float(), turned).bfloat16())
+
+
+def test_the_gradient_of_a_rotation_is_the_rotation_back_rounded_once():
+    x, incoming = torch.randn(2, 1, 12, 2, 12).bfloat16().unbind()
+    x, (cos, sin) = x.requires_grad_(), Rope(2, 3, 12).at((4, 5))
+    rotate(x, Rotation(cos, sin)).backward(incoming)
+    assert torch.equal(x.grad, rotate(incoming.float(), Rotation(cos, -sin)).bfloat16())
 
 
 def test_rope_is_made_on_its_device_in_float32():

@@ -11,7 +11,7 @@ from longlive.cache.window import Window
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.memory import history_cache, ring_cache
-from longlive.generation.rollout import Rollout
+from longlive.generation.rollout import BlockAborted, Rollout
 from longlive.generation.solver import Euler, FewStep
 from longlive.generation.stream import stream
 from longlive.generation.transition import Transition
@@ -106,6 +106,46 @@ def test_ended_early_gives_the_values_of_inference(model, stop_at):
     whole.block(noise, text)
     early = Rollout(Denoiser(model), history_cache(model, 4, 4, window=Window(3, 6)), FewStep(STEPS, torch.ones_like))
     torch.testing.assert_close(early.block(noise, text, stop_at=stop_at, grad=True).detach(), seen[stop_at - 1], atol=1e-6, rtol=0)
+
+
+def test_a_block_may_be_abandoned_between_two_passes(model):
+    """Asked after each pass but the last; nothing is remembered, and the same block can be made again."""
+    noise, text, answers = gaussian(2)(1, 3, 4, 4, 4), gaussian(3)(1, 5, 8), iter([False, True, False, False])
+    rollout = Rollout(Denoiser(model), ring(), Euler(STEPS))
+    with pytest.raises(BlockAborted):
+        rollout.block(noise, text, should_abort=answers.__next__)
+    assert rollout.end == 0
+    made = rollout.block(noise, text, should_abort=answers.__next__)
+    assert next(answers, "asked four times") == "asked four times"
+    assert torch.equal(made, Rollout(Denoiser(model), ring(), Euler(STEPS)).block(noise, text))
+
+
+def test_clean_latents_may_be_replaced_after_each_pass(model):
+    """What the callback returns is what goes on, to the next timestep and out of the block; None leaves them as they are."""
+    noise, text, asked = gaussian(2)(1, 3, 4, 4, 4), gaussian(3)(1, 5, 8), []
+
+    def edit(number, t, x0):
+        asked.append((number, t))
+        return None if number == 1 else 2 * x0
+
+    made = Rollout(Denoiser(model), ring(), FewStep(STEPS, torch.zeros_like), on_step=edit).block(noise, text)
+    x = noise
+    for number, t in enumerate(STEPS):
+        with torch.no_grad():
+            x0 = (x - t / 1000 * model(x, torch.full((1, 3), t), text)) * (1 if number == 1 else 2)
+        x = (1 - STEPS[min(number + 1, 2)] / 1000) * x0
+    torch.testing.assert_close(made, x0, atol=1e-5, rtol=0)
+    assert asked == list(enumerate(STEPS))
+
+
+def test_more_or_fewer_passes_than_there_are_timesteps_are_refused(model):
+    rollout = Rollout(Denoiser(model), ring(), Euler(STEPS))
+    for stop_at in (0, 4):
+        with pytest.raises(ValueError, match=f"stop_at must be 1 to 3, got {stop_at}"):
+            rollout.block(torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 5, 8), stop_at=stop_at)
+    for solver in (Euler, partial(FewStep, draw=torch.zeros_like)):
+        with pytest.raises(ValueError, match="at least one denoising step"):
+            solver([])
 
 
 def test_gradient_flows_through_the_last_pass_only_and_never_to_earlier_blocks(model):
