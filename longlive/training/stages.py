@@ -28,7 +28,7 @@ from longlive.models.vae import settings_of
 from longlive.models.wan import WanTransformer
 from longlive.models.zoo import arguments
 from longlive.ops.flow_matching import warp_steps
-from longlive.parallel.world import SharedChoices, World, choose_dtype, rank_generator
+from longlive.parallel.world import SharedChoices, World, barrier, choose_dtype, rank_generator
 from longlive.training.clips import Embed, StreamingTuner, anchor_frame
 from longlive.training.distillation import DistillationStage
 from longlive.training.dmd import DMD
