@@ -146,15 +146,15 @@ def test_live_bytes_are_of_what_was_made_and_is_there():
 
 def test_command_line_measures_the_bundled_miniature(tmp_path, capsys):
     output = tmp_path / "result.json"
-    settings = of_long(*SMALL, "critic_updates=1", "denoising_steps=[1000,500]")
-    assert train_step.main(["--steps", "1", "--output", str(output), "device=cpu", *settings]) == 0
+    settings = of_long(*SMALL, "critic_updates=2", "batch=1", "denoising_steps=[1000,500]")
+    assert train_step.main(["--steps", "2", "--output", str(output), "device=cpu", *settings]) == 0
     printed = capsys.readouterr().out
     result = json.loads(output.read_text())
     assert json.loads(printed.splitlines()[-1]) == result
     assert [run["checkpointing"] for run in result["runs"]] == [True, False]
     checkpointed, plain = result["runs"]
     for run in result["runs"]:
-        assert run["steps"] == 1
+        assert run["steps"] == 2
         assert set(run["parts"]) == set(train_step.SECONDS)
         assert sum(run["parts"].values()) == pytest.approx(run["seconds"])
         assert 0 <= run["parts"].pop("rest") < 0.1 * run["seconds"]
