@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -169,6 +170,24 @@ def probe(path: str | Path) -> VideoInfo:
         stream = container.streams.video[0]
         images = sum(packet.size > 0 for packet in container.demux(stream))
         return VideoInfo(images, stream.height, stream.width, float(stream.average_rate or 0))
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Raises ValueError, with the path, for everything that PyAV raises within the block when the file is not a whole video."""
+    try:
+        yield
+    except (av.FFmpegError, FileNotFoundError, IndexError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+
+
+def read_through(path: str | Path) -> VideoInfo:
+    """Decode a video file to its end. Raises ValueError when that fails, or when it has no frames."""
+    with readable(path):
+        info = probe(path)._replace(images=sum(1 for _ in images_of(path)))
+        if not info.images:
+            raise ValueError("it has no frames")
+    return info
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:

@@ -58,7 +58,7 @@ def continuations(prompts: Sequence[str], write: Write, *, first_line: int, seed
     def is_the_same(i: int, text: str) -> bool:
         return normalize_prompt(text).casefold() == normalize_prompt(prompts[i]).casefold()
 
-    return ask(prompts, write, request, is_the_same, what="continuation", first_line=first_line, seed=seed, attempts=attempts)
+    return ask(prompts, write, request, is_the_same, first_line=first_line, seed=seed, attempts=attempts)
 
 
 def _change(seed: int, line: int, attempt: int) -> str:

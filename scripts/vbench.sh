@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A benchmark from prompts to table: makes its videos, measures and scores them. The same command continues a run that was stopped.
+# A benchmark from prompts to table: generates its videos, measures and scores them. The same command continues a run that was stopped.
 #   bash scripts/vbench.sh vbench evaluation/longlive --config configs/inference.yaml     # SUITE FOLDER [arguments of prepare]
 #   bash scripts/vbench.sh miniature evaluation/miniature                                 # minutes on a laptop
 #   bash scripts/vbench.sh compare A B                                                    # any command of python -m longlive.evaluation
-# GPUS: how many GPUs make the videos (default: all). RUN: arguments of `run`, for example RUN="--static-filter --device cuda".
+# GPUS: number of GPUs that generate the videos (default: all). RUN: arguments of `run`, for example RUN="--static-filter --device cuda".
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$here/setup.sh"

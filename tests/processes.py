@@ -1,5 +1,6 @@
 """Processes of their own for tests, forked from a server that has imported everything once: a new interpreter takes ten seconds for it."""
 
+import importlib.util
 import multiprocessing
 import os
 import runpy
@@ -17,6 +18,8 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 IMPORTED = ["longlive.evaluation.commands", "longlive.programs.inference", "longlive.serving.app", "longlive.training.stages"]
+
+assert all(map(importlib.util.find_spec, IMPORTED))  # the server would pass over what is not there
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pytest", *IMPORTED])

@@ -1,7 +1,7 @@
-"""Charts of an evaluation: curves over time, radar, bars, differences. Knows nothing of how the numbers were made.
+"""Charts of an evaluation: curves over time, radar, bars, differences.
 
 Every function draws with matplotlib's object interface (no pyplot: no global state, no display), writes a PNG, which replaces an older one
-in one step, and returns the figure. `charts.mplstyle` says how all of them look.
+in one step, and returns the figure. `charts.mplstyle` is their common style.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Panel(NamedTuple):
 
     Attributes:
         y_range: lowest and highest value shown; None: what the lines need.
-        marks: x of dashed vertical lines and what happens there. They are numbered, and the legend lists them, unless all say the same.
+        marks: x of dashed vertical lines, and their texts. They are numbered, and the legend lists them, unless all texts are the same.
             Marks beyond the ends of the lines are not shown.
     """
 
@@ -72,7 +72,7 @@ class Panel(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A mean difference and its interval, in the unit of what is compared."""
+    """A mean difference and its interval, in the unit of the metric."""
 
     name: str
     mean: float
@@ -81,18 +81,12 @@ class Difference(NamedTuple):
 
 
 def over_time(panels: Sequence[Panel], path: str | Path, *, title: str, columns: int = 2) -> Figure:
-    """Draws panels, `columns` side by side, under one title and above one legend.
-
-    Raises:
-        ValueError: when there is nothing to draw, a line's sequences differ in length, or a range has no length.
-    """
-    if not panels or columns < 1:
-        raise ValueError(f"{len(panels)} panels to draw in {columns} columns; give at least one of each")
+    """Draws panels, `columns` side by side, under one title and above one legend."""
     columns = min(columns, len(panels))
     num_rows = math.ceil(len(panels) / columns)
     styles = _styles(line.label for panel in panels for line in panel.lines)
     with _figure(path, max(5.0 * columns, 6.0), 3.1 * num_rows + 0.6, title) as figure:
-        numbers: dict[str, int] = {}  # of the marks that are shown, by what they say
+        numbers: dict[str, int] = {}  # of the marks that are shown, by their text
         for number, panel in enumerate(panels):
             axes = figure.add_subplot(num_rows, columns, number + 1)
             _draw_lines(axes, panel, styles)
@@ -110,14 +104,8 @@ def over_time(panels: Sequence[Panel], path: str | Path, *, title: str, columns:
 
 
 def _draw_lines(axes: Axes, panel: Panel, styles: Mapping[str, Style]) -> None:
-    if not panel.lines:
-        raise ValueError(f"panel {panel.title!r} has no lines to draw; give at least one")
     axes.grid(axis="y")
     for line in panel.lines:
-        given = {name: values for name, values in line._asdict().items() if name != "label" and values is not None}
-        if len({len(values) for values in given.values()}) != 1 or len(given) == 3 or not len(line.x):
-            lengths = ", ".join(f"{len(values)} in {name}" for name, values in given.items())
-            raise ValueError(f"line {line.label!r} of panel {panel.title!r} wants x, y and both or neither of low and high: {lengths}")
         if line.low is not None and line.high is not None:
             axes.fill_between(line.x, line.low, line.high, color=styles[line.label]["color"], alpha=0.18, linewidth=0, zorder=2)
         # a dot at each of a few points, and at those that have no neighbour to be joined with
@@ -127,8 +115,6 @@ def _draw_lines(axes: Axes, panel: Panel, styles: Mapping[str, Style]) -> None:
         axes.plot(line.x, line.y, marker="o", markersize=3.5, markevery=dots.tolist(), zorder=3, **styles[line.label])
     axes.margins(x=0.015, y=0.06)
     if panel.y_range is not None:
-        if not panel.y_range[0] < panel.y_range[1]:
-            raise ValueError(f"panel {panel.title!r}: an axis from {panel.y_range[0]} to {panel.y_range[1]} has no length")
         axes.set_ylim(*panel.y_range)
     elif 0 <= axes.dataLim.y0 < 0.3 * axes.dataLim.y1:
         axes.set_ylim(bottom=0)
@@ -155,18 +141,9 @@ def _draw_marks(axes: Axes, panel: Panel, numbers: Mapping[str, int]) -> None:
 def radar(models: Mapping[str, Mapping[str, float]], path: str | Path, *, title: str) -> Figure:
     """Draws model -> axis -> percent as one closed line per model; values beyond 0..100 are drawn at the edge.
 
-    Raises:
-        ValueError: when there is no model, a model lacks an axis that another has, or there are fewer than three.
+    All models have the same axes, `MIN_RADAR_AXES` or more.
     """
-    if not models:
-        raise ValueError("no models to draw; give at least one")
-    names = list(dict.fromkeys(name for values in models.values() for name in values))
-    for model, values in models.items():
-        if missing := [name for name in names if name not in values]:
-            raise ValueError(f"{model} has no value for {', '.join(missing)}; all models need the same axes")
-    if len(names) < MIN_RADAR_AXES:
-        raise ValueError(f"{len(names)} axes ({', '.join(names)}) are not enough for a radar; give at least three, or draw bars")
-
+    names = list(next(iter(models.values())))
     size = max(4.5, 0.28 * len(names))  # of the circle, in inches
     angles = 2 * np.pi * np.arange(len(names)) / len(names)
     around = [*range(len(names)), 0]
@@ -195,17 +172,12 @@ def radar(models: Mapping[str, Mapping[str, float]], path: str | Path, *, title:
 def bars(rows: Mapping[str, Mapping[str, float]], path: str | Path, *, title: str, own: Collection[str] = ()) -> Figure:
     """Draws model -> part -> percent as one group of bars per model; models of `own` are saturated, the others pale.
 
-    A part that a model lacks has no bar. The label of the axis says where it starts when that is not zero.
-
-    Raises:
-        ValueError: when there is nothing to draw, or `own` names a model that is not there.
+    A part that a model lacks has no bar. The label of the axis gives its start when that is not zero. Raises ValueError without values.
     """
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     values = [value for row in rows.values() for value in row.values() if math.isfinite(value)]
     if not values:
         raise ValueError("no values to draw; give at least one model with a part")
-    if unknown := [name for name in own if name not in rows]:
-        raise ValueError(f"{unknown[0]!r} of own is none of the models: {', '.join(rows)}")
     # the differences between good models are small beside their values
     start = 10.0 * math.floor((min(values) - 5) / 10) if min(values) >= 25 else 0.0
     room = 0.08 * (max(values) - start) or 1.0
@@ -233,13 +205,7 @@ def bars(rows: Mapping[str, Mapping[str, float]], path: str | Path, *, title: st
 
 
 def differences(rows: Sequence[Difference], path: str | Path, *, title: str, x_label: str) -> Figure:
-    """Draws a forest plot, the first row on top; rows whose interval excludes zero are emphasised.
-
-    Raises:
-        ValueError: when there is no row, or one whose `low`, `mean` and `high` are not in this order.
-    """
-    if not rows:
-        raise ValueError("no differences to draw; give at least one row")
+    """Draws a forest plot, the first row on top; rows whose interval excludes zero are emphasised."""
     with _figure(path, 7.6, 1.3 + 0.32 * len(rows), title) as figure:
         axes = figure.add_subplot()
         axes.grid(axis="x")
@@ -247,8 +213,6 @@ def differences(rows: Sequence[Difference], path: str | Path, *, title: str, x_l
         axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
         axes.set_yticks(range(len(rows)), [textwrap.fill(row.name, 36, max_lines=2, placeholder=" …") for row in rows])
         for place, (row, label) in enumerate(zip(rows, axes.get_yticklabels())):
-            if not (row.low <= row.mean <= row.high and math.isfinite(row.high - row.low)):
-                raise ValueError(f"{row.name}: a mean of {row.mean} in an interval from {row.low} to {row.high}; want low <= mean <= high")
             sure = row.low > 0 or row.high < 0
             colour = COLOURS[0] if sure else MID
             axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.2 if sure else 1.3, solid_capstyle="butt", zorder=2)

@@ -1,7 +1,6 @@
-"""CLIP score of every stretch of a video against the prompt that it should show (interactive protocol of the LongLive paper, table 2).
+"""CLIP score of every prompt's interval of a video against that prompt (interactive protocol of the LongLive paper, table 2).
 
-Two images per second, mean cosine of their embeddings and the prompt's, times 100; OpenCLIP ViT-B/32 in transformers' layout. Knows nothing
-of how videos were made.
+Two frames per second, mean cosine of their embeddings and the prompt's, times 100; OpenCLIP ViT-B/32 in transformers' layout.
 """
 
 from __future__ import annotations
@@ -17,46 +16,46 @@ from transformers import CLIPModel, CLIPProcessor
 
 from longlive import video
 
-IMAGES_PER_SECOND = 2
+FRAMES_PER_SECOND = 2
 WEIGHTS = "hf download laion/CLIP-ViT-B-32-laion2B-s34B-b79K --local-dir FOLDER, then --clip FOLDER"
 
 
-class Stretch(NamedTuple):
-    """Part of a video, `begin` to `end` in seconds, that should show the prompt."""
+class PromptInterval(NamedTuple):
+    """The part of a video, `begin` to `end` in seconds, that should show the prompt."""
 
     begin: float
     end: float
     prompt: str
 
 
-def stretches(prompts: Sequence[str], durations: Sequence[float]) -> list[Stretch]:
-    """The stretches of consecutive prompts; `durations` in seconds."""
+def prompt_intervals(prompts: Sequence[str], durations: Sequence[float]) -> list[PromptInterval]:
+    """The intervals of consecutive prompts; `durations` in seconds."""
     ends = np.cumsum(durations).tolist()
-    return [Stretch(begin, end, prompt) for begin, end, prompt in zip([0.0, *ends], ends, prompts)]
+    return [PromptInterval(begin, end, prompt) for begin, end, prompt in zip([0.0, *ends], ends, prompts)]
 
 
-def moments(stretch: Stretch, *, fps: float, num_images: int) -> list[int]:
-    """The images to embed, in the middle of equal parts of the stretch; none beyond the video's end."""
-    count = max(1, round((stretch.end - stretch.begin) * IMAGES_PER_SECOND))
-    step = (stretch.end - stretch.begin) / count
-    seconds = [stretch.begin + (number + 0.5) * step for number in range(count)]
-    return [index for second in seconds if (index := int(second * fps)) < num_images]
+def sampled_frames(interval: PromptInterval, *, fps: float, num_frames: int) -> list[int]:
+    """The frames to embed, in the middle of equal parts of the interval; none beyond the video's end."""
+    count = max(1, round((interval.end - interval.begin) * FRAMES_PER_SECOND))
+    step = (interval.end - interval.begin) / count
+    seconds = [interval.begin + (number + 0.5) * step for number in range(count)]
+    return [index for second in seconds if (index := int(second * fps)) < num_frames]
 
 
 def _digest(model: torch.nn.Module) -> str:
     """SHA-256 of all weights, independent of the files that they came from."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(weight.contiguous().view(torch.uint8).numpy().tobytes() if weight.ndim else str(weight.item()).encode())
-    return found.hexdigest()
+        digest.update(name.encode())
+        digest.update(weight.contiguous().view(torch.uint8).numpy().tobytes() if weight.ndim else str(weight.item()).encode())
+    return digest.hexdigest()
 
 
 class ClipScore:
     """A CLIP model with its processor; `digest`: of its weights; `max_tokens`: how much of a prompt it reads.
 
     Raises:
-        ValueError: when the folder or model name cannot be loaded, with how to get it, or lacks weights.
+        ValueError: when the folder or model name cannot be loaded, with the command that downloads it, or lacks weights.
     """
 
     def __init__(self, name: str, *, device: torch.device) -> None:
@@ -64,39 +63,39 @@ class ClipScore:
             loaded: Any = CLIPModel.from_pretrained(name, local_files_only=True, output_loading_info=True)
             self._processor = CLIPProcessor.from_pretrained(name, local_files_only=True)
         except OSError as error:
-            raise ValueError(f"CLIP is not there as {name}; {WEIGHTS}") from error
-        model, found = loaded
-        if found["missing_keys"] or found["mismatched_keys"]:
-            strange = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
-            raise ValueError(f"{name} lacks {len(strange)} of CLIP's weights, {strange[0]} for example; {WEIGHTS}")
+            raise ValueError(f"there is no CLIP model {name}; {WEIGHTS}") from error
+        model, keys = loaded
+        if missing := sorted(map(str, [*keys["missing_keys"], *keys["mismatched_keys"]])):
+            raise ValueError(f"{name} lacks {len(missing)} of CLIP's weights, {missing[0]} for example; {WEIGHTS}")
         self.digest = _digest(model)
         self._model = model.to(device).eval()
         self.max_tokens: int = self._model.config.text_config.max_position_embeddings
 
     def num_tokens(self, prompt: str) -> int:
-        """Of a prompt; CLIP ignores those beyond `max_tokens`."""
+        """Length of a prompt in tokens; CLIP ignores those beyond `max_tokens`."""
         return len(self._processor.tokenizer(prompt).input_ids)
 
     @torch.no_grad()
     def cosine(self, images: Sequence[np.ndarray], prompt: str) -> float:
-        """Mean cosine of images, uint8 `[H, W, 3]`, and a prompt, times 100."""
+        """Mean cosine of frames, uint8 `[H, W, 3]`, and a prompt, times 100."""
         device = self._model.device
         text = self._processor.tokenizer([prompt], truncation=True, max_length=self.max_tokens, return_tensors="pt")
-        seen = self._processor.image_processor(images=list(images), return_tensors="pt")
-        found = self._model(
+        pixels = self._processor.image_processor(images=list(images), return_tensors="pt")
+        embedded = self._model(
             input_ids=text["input_ids"].to(device),
             attention_mask=text["attention_mask"].to(device),
-            pixel_values=seen["pixel_values"].to(device),
+            pixel_values=pixels["pixel_values"].to(device),
         )
-        image, words = (torch.nn.functional.normalize(one, dim=-1) for one in (found.image_embeds, found.text_embeds))
+        image, words = (torch.nn.functional.normalize(embeds, dim=-1) for embeds in (embedded.image_embeds, embedded.text_embeds))
         return float(100 * (image @ words.T).mean())
 
-    def of_video(self, path: Path, parts: Sequence[Stretch]) -> list[float]:
-        """One score per stretch; NaN for one that begins beyond the video's end."""
+    def score_video(self, path: Path, intervals: Sequence[PromptInterval]) -> list[float]:
+        """One score per interval; NaN for one that begins beyond the video's end."""
         info = video.probe(path)
-        wanted = [moments(part, fps=info.fps, num_images=info.images) for part in parts]
-        indices = sorted({index for part in wanted for index in part})
+        sampled = [sampled_frames(interval, fps=info.fps, num_frames=info.images) for interval in intervals]
+        indices = sorted({index for frames in sampled for index in frames})
         images = dict(zip(indices, video.read_images(path, indices)))
         return [
-            self.cosine([images[index] for index in part], stretch.prompt) if part else float("nan") for part, stretch in zip(wanted, parts)
+            self.cosine([images[index] for index in frames], interval.prompt) if frames else float("nan")
+            for frames, interval in zip(sampled, intervals)
         ]

@@ -1,4 +1,4 @@
-"""Two models on the same prompts and seeds: paired differences with confidence intervals that know which videos share a prompt.
+"""Two models on the same prompts and seeds: paired differences, with confidence intervals that account for videos of the same prompt.
 
 The mean difference over videos, and its 95 % interval by a Bayesian bootstrap over prompts (Rubin 1981): every prompt gets an exponential
 weight, the same for all of its videos, in both folders and in all metrics, so that Quality, Semantic and Total have intervals too.
@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from longlive.evaluation import charts, report, values, vbench_run
-from longlive.evaluation import folder as folders
-from longlive.evaluation.folder import Prepared
+from longlive.evaluation.prepared import Prepared, load_prepared
 from longlive.evaluation.suites import names_of
 from longlive.evaluation.values import Values
 from longlive.evaluation.vbench_score import DIMENSIONS, markdown_table, normalised, parts
@@ -24,7 +23,10 @@ from longlive.files import write_json, write_text
 LOWER_IS_BETTER = {"block_flicker", "switch_flicker", "size_drift", "switch_seconds"}
 # it depends on the prompt
 NEITHER_IS_BETTER = {"temporal_flickering_of_all", "motion", "colour_drift", "sink_similarity", "loop_similarity"}
-OF_SOME_VIDEOS = {"color", "temporal_flickering"}  # in which the object was found, or which stand still: those that both have are compared
+OF_SOME_VIDEOS = {
+    "color",
+    "temporal_flickering",
+}  # those with the object, or those that stand still: videos that both folders have are compared
 MIN_PROMPTS = 5  # for a verdict
 MUST_AGREE = ("suite", "prompt_list", "entries", "num_latent_frames", "fps", "seed")
 
@@ -55,9 +57,9 @@ class Compared(NamedTuple):
 
 
 def check_paired(first: Prepared, second: Prepared, both: Sequence[Path]) -> None:
-    """Raises ValueError unless the videos of both folders belong together one by one."""
-    one, two = first.content(), second.content()
-    differ = [name for name in MUST_AGREE if one[name] != two[name]]
+    """Raises ValueError unless each video of one folder has its counterpart in the other."""
+    contents = first.content(), second.content()
+    differ = [name for name in MUST_AGREE if contents[0][name] != contents[1][name]]
     if first.seed is None or second.seed is None:  # of other programs, whose noise is not known
         differ = [name for name in differ if name not in ("seed", "num_latent_frames", "fps")]
     if differ:
@@ -80,8 +82,8 @@ def compare(first: Values, second: Values, prepared: Prepared, *, resamples: int
     rows: dict[str, Compared] = {}
     drawn: dict[str, np.ndarray] = {}  # metric -> resampled means of both, [2, R]
     for metric in first:
-        if metric in second and (found := _one(metric, first[metric], second[metric], prompt_of, weights)) is not None:
-            rows[metric], drawn[metric] = found
+        if metric in second and (compared := _compare_metric(metric, first[metric], second[metric], prompt_of, weights)) is not None:
+            rows[metric], drawn[metric] = compared
     if not rows:
         raise ValueError(
             f"nothing was measured on both: the first has {', '.join(first) or 'nothing'}, the second {', '.join(second) or 'nothing'}; "
@@ -96,23 +98,23 @@ def compare(first: Values, second: Values, prepared: Prepared, *, resamples: int
     return list(rows.values())
 
 
-def _one(
+def _compare_metric(
     metric: str, first: dict[str, float], second: dict[str, float], prompt_of: dict[str, int], weights: np.ndarray
 ) -> tuple[Compared, np.ndarray] | None:
     """A row, and the resampled means of both `[2, R]`; None when no video has a value in both."""
     if metric in OF_SOME_VIDEOS:
-        first, second = ({name: of[name] for name in first if name in second} for of in (first, second))
+        first, second = ({name: by_video[name] for name in first if name in second} for by_video in (first, second))
     if first.keys() != second.keys():
         apart = sorted(first.keys() ^ second.keys())
         raise ValueError(f"{metric} was not measured on the same videos: {len(apart)} are in one folder only, {apart[0]} for example")
-    if strangers := [name for name in first if name not in prompt_of]:
-        raise ValueError(f"{metric} was measured on {strangers[0]}, which belongs to no prompt of the list")
+    if unexpected := [name for name in first if name not in prompt_of]:
+        raise ValueError(f"{metric} was measured on {unexpected[0]}, which belongs to no prompt of the list")
     names = [name for name in first if not math.isnan(first[name]) and not math.isnan(second[name])]
     if not names:
         return None
-    both = np.array([[of[name] for name in names] for of in (first, second)])
+    both = np.array([[by_video[name] for name in names] for by_video in (first, second)])
     prompts, place = np.unique([prompt_of[name] for name in names], return_inverse=True)
-    sums = np.stack([np.bincount(place, of, minlength=len(prompts)) for of in both])  # [2, P]
+    sums = np.stack([np.bincount(place, model, minlength=len(prompts)) for model in both])  # [2, P]
     counts = np.bincount(place, minlength=len(prompts))
     drawn = weights[:, prompts]
     resampled = (drawn @ sums.T / (drawn @ counts)[:, None]).T
@@ -138,8 +140,8 @@ def table(rows: Sequence[Compared], names: Sequence[str]) -> str:
 def write(rows: Sequence[Compared], names: Sequence[str], output: Path, about: dict[str, Any]) -> None:
     """Table, JSON and charts into the folder `output`."""
     title = f"{names[1]} minus {names[0]}"
-    known = [{name: None if value != value else value for name, value in row._asdict().items()} for row in rows]
-    content = {**about, "names": list(names), "rows": [{**one, "verdict": row.verdict} for one, row in zip(known, rows)]}
+    known = [{name: values.none_if_nan(value) for name, value in row._asdict().items()} | {"verdict": row.verdict} for row in rows]
+    content = {**about, "names": list(names), "rows": known}
     write_json(output / "compared.json", content)
     write_text(output / "compared.md", f"# {title}\n\n{table(rows, names)}")
     shown = [
@@ -157,16 +159,16 @@ def write(rows: Sequence[Compared], names: Sequence[str], output: Path, about: d
 
 
 def check_measured_alike(both: Sequence[Path], prepared: Sequence[Prepared]) -> None:
-    """Raises ValueError when something was measured on other videos than are there now, or not in the same way in both folders."""
-    for folder, one in zip(both, prepared):
-        if old := report.stale(folder, one):
+    """Raises ValueError when something was measured on other videos than the present ones, or not in the same way in both folders."""
+    for folder, of_folder in zip(both, prepared):
+        if old := report.stale(folder, of_folder):
             raise ValueError(f"{folder}: {old[0]}")
     for dimension in DIMENSIONS:
         runs = [vbench_run.read_run(folder, dimension) for folder in both]
         if all(runs):
-            one, two = (run | {"vbench": run["environment"]["versions"]["vbench"]} for run in runs)
-            names = [name for name in ("clip_seconds", "static_filter", "slow_fast", "vbench") if one[name] != two[name]]
-            if apart := "; ".join(f"{name} {one[name]} and {two[name]}" for name in names):
+            first, second = (run | {"vbench": run["environment"]["versions"]["vbench"]} for run in runs)
+            names = [name for name in ("clip_seconds", "static_filter", "slow_fast", "vbench") if first[name] != second[name]]
+            if apart := "; ".join(f"{name} {first[name]} and {second[name]}" for name in names):
                 raise ValueError(f"{dimension} was not measured alike ({apart}); measure one of {both[0]} and {both[1]} again")
     clips = [about.get("clip_weights") for _, about in (values.read(folder, "clip_score") for folder in both) if about]
     if len(clips) == 2 and clips[0] != clips[1]:
@@ -174,17 +176,17 @@ def check_measured_alike(both: Sequence[Path], prepared: Sequence[Prepared]) -> 
 
 
 def compare_folders(first: Path, second: Path, *, resamples: int) -> tuple[list[Compared], dict[str, Any]]:
-    """Rows for two folders, and where they come from and what was left out. Raises ValueError when they do not belong together."""
-    prepared = [folders.load(folder) for folder in (first, second)]
+    """Rows for two folders, and a record of their origin and of what was left out. Raises ValueError when they cannot be compared."""
+    prepared = [load_prepared(folder) for folder in (first, second)]
     check_paired(prepared[0], prepared[1], (first, second))
     check_measured_alike((first, second), prepared)
-    found = [values.read_all(folder) for folder in (first, second)]
-    rows = compare(found[0], found[1], prepared[0], resamples=resamples)
+    measured = [values.read_all(folder) for folder in (first, second)]
+    rows = compare(measured[0], measured[1], prepared[0], resamples=resamples)
     about = {
-        "measured_on_one_only": sorted(found[0].keys() ^ found[1].keys()),
+        "measured_on_one_only": sorted(measured[0].keys() ^ measured[1].keys()),
         "folders": [str(first), str(second)],
-        "models": [one.model for one in prepared],
-        "weights": [one.weights for one in prepared],
+        "models": [of_folder.model for of_folder in prepared],
+        "weights": [of_folder.weights for of_folder in prepared],
         "interval": f"95 %, Bayesian bootstrap over prompts, {resamples} resamples",
     }
     return rows, about

@@ -1,12 +1,11 @@
-"""The miniature's oracle as an evaluation: whether every video shows what its prompts say, second by second, and what no prompt says stays.
+"""The miniature's oracle as an evaluation: whether every second of a video shows what its prompt describes, and the subject keeps its size.
 
-Reads the mp4 files, as anyone else would have to. Knows nothing of the model.
+It reads the mp4 files, not the model's output.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,19 +15,20 @@ from torch import Tensor
 
 from longlive import video
 from longlive.evaluation import charts, report, values
-from longlive.evaluation import folder as folders
-from longlive.evaluation.folder import PlannedVideo, Prepared
+from longlive.evaluation.prepared import PlannedVideo, Prepared, video_path
 from longlive.evaluation.suites import Entry
-from longlive.evaluation.values import Values
 from longlive.miniature import oracle
 from longlive.miniature.captions import parse
 from longlive.miniature.world import ATTRIBUTES, SIZE, Captioned
 
-MIN_RUN = 8  # consecutive images that must show a new attribute before it counts as shown
+Captions = list[tuple[int, Captioned]]
+"""The frame with which each prompt of a video begins, and the attributes that it describes."""
+
+MIN_RUN = 8  # consecutive frames that must show a new attribute before it counts as shown
 
 
 class Seen(NamedTuple):
-    """A video as the oracle saw it: `correct` `[T, 4]`, whether each image shows each attribute of the prompt in force (order of
+    """A video as the oracle saw it: `correct` `[T, 4]`, whether each frame shows each attribute of the prompt in force (order of
     `ATTRIBUTES`); `radius` `[T]` in pixels, NaN without a subject; `iou` `[T]` of the subject with the most similar shape of the world."""
 
     correct: np.ndarray
@@ -36,15 +36,15 @@ class Seen(NamedTuple):
     iou: np.ndarray
 
 
-def meanings(prepared: Prepared, entry: Entry) -> list[tuple[int, Captioned]]:
-    """The image with which each prompt begins, and what it says. Raises ValueError for a prompt outside the miniature world."""
-    found = []
+def captions_of(prepared: Prepared, entry: Entry) -> Captions:
+    """The captions of an entry's videos. Raises ValueError for a prompt outside the miniature world."""
+    captions = []
     for first, prompt in prepared.prompt_starts(entry):
-        said = parse(prompt)
-        if said.keys() != ATTRIBUTES.keys():
-            raise ValueError(f'{entry.script.where}: "{prompt}" does not say all attributes of the miniature world')
-        found.append((first, Captioned(**said)))
-    return found
+        attributes = parse(prompt)
+        if missing := [name for name in ATTRIBUTES if name not in attributes]:
+            raise ValueError(f'{entry.script.where}: "{prompt}" lacks {", ".join(missing)} of the miniature world')
+        captions.append((first, Captioned(**attributes)))
+    return captions
 
 
 def read_small(path: Path) -> Tensor:
@@ -62,34 +62,34 @@ def read_small(path: Path) -> Tensor:
     return torch.from_numpy(small).permute(0, 3, 1, 2)
 
 
-def look(path: Path, said: list[tuple[int, Captioned]]) -> Seen:
-    """Read a video and compare each image with what the prompt in force says (`said`: see `meanings`)."""
+def look(path: Path, captions: Captions) -> Seen:
+    """Read a video and compare each frame with the caption in force."""
     images = read_small(path)
     reading = oracle.read(images[None])
-    ends = [first for first, _ in said[1:]] + [len(images)]
-    in_force = [meaning for (first, meaning), end in zip(said, ends) for _ in range(first, end)]
+    ends = [first for first, _ in captions[1:]] + [len(images)]
+    in_force = [caption for (first, caption), end in zip(captions, ends) for _ in range(first, end)]
     shown = {name: getattr(reading, name)[0] for name in ("shape", "color", "background")} | {"motion": reading.steady_motion(MIN_RUN)[0]}
-    wanted = {name: torch.tensor([list(known).index(getattr(one, name)) for one in in_force]) for name, known in ATTRIBUTES.items()}
+    wanted = {name: torch.tensor([list(known).index(getattr(each, name)) for each in in_force]) for name, known in ATTRIBUTES.items()}
     correct = torch.stack([shown[name] == wanted[name] for name in ATTRIBUTES], -1)
     return Seen(correct.numpy(), reading.radius[0].numpy(), reading.iou[0].numpy())
 
 
-def switch_seconds(seen: Seen, said: list[tuple[int, Captioned]], *, fps: float) -> float:
-    """Mean seconds from a new prompt to the first of `MIN_RUN` consecutive images that show what it changed; the prompt's whole duration
+def switch_seconds(seen: Seen, captions: Captions, *, fps: float) -> float:
+    """Mean seconds from a new prompt to the first of `MIN_RUN` consecutive frames that show what it changed; the prompt's whole duration
     when they never come; NaN without a switch."""
     waits = []
-    ends = [first for first, _ in said[2:]] + [len(seen.correct)]
-    for ((_, before), (first, after)), end in zip(itertools.pairwise(said), ends):
+    ends = [first for first, _ in captions[2:]] + [len(seen.correct)]
+    for ((_, before), (first, after)), end in zip(itertools.pairwise(captions), ends):
         changed = [number for number, name in enumerate(ATTRIBUTES) if getattr(before, name) != getattr(after, name)]
-        there = np.asarray(seen.correct[first:end, changed].all(axis=1))
-        runs = np.lib.stride_tricks.sliding_window_view(there, min(MIN_RUN, len(there))).all(axis=1)
-        waits.append((int(runs.argmax()) if runs.any() else len(there)) / fps)
+        correct = np.asarray(seen.correct[first:end, changed].all(axis=1))
+        runs = np.lib.stride_tricks.sliding_window_view(correct, min(MIN_RUN, len(correct))).all(axis=1)
+        waits.append((int(runs.argmax()) if runs.any() else len(correct)) / fps)
     return float(np.mean(waits)) if waits else float("nan")
 
 
-def metrics(seen: Seen, said: list[tuple[int, Captioned]], *, fps: float) -> dict[str, float]:
-    """Of one video: shares of images that show each attribute, their mean (`adherence`, also of the last second) and all at once
-    (`all_right`); `clearness`: mean IoU of the subject; `size_drift`: relative change of its size, which no prompt says."""
+def metrics(seen: Seen, captions: Captions, *, fps: float) -> dict[str, float]:
+    """Metrics of one video: shares of frames that show each attribute, their mean (`adherence`, also of the last second) and all at once
+    (`all_right`); `clearness`: mean IoU of the subject; `size_drift`: relative change of its size, which no prompt mentions."""
     second = max(1, round(fps))
     return {
         **{f"{name}_right": float(seen.correct[:, number].mean()) for number, name in enumerate(ATTRIBUTES)},
@@ -98,7 +98,7 @@ def metrics(seen: Seen, said: list[tuple[int, Captioned]], *, fps: float) -> dic
         "adherence_last_second": float(seen.correct[-second:].mean()),
         "clearness": float(seen.iou.mean()),
         "size_drift": abs(_median(seen.radius[-second:]) / _median(seen.radius[:second]) - 1),
-        "switch_seconds": switch_seconds(seen, said, fps=fps),
+        "switch_seconds": switch_seconds(seen, captions, fps=fps),
     }
 
 
@@ -108,16 +108,16 @@ def _median(values: np.ndarray) -> float:
 
 
 def over_seconds(seen: Seen, *, fps: float) -> np.ndarray:
-    """Shares of images that show each attribute, `[seconds, 4]`; a rest at the end counts when it is half a second or more."""
+    """Shares of frames that show each attribute, `[seconds, 4]`; a rest at the end counts when it is half a second or more."""
     second = max(1, round(fps))
     parts = [seen.correct[start : start + second] for start in range(0, len(seen.correct), second)]
     return np.stack([part.mean(axis=0) for part in parts if len(part) >= second / 2])
 
 
-def run(folder: Path, prepared: Prepared) -> tuple[Values, np.ndarray]:
+def run(folder: Path, prepared: Prepared) -> None:
     """Measure all videos of a folder and write `results/oracle.json`, and a chart of adherence over time.
 
-    Returns metrics, and adherence over time `[videos, seconds, 4]`, NaN after the end of a video.
+    The JSON file has adherence over time `[videos, seconds, 4]`, null after the end of a video, beside the metrics.
 
     Raises:
         ValueError: for a prompt outside the miniature world, or a video that is not an enlargement of it.
@@ -125,22 +125,21 @@ def run(folder: Path, prepared: Prepared) -> tuple[Values, np.ndarray]:
     rows = []
 
     def measure(planned: PlannedVideo) -> dict[str, float]:
-        said = meanings(prepared, planned.entry)
-        seen = look(folders.video_path(folder, planned.name), said)
+        captions = captions_of(prepared, planned.entry)
+        seen = look(video_path(folder, planned.name), captions)
         rows.append(over_seconds(seen, fps=prepared.fps))
-        return metrics(seen, said, fps=prepared.fps)
+        return metrics(seen, captions, fps=prepared.fps)
 
-    found = values.collect(prepared, measure)
+    measured = values.collect(prepared, measure)
     longest = max(map(len, rows))
     adherence = np.stack([np.pad(row, ((0, longest - len(row)), (0, 0)), constant_values=np.nan) for row in rows])
-    over_time = [[[None if math.isnan(x) else round(x, 4) for x in second] for second in row] for row in adherence.tolist()]
-    values.write(folder, "oracle", found, {**values.measured_on(folder, prepared), "adherence_over_seconds": over_time})
+    over_time = [[[values.none_if_nan(round(share, 4)) for share in second] for second in row] for row in adherence.tolist()]
+    values.write(folder, "oracle", measured, {**values.measured_on(folder, prepared), "adherence_over_seconds": over_time})
     _draw(adherence, prepared, folder / "results" / "adherence.png")
-    return found, adherence
 
 
 def _draw(adherence: np.ndarray, prepared: Prepared, path: Path) -> None:
-    """Draws the share of images that show each attribute, `[videos, seconds, 4]`, with 95 % intervals over videos."""
+    """Draws the share of frames that show each attribute, `[videos, seconds, 4]`, with 95 % intervals over videos."""
     seconds = np.arange(adherence.shape[1]) + 0.5
     lines = []
     for number, name in enumerate(ATTRIBUTES):
@@ -150,5 +149,5 @@ def _draw(adherence: np.ndarray, prepared: Prepared, path: Path) -> None:
         low, high = (np.clip(mean + sign * margin, 0, 100).tolist() for sign in (-1, 1))
         lines.append(charts.Line(name, seconds.tolist(), mean.tolist(), low, high))
     marks = {start.image / prepared.fps: "next prompt" for start in prepared.prompt_starts(prepared.entries[0])[1:]}
-    panel = charts.Panel("Images that show what the prompt in force says", "seconds", "percent", lines, (0.0, 103.0), marks)
+    panel = charts.Panel("Frames that show what the prompt in force describes", "seconds", "percent", lines, (0.0, 103.0), marks)
     charts.over_time([panel], path, title=f"{report.name_of(prepared)}, {len(adherence)} videos", columns=1)

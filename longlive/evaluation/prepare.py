@@ -1,7 +1,4 @@
-"""Makes the videos of a benchmark: every prompt and seed once, shared among ranks; a run that was stopped can be continued.
-
-Knows nothing about how they are measured.
-"""
+"""Generates the videos of a benchmark: every prompt and seed once, split across ranks; a run that was stopped can be continued."""
 
 from __future__ import annotations
 
@@ -23,8 +20,7 @@ from tqdm import tqdm
 from longlive import video
 from longlive.checkpoints.store import WEIGHTS
 from longlive.config import InferenceConfig
-from longlive.evaluation import folder as folders
-from longlive.evaluation.folder import PlannedVideo, Prepared
+from longlive.evaluation.prepared import PlannedVideo, Prepared, claim, finish_video, load_prepared, read_record, remove_if_empty
 from longlive.evaluation.suites import PromptList, find_suite, names_of
 from longlive.files import file_digest
 from longlive.generation.dimensions import Timing
@@ -40,17 +36,17 @@ DECIDED_BY_SUITE = ("prompt", "prompts", "timeline", "num_samples", "switch_fram
 
 
 def read_settings(path: Path | None, words: Sequence[str]) -> InferenceConfig:
-    """The settings of a YAML file and `key=value` words; the suite says how long a video is, unless a word does.
+    """The settings of a YAML file and `key=value` words; the suite decides how long a video is, unless a word does.
 
     Raises ValueError, as `load` does, and for a setting that the suite decides.
     """
     given = {word.partition("=")[0] for word in words}
-    config, usual = load(InferenceConfig, path, words, {"prompts": None, "switch_frame_indices": None}), InferenceConfig()
+    config, default = load(InferenceConfig, path, words, {"prompts": None, "switch_frame_indices": None}), InferenceConfig()
     if given.isdisjoint(lengths := ("seconds", "num_latent_frames", "num_frames")):
         config = dataclasses.replace(config, **dict.fromkeys(lengths))
     for name in DECIDED_BY_SUITE:
-        if name in given or getattr(config, name) != getattr(usual, name):
-            raise ValueError(f"{name} is given, but the suite decides what is shown and where it goes; leave {name} out")
+        if name in given or getattr(config, name) != getattr(default, name):
+            raise ValueError(f"{name} is given, but the suite decides prompts and output; leave {name} out")
     return config
 
 
@@ -63,28 +59,28 @@ def weight_files(config: InferenceConfig) -> list[Path]:
         files = [file for file in files if not file.name.startswith("diffusion_pytorch_model")]
     elif bundled:
         files = [file for file in files if "teacher" not in file.parts]
-    for path in (Path(one) for one in (config.checkpoint, config.lora) if one is not None):
+    for path in map(Path, filter(None, (config.checkpoint, config.lora))):
         files += [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
     return files
 
 
 def describe_weights(files: Sequence[Path], known: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Name, bytes, time of change and digest of every file; one that is `known` by the first three is not read again."""
-    found = []
+    descriptions = []
     for file in files:
         status = file.stat()
-        said = {"file": str(file), "bytes": status.st_size, "changed": int(status.st_mtime)}
-        before = next((one for one in known if said.items() <= one.items()), None)
-        found.append(before or said | {"sha256": file_digest(file)})
-    return found
+        facts = {"file": str(file), "bytes": status.st_size, "changed": int(status.st_mtime)}
+        before = next((description for description in known if facts.items() <= description.items()), None)
+        descriptions.append(before or facts | {"sha256": file_digest(file)})
+    return descriptions
 
 
 def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, pipe: LongLivePipeline) -> Prepared:
-    """What `prepared.json` says before any video is made, without weights, versions and hardware."""
+    """The contents of `prepared.json` before any video is generated, without weights, versions and hardware."""
     info = pipe.info
     num_latent_frames = loading.video_length(config, pipe)
-    if num_latent_frames is None and not prompts.own and (usual := find_suite(suite).num_latent_frames) is not None:
-        num_latent_frames = -(-usual // info.block) * info.block
+    if num_latent_frames is None and not prompts.own and (default := find_suite(suite).num_latent_frames) is not None:
+        num_latent_frames = -(-default // info.block) * info.block
     return Prepared(
         suite=suite,
         prompt_list=prompts.record(),
@@ -93,6 +89,7 @@ def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, pipe
         num_latent_frames=num_latent_frames,
         fps=info.fps,
         block=info.block,
+        temporal_stride=info.temporal_stride,
         seed=config.seed,
         model=loading.picture_settings(config, pipe, choose_device(config.device, get_world())),
         settings=dataclasses.asdict(config),
@@ -109,9 +106,9 @@ def check_lengths(prepared: Prepared) -> None:
 
 
 def prepare(config: InferenceConfig, suite: str, prompts: PromptList, output: Path) -> None:
-    """Make the videos of `prompts` that are not in `output` yet.
+    """Generate the videos of `prompts` that are not in `output` yet.
 
-    Raises ValueError on all ranks when the folder holds something else, or the videos cannot be made.
+    Raises ValueError on all ranks when the folder belongs to another request, or the videos cannot be generated.
     """
     world = get_world()
     video.check_writable(output)
@@ -121,18 +118,18 @@ def prepare(config: InferenceConfig, suite: str, prompts: PromptList, output: Pa
     check_lengths(wanted)
     _claim_together(output, wanted, config, world)
     planned = wanted.videos
-    todo = [one for one in planned[world.rank :: world.size] if folders.read_record(output, one.name) is None]
-    total = sum(folders.read_record(output, one.name) is None for one in planned) if world.is_main else 0
-    log.info("%s: %d videos, %d of them to be made by %d process%s", output, len(planned), total, world.size, "es" * (world.size > 1))
+    todo = [each for each in planned[world.rank :: world.size] if read_record(output, each.name) is None]
+    total = sum(read_record(output, each.name) is None for each in planned) if world.is_main else 0
+    log.info("%s: %d videos, %d to be generated by %d process%s", output, len(planned), total, world.size, "es" * (world.size > 1))
     if not todo:
         return
-    requests = [loading.VideoRequest(one.seed or 0, wanted.schedule_of(one.entry), one.num_latent_frames, output) for one in todo]
+    requests = [loading.VideoRequest(each.seed or 0, wanted.schedule_of(each.entry), each.num_latent_frames, output) for each in todo]
     loading.check_resources(dataclasses.replace(config, output=str(output)), requests, pipe, device)
     loading.move_to_device(config, pipe, device)
     remove_leftovers(output)
-    for one in tqdm(todo, unit="video", disable=not world.is_main, dynamic_ncols=True, mininterval=1):
-        make(output, wanted, one, pipe, rank=world.rank)
-    folders.remove_if_empty(output / "partial")
+    for each in tqdm(todo, unit="video", disable=not world.is_main, dynamic_ncols=True, mininterval=1):
+        generate(output, wanted, each, pipe, rank=world.rank)
+    remove_if_empty(output / "partial")
 
 
 def _claim_together(output: Path, wanted: Prepared, config: InferenceConfig, world: World) -> None:
@@ -141,9 +138,9 @@ def _claim_together(output: Path, wanted: Prepared, config: InferenceConfig, wor
     with joined(world, torch.device("cpu")):
         if world.is_main:
             try:
-                known = folders.load(output).weights if (output / "prepared.json").exists() else []
+                known = load_prepared(output).weights if (output / "prepared.json").exists() else []
                 weights = describe_weights(weight_files(config), known)
-                folders.claim(output, dataclasses.replace(wanted, weights=weights, made_with=[made_with(world.size)]))
+                claim(output, dataclasses.replace(wanted, weights=weights, made_with=[made_with(world.size)]))
             except (ValueError, OSError) as error:
                 problem = str(error)
         problem = gather(problem, world)[0]
@@ -152,7 +149,7 @@ def _claim_together(output: Path, wanted: Prepared, config: InferenceConfig, wor
 
 
 def _partial(output: Path) -> Path:
-    """Where this process writes an unfinished video; others may be at work in the same folder."""
+    """Where this process writes an unfinished video; other processes may write into the same folder."""
     path = output / "partial" / f"{socket.gethostname()}-{os.getpid()}.mp4"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -167,9 +164,9 @@ def remove_leftovers(output: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def make(output: Path, prepared: Prepared, planned: PlannedVideo, pipe: LongLivePipeline, *, rank: int = 0) -> None:
-    """Make one video; it is moved to `videos/` when it is complete, and then gets its record."""
-    model, began, partial = prepared.model, time.perf_counter(), _partial(output)
+def generate(output: Path, prepared: Prepared, planned: PlannedVideo, pipe: LongLivePipeline, *, rank: int = 0) -> None:
+    """Generate one video; it is moved to `videos/` when it is complete, and then gets its record."""
+    model, start, partial = prepared.model, time.perf_counter(), _partial(output)
     options = {"num_latent_frames": planned.num_latent_frames, "seed": planned.seed, "height": model["height"], "width": model["width"]}
     with (
         pipe.session(prepared.schedule_of(planned.entry), **options) as session,
@@ -178,8 +175,8 @@ def make(output: Path, prepared: Prepared, planned: PlannedVideo, pipe: LongLive
         for decoded in session:
             writer.write(decoded.images[0])
     made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    about = {"made": made, "seconds": round(time.perf_counter() - began, 3), "rank": rank}
-    folders.finish(output, prepared, planned, partial, about, images=planned.num_images)
+    about = {"made": made, "seconds": round(time.perf_counter() - start, 3), "rank": rank}
+    finish_video(output, prepared, planned, partial, about)
 
 
 def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, name: str) -> None:
@@ -188,12 +185,10 @@ def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, name: 
     Raises:
         ValueError: when any is missing or cannot be read, with how many, or is too short for its prompts.
     """
-    files = {one: source / f"{one}.mp4" for one in names_of(prompts.entries)}
-    if lacking := [file.name for file in files.values() if not file.is_file()]:
-        raise ValueError(f"{len(lacking)} of {len(files)} videos are not in {source}: {lacking[0]} …; names are {{prompt}}-{{i}}.mp4")
-    first = next(iter(files.values()))
-    folders.size_of(first)
-    info = video.probe(first)
+    files = {video_name: source / f"{video_name}.mp4" for video_name in names_of(prompts.entries)}
+    if missing := [file.name for file in files.values() if not file.is_file()]:
+        raise ValueError(f"{len(missing)} of {len(files)} videos are not in {source}: {missing[0]} …; names are {{prompt}}-{{i}}.mp4")
+    info = video.read_through(next(iter(files.values())))
     wanted = Prepared(
         suite=suite,
         prompt_list=prompts.record(),
@@ -205,14 +200,14 @@ def adopt(source: Path, suite: str, prompts: PromptList, output: Path, *, name: 
         made_with=[made_with()],
     )
     check_lengths(wanted)
-    folders.claim(output, wanted)
+    claim(output, wanted)
     for planned in tqdm(wanted.videos, unit="video", mininterval=1):
-        if folders.read_record(output, planned.name) is not None:
+        if read_record(output, planned.name) is not None:
             continue
         partial = _partial(output)
         try:
             os.link(files[planned.name].resolve(), partial)
         except OSError:  # another disk
             shutil.copyfile(files[planned.name], partial)
-        folders.finish(output, wanted, planned, partial, {"adopted": str(source)}, images=folders.size_of(partial).images)
-    folders.remove_if_empty(output / "partial")
+        finish_video(output, wanted, planned, partial, {"adopted": str(source)})
+    remove_if_empty(output / "partial")

@@ -1,7 +1,7 @@
 """A causal language model of your own turns short prompts of a benchmark into long ones, like the captions that Wan was trained on.
 
-An answer must contain the words of its prompt, or it is asked for again. Words are compared, not meanings: nobody checks whether a
-description contradicts its prompt. Knows nothing of which benchmark it is, nor of what the descriptions are used for.
+An answer must contain the words of its prompt, or the model is asked again. Words are compared, not meanings: a description that
+contradicts its prompt is not noticed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import logging
 import re
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from longlive.evaluation.writer import Write, add_writer_arguments, ask, record_of, write_lines
-from longlive.files import read_json, write_json
+from longlive.files import read_json
 from longlive.models.text import normalize_prompt
 
 REQUEST = """\
@@ -51,9 +50,9 @@ def lost_words(prompt: str, text: str) -> list[str]:
     Words of four letters or more count, and shorter colours and numbers, but no function words. Two words are the same when they share a
     stem: the word itself, or what is left of it without one of `ENDINGS`, three letters at least.
     """
-    there = {stem for word in _words(text) for stem in _stems(word)}
+    present = {stem for word in _words(text) for stem in _stems(word)}
     checked = [word for word in _words(prompt) if len(word) >= CHECKED_LETTERS or word in CHECKED_SHORT]
-    return [word for word in dict.fromkeys(checked) if word not in FUNCTION_WORDS and there.isdisjoint(_stems(word))]
+    return [word for word in dict.fromkeys(checked) if word not in FUNCTION_WORDS and present.isdisjoint(_stems(word))]
 
 
 def _words(text: str) -> list[str]:
@@ -69,71 +68,55 @@ def _is_too_short(prompt: str, text: str) -> bool:
 
 
 def descriptions(prompts: Sequence[str], write: Write, *, first_line: int, seed: int, attempts: int, lenient: bool = False) -> list[str]:
-    """A longer description for each prompt. One that is not longer than its prompt, or lacks words of it, is asked for again.
+    """A longer description for each prompt. After one that is not longer than its prompt, or lacks words of it, the model is asked again.
 
-    Raises ValueError with the line (the first prompt's is `first_line`) when none was found in `attempts` attempts; with `lenient` the best
-    one is taken, and only when all were empty it raises.
+    Raises ValueError as `ask` does; with `lenient` the best answer is taken.
     """
 
     def request(i: int, _: int) -> str:
         return REQUEST.format(prompt=" ".join(prompts[i].split()))
 
     def faults(i: int, text: str) -> int:
-        worse_than_all_words = len(_words(prompts[i])) + 1  # else the prompt itself would be better than what lacks two words
+        worse_than_all_words = len(_words(prompts[i])) + 1  # else the prompt itself would be better than an answer that lacks two words
         return len(lost_words(prompts[i], text)) + worse_than_all_words * _is_too_short(prompts[i], text)
 
-    def explain(i: int, best: str | None) -> str:
-        lost = [] if best is None else lost_words(prompts[i], best)
-        why = f"the best lacks {', '.join(lost)}" if lost else "all were empty" if best is None else "the best is no longer than it"
-        return f" ({why})"
-
-    return ask(
-        prompts,
-        write,
-        request,
-        faults,
-        what="description",
-        first_line=first_line,
-        seed=seed,
-        attempts=attempts,
-        lenient=lenient,
-        explain=explain,
-        advice="--lenient or more --max-new-tokens",
-    )
+    return ask(prompts, write, request, faults, first_line=first_line, seed=seed, attempts=attempts, lenient=lenient)
 
 
 def run(arguments: argparse.Namespace, prompts: Sequence[str]) -> str:
     """Write `arguments.output`, whose line i is a longer description for prompt i; returns a sentence for the terminal.
 
-    The record (see `write_lines`) also has the request and which lines lack what. `attempts` are among the settings that decide a line only
-    with `lenient`; else they decide whether there is a line, not which.
+    The record (see `write_lines`) also has the request and the shortcomings of the lines. `attempts` are among the settings that decide a
+    line only with `lenient`; else they decide whether there is a line, not which.
 
     Raises:
-        ValueError: for an empty prompt, when a line finds no description (see `descriptions`), and as `write_lines` does.
+        ValueError: for an empty prompt, when a prompt gets no acceptable description (see `ask`), and as `write_lines` does.
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if empty := [number for number, prompt in enumerate(prompts, 1) if not prompt.strip()]:
         raise ValueError(f"prompt {empty[0]} of {len(prompts)} is empty; every line of {arguments.output} belongs to a prompt")
     lines = partial(descriptions, seed=arguments.seed, attempts=arguments.attempts, lenient=arguments.lenient)
     settings = {"lenient": True, "attempts": arguments.attempts} if arguments.lenient else {"lenient": False}
-    sentence = write_lines(arguments, prompts, lines, request=[REQUEST], **settings)
-    record, found = record_of(arguments.output), _shortcomings(prompts, arguments.output)
-    write_json(record, read_json(record) | {"request_text": REQUEST} | found)
-    return f"{sentence}; {found['lines_lacking_words']} of them lack words of their prompts" if arguments.lenient else sentence
+    sentence = write_lines(arguments, prompts, lines, request=[REQUEST], review=partial(shortcomings, prompts), **settings)
+    if arguments.lenient:
+        sentence += f"; {read_json(record_of(arguments.output))['lines_lacking_words']} of them lack words of their prompts"
+    return sentence
 
 
-def _shortcomings(prompts: Sequence[str], output: Path) -> dict[str, Any]:
-    """What the record says of the lines themselves: those (numbered from 1) that lack words, and those that are not longer."""
-    lines = output.read_text(encoding="utf-8").split("\n")[:-1]
-    if len(lines) != len(prompts):
-        raise ValueError(f"{output} has {len(lines)} lines for {len(prompts)} prompts; it was changed, remove it")
+def shortcomings(prompts: Sequence[str], lines: Sequence[str]) -> dict[str, Any]:
+    """The request, and the lines (numbered from 1) that lack words or are not longer than their prompts, for the record."""
     pairs = list(enumerate(zip(prompts, lines), 1))
     lacking = {str(number): lost for number, (prompt, line) in pairs if (lost := lost_words(prompt, line))}
-    too_short = [number for number, (prompt, line) in pairs if _is_too_short(prompt, line)]
-    return {"lines": len(lines), "lines_lacking_words": len(lacking), "lacking_words": lacking, "lines_not_longer": too_short}
+    return {
+        "request_text": REQUEST,
+        "lines": len(lines),
+        "lines_lacking_words": len(lacking),
+        "lacking_words": lacking,
+        "lines_not_longer": [number for number, (prompt, line) in pairs if _is_too_short(prompt, line)],
+    }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All that `run` reads; the caller decides where the prompts come from."""
     add_writer_arguments(parser)
-    parser.add_argument("--lenient", action="store_true", help="take the best attempt where none has all words of the prompt")
+    parser.add_argument("--lenient", action="store_true", help="take the best answer where none has all words of the prompt")

@@ -1,7 +1,4 @@
-"""The benchmarks: which prompts, how many videos per prompt, how long, and the names of the files.
-
-Knows nothing of models, nor of how videos are measured.
-"""
+"""The benchmarks: which prompts, how many videos per prompt, how long, and the names of the files."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ import torch
 
 from longlive.evaluation.vbench_score import check_dimensions
 from longlive.files import digest_of, file_digest, read_json
-from longlive.generation.prompt_files import Script, read_scripts
+from longlive.generation.prompt_files import Script, read_prompt_text, read_scripts
 from longlive.miniature.captions import canonical
 from longlive.miniature.world import ATTRIBUTES, Captioned, held_out
 from longlive.programs.recording import first_words
@@ -41,7 +38,7 @@ class Entry:
         script: the prompts to generate from.
         samples: number of videos.
         dimensions: VBench's dimensions that it counts for.
-        auxiliary: what VBench must know beyond the prompt, by dimension.
+        auxiliary: VBench's further facts about the prompt, by dimension.
     """
 
     index: int
@@ -53,9 +50,8 @@ class Entry:
 
 
 class PromptList(NamedTuple):
-    """Entries, where they come from, and a digest that reveals a changed list. `own`: the user wrote them, and the scripts say how long a
-    video is. `part`: which part of the list it is, as `part_of` was asked. `rewritten`: where the longer prompts come from that are shown
-    instead of its own."""
+    """Entries, their source, and a digest that reveals a changed list. `own`: the user wrote them, and the scripts give the length of a
+    video. `part`: the arguments of `part_of`. `rewritten`: the source of the longer prompts that are used instead of the list's."""
 
     entries: tuple[Entry, ...]
     source: str
@@ -65,13 +61,13 @@ class PromptList(NamedTuple):
     rewritten: Mapping[str, Any] | None = None
 
     def record(self) -> dict[str, Any]:
-        """What is recorded beside the entries."""
+        """Facts to record beside the entries."""
         return {"source": self.source, "digest": self.digest, **self.part}
 
 
 class Suite(NamedTuple):
-    """A benchmark. `num_latent_frames` per video (None: as the scripts say) and what measures it: "vbench", "vbench_long", "interactive"
-    or "oracle"."""
+    """A benchmark. `num_latent_frames` per video (None: the scripts decide); `measured_by`: "vbench", "vbench_long", "interactive" or
+    "oracle"."""
 
     title: str
     num_latent_frames: int | None
@@ -113,7 +109,7 @@ def read_full_info(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"there is no prompt list {path}; `bash scripts/setup_vbench.sh` installs it with vbench") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read as VBench_full_info.json: {error}") from error
-    if not isinstance(content, list) or not all(isinstance(one, dict) and {"prompt_en", "dimension"} <= one.keys() for one in content):
+    if not isinstance(content, list) or not all(isinstance(item, dict) and {"prompt_en", "dimension"} <= item.keys() for item in content):
         raise ValueError(f"{path} is not VBench_full_info.json, which is a list of objects with prompt_en and dimension")
     return content
 
@@ -133,8 +129,8 @@ def vbench_prompts(path: Path, *, rewritten: Path | None = None, static_samples:
     content = read_full_info(path)
     longer = None if rewritten is None else read_rewritten(rewritten, len(content))
     entries: dict[str, Entry] = {}
-    for index, one in enumerate(content):
-        name, dimensions, auxiliary = one["prompt_en"], one["dimension"], one.get("auxiliary_info", {})
+    for index, item in enumerate(content):
+        name, dimensions, auxiliary = item["prompt_en"], item["dimension"], item.get("auxiliary_info", {})
         check_dimensions(dimensions, where=f"{path}, entry {index}: ")
         script = Script(f"{path.name}, entry {index}", (name if longer is None else longer[index],))
         if name in entries:
@@ -144,20 +140,17 @@ def vbench_prompts(path: Path, *, rewritten: Path | None = None, static_samples:
         samples = static_samples if "temporal_flickering" in dimensions else SAMPLES
         dimensions = tuple(dict.fromkeys(dimensions))
         entries[name] = Entry(index=index, name=name, script=script, samples=samples, dimensions=dimensions, auxiliary=auxiliary)
-    found = _prompt_list(entries.values(), f"{path.name}, {len(content)} entries", content)
+    prompts = _prompt_list(entries.values(), f"{path.name}, {len(content)} entries", content)
     if rewritten is None:
-        return found
+        return prompts
     record = rewritten.with_name(f"{rewritten.name}.json")  # our own `rewrite` writes it
     made = read_json(record) if record.is_file() else None
-    return found._replace(rewritten={"file": rewritten.name, "sha256": file_digest(rewritten), "made": made})
+    return prompts._replace(rewritten={"file": rewritten.name, "sha256": file_digest(rewritten), "made": made})
 
 
 def read_rewritten(path: Path, count: int) -> list[str]:
     """The lines of a file of longer prompts. Raises ValueError unless there are `count`, none empty."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the rewritten prompts {path} cannot be read: {error}") from error
+    lines = read_prompt_text(path).rstrip("\n").split("\n")
     if len(lines) != count:
         raise ValueError(f"{path} has {len(lines)} lines for {count} prompts; line i must belong to entry i of the list")
     if empty := [number for number, line in enumerate(lines, 1) if not line.strip()]:
@@ -168,15 +161,15 @@ def read_rewritten(path: Path, count: int) -> list[str]:
 def interactive_prompts(path: Path | None = None, *, samples: int = 8, only: tuple[int, float] | None = None) -> PromptList:
     """Scripts of consecutive prompts: the 20 that come with the package (160 videos), or those of a `.jsonl` file.
 
-    `only`: the first so many prompts of each, and how many seconds each lasts. Raises ValueError when the scripts do not say how long each
-    prompt lasts, or have fewer prompts.
+    `only`: number of prompts taken from each script, and their duration in seconds. Raises ValueError for scripts without durations, or
+    with fewer prompts.
     """
     own, path = path is not None, path or INTERACTIVE_PROMPTS
     scripts = read_scripts(path)
     entries = []
     for index, script in enumerate(scripts):
         if script.durations is None:
-            raise ValueError(f'{script.where}: say how long each prompt lasts: {{"prompts": [{{"text": "…", "seconds": 10}}, …]}}')
+            raise ValueError(f'{script.where}: give the duration of each prompt: {{"prompts": [{{"text": "…", "seconds": 10}}, …]}}')
         script = dataclasses.replace(script, where=script.where.replace(str(path), path.name))  # the same wherever the file lies
         if only is not None:
             if len(script.prompts) < only[0]:
@@ -189,7 +182,7 @@ def interactive_prompts(path: Path | None = None, *, samples: int = 8, only: tup
 
 def miniature_prompts(count: int = 100) -> PromptList:
     """The plainest sentences for combinations that the miniature never sees in training."""
-    sentences = [canonical(one) for one in held_out(count)]
+    sentences = [canonical(caption) for caption in held_out(count)]
     entries = [Entry(index=i, name=text, script=Script(f"held-out prompt {i}", (text,)), samples=1) for i, text in enumerate(sentences)]
     return _prompt_list(entries, f"{count} held-out prompts of the miniature world", sentences)
 
@@ -198,11 +191,11 @@ def miniature_switches(count: int = 50, *, num_prompts: int = 4, seconds: float 
     """Chains of sentences, each of which changes one attribute of the one before; a chain starts with a held-out combination."""
     generator = torch.Generator().manual_seed(count)
     entries = []
-    for index, one in enumerate(held_out(count)):
-        chain = [one]
+    for index, first in enumerate(held_out(count)):
+        chain = [first]
         while len(chain) < num_prompts:
             chain.append(_one_change(chain[-1], generator))
-        texts = tuple(canonical(meaning) for meaning in chain)
+        texts = tuple(map(canonical, chain))
         script = Script(f"chain {index}", texts, durations=(seconds,) * num_prompts)
         entries.append(Entry(index=index, name=f"{index:03d}-{texts[0].replace(' ', '-')}", script=script, samples=1))
     content = [[entry.script.prompts, seconds] for entry in entries]
@@ -241,7 +234,7 @@ def prompts_of(suite: str, *, full_info: Callable[[], Path], prompts: Path | Non
 
 
 def part_of(
-    found: PromptList, *, dimensions: Collection[str] | None = None, limit: int | None = None, samples: int | None = None
+    prompts: PromptList, *, dimensions: Collection[str] | None = None, limit: int | None = None, samples: int | None = None
 ) -> PromptList:
     """A part of a list: entries of some dimensions, the first `limit` of each, `samples` videos per prompt. Seeds do not change.
 
@@ -253,13 +246,12 @@ def part_of(
     check_dimensions(dimensions or ())
     taken: dict[int, Entry] = {}
     for dimension in [None] if dimensions is None else dimensions:
-        matching = [one for one in found.entries if dimension is None or dimension in one.dimensions]
-        taken |= {one.index: one for one in matching[:limit]}
+        matching = [entry for entry in prompts.entries if dimension is None or dimension in entry.dimensions]
+        taken |= {entry.index: entry for entry in matching[:limit]}
     if not taken:
-        raise ValueError(f"{found.source} has no prompts for {', '.join(dimensions or ())}")
-    entries = [taken[index] for index in sorted(taken)]
-    part = {"dimensions": dimensions, "limit": limit, "samples": samples}
-    return found._replace(entries=tuple(dataclasses.replace(one, samples=samples or one.samples) for one in entries), part=part)
+        raise ValueError(f"{prompts.source} has no prompts for {', '.join(dimensions or ())}")
+    entries = tuple(dataclasses.replace(taken[index], samples=samples or taken[index].samples) for index in sorted(taken))
+    return prompts._replace(entries=entries, part={"dimensions": dimensions, "limit": limit, "samples": samples})
 
 
 def _prompt_list(entries: Collection[Entry], source: str, content: object, *, own: bool = False) -> PromptList:

@@ -32,8 +32,8 @@ print(json.dumps({"versions": found, "gpus": gpus}))
 
 
 class Weight(NamedTuple):
-    """A file that some dimensions read: its path below the cache folder, and where it comes from. `slow_fast`: dimensions that read it only
-    for VBench-Long's comparison across clips."""
+    """A file that some dimensions read: its path below the cache folder, and its source. `slow_fast`: dimensions that read it only for
+    VBench-Long's comparison across clips."""
 
     path: str
     source: str
@@ -63,10 +63,10 @@ class VBenchEnvironment(NamedTuple):
     @property
     def full_info(self) -> Path:
         """VBench's list of prompts. Raises ValueError when the environment does not exist."""
-        found = sorted(self.folder.glob("lib/python3*/site-packages/vbench/VBench_full_info.json"))
-        if not found:
+        paths = sorted(self.folder.glob("lib/python3*/site-packages/vbench/VBench_full_info.json"))
+        if not paths:
             raise ValueError(f"there is no vbench in {self.folder}; set it up with: {SET_UP}")
-        return found[0]
+        return paths[0]
 
     def describe(self) -> dict[str, Any]:
         """`{"versions": {package: version}, "gpus": [name]}`. Raises ValueError when the environment is missing or broken."""
@@ -75,16 +75,16 @@ class VBenchEnvironment(NamedTuple):
         done = subprocess.run([str(self.python), "-c", ASK], capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(f"the environment {self.folder} does not work; set it up again with: {SET_UP}\n{done.stderr.strip()[-600:]}")
-        found = json.loads(done.stdout.strip().splitlines()[-1])
-        if (version := found["versions"].get("vbench")) != VERSION:
+        described = json.loads(done.stdout.strip().splitlines()[-1])
+        if (version := described["versions"].get("vbench")) != VERSION:
             raise ValueError(f"{self.folder} has vbench {version} instead of {VERSION}: {SET_UP}")
-        return found
+        return described
 
     def lacking(self, dimension: str, packages: Collection[str], *, slow_fast: bool, static_filter: bool) -> list[str]:
-        """What a dimension needs that is missing, one line each: packages, and files with where they come from and where they belong."""
+        """Missing requirements of a dimension, one line each: packages with their command, and files with their place and source."""
         lines = []
         if dimension in NEEDS_DETECTRON2 and "detectron2" not in packages:
-            lines.append(f"the package detectron2: {self.python} -m pip install {DETECTRON2} (it is compiled; CUDA toolkit)")
+            lines.append(f"the package detectron2: {self.python} -m pip install {DETECTRON2} (it is compiled, with the CUDA toolkit)")
         readers = {dimension} | ({"dynamic_degree"} if static_filter else set())  # the filter is by RAFT, as dynamic degree is
         for weight in WEIGHTS:
             wanted = not readers.isdisjoint(weight.dimensions) or (slow_fast and dimension in weight.slow_fast)

@@ -1,15 +1,13 @@
-"""Has the real `vbench` measure the videos of a folder, one process per dimension; a run that was stopped can be continued.
+"""Measures the videos of a folder with the real `vbench`, one process per dimension; a run that was stopped can be continued.
 
-Knows nothing of how a dimension is computed: that is vbench's own code, in its own environment (`vbench_worker.py`).
+The dimensions are computed by vbench's own code, in its own environment (`vbench_worker.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import logging
-import math
 import os
 import queue
 import shutil
@@ -22,11 +20,10 @@ from typing import Any, Literal, NamedTuple
 
 import psutil
 
-from longlive.evaluation import folder as folders
-from longlive.evaluation.folder import Prepared
+from longlive.evaluation.prepared import Prepared, check_videos, digest_of_videos, remove_if_empty, video_path
 from longlive.evaluation.suites import SAMPLES, Entry, names_of, read_full_info
-from longlive.evaluation.vbench_environment import VBenchEnvironment, cache_folder
-from longlive.evaluation.vbench_score import DIMENSIONS, check_dimensions
+from longlive.evaluation.vbench_environment import VBenchEnvironment, cache_folder, default_environment
+from longlive.evaluation.vbench_score import DIMENSIONS, check_dimensions, read_result
 from longlive.files import digest_of, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -44,13 +41,14 @@ class Options(NamedTuple):
     """How to measure.
 
     Attributes:
-        clip_lengths: of VBench-Long. "intended": two seconds, ten for human action, temporal style and overall consistency, as its
-            configuration says. "released": what its program makes of that, the longest of all dimensions that a prompt counts for, which
-            gives aesthetic and imaging quality ten seconds (VBench issue 186).
+        clip_lengths: of VBench-Long. "intended": two seconds, ten for human action, temporal style and overall consistency, as in its
+            configuration. "released": as its program reads that, the longest of all dimensions that a prompt counts for, which gives
+            aesthetic and imaging quality ten seconds (VBench issue 186).
         static_filter: for temporal flickering count only videos that RAFT finds still, the first five per prompt.
         slow_fast: folder of VBench-Long's tables (`vbench2_beta_long/configs` of its repository; they are not in the package), to compare
             clips with each other for subject and background consistency; None: within clips only, as its program does by default.
         device: "auto", "cpu", "cuda" or "cuda:0".
+        environment: folder of vbench's environment; None: the default one.
         again: measure dimensions again that are already measured.
     """
 
@@ -58,6 +56,7 @@ class Options(NamedTuple):
     static_filter: bool = False
     slow_fast: Path | None = None
     device: str = "auto"
+    environment: Path | None = None
     again: bool = False
 
 
@@ -82,6 +81,8 @@ def entries_for(prepared: Prepared, dimension: str) -> list[Entry]:
 
 def check_options(prepared: Prepared, dimensions: Sequence[str], options: Options) -> None:
     """Raises ValueError for an option that would change nothing, and for a folder of tables that lacks one of VBench-Long's."""
+    if not dimensions and (options.device != "auto" or options.environment is not None):
+        raise ValueError("--device and --environment are for vbench, which measures nothing here; leave them out, or choose --dimensions")
     if options.static_filter and "temporal_flickering" not in dimensions:
         raise ValueError("the static filter is for temporal_flickering, which is not among the dimensions to measure")
     if options.clip_lengths != "intended" and prepared.benchmark.measured_by != "vbench_long":
@@ -100,65 +101,47 @@ def check_folder(folder: Path, prepared: Prepared, dimensions: Sequence[str], en
         if now != prepared.prompt_list["digest"]:
             raise ValueError(
                 f"the prompt list changed since the videos were prepared: {environment.full_info} has the digest {now}, the videos were "
-                f"made for {prepared.prompt_list['digest']}; install the vbench of that time, or prepare the videos again"
+                f"prepared for {prepared.prompt_list['digest']}; install the vbench of that time, or prepare the videos again"
             )
     if prepared.benchmark.cuts_clips and COMPARES_CLIPS & set(dimensions):
-        shortest = min(planned.num_images for planned in prepared.videos) / prepared.fps
+        shortest = min(planned.num_frames for planned in prepared.videos) / prepared.fps
         if shortest <= 2:
             raise ValueError(f"videos of {shortest:.1f} s are one clip; VBench-Long compares clips of 2 s: prepare longer ones")
     counted = {name for dimension in dimensions for name in names_of(entries_for(prepared, dimension))}
-    folders.check_or_raise(folder, prepared, counted=counted)
+    check_videos(folder, prepared, counted=counted)
 
 
 def request_for(folder: Path, prepared: Prepared, dimension: str, options: Options) -> dict[str, Any]:
-    """What the worker is asked to measure."""
+    """The worker's request for a dimension."""
     clips, filtered = prepared.benchmark.cuts_clips, options.static_filter and dimension == "temporal_flickering"
     entries = []
     for entry in entries_for(prepared, dimension):
-        videos = [str(folders.video_path(folder, name).absolute()) for name in names_of([entry])]
+        videos = [str(video_path(folder, name).absolute()) for name in names_of([entry])]
         if not clips and not filtered:
             videos = videos[:SAMPLES]  # as vbench does: the others are there to be filtered
-        one: dict[str, Any] = {"prompt_en": entry.name, "dimension": [dimension], "video_list": videos}
+        request: dict[str, Any] = {"prompt_en": entry.name, "dimension": [dimension], "video_list": videos}
         if entry.auxiliary:
-            one["auxiliary_info"] = dict(entry.auxiliary)
+            request["auxiliary_info"] = dict(entry.auxiliary)
         if clips and options.clip_lengths == "released" and entry.dimensions:
-            one["clip_seconds"] = max(CLIP_SECONDS[name] for name in entry.dimensions)
+            request["clip_seconds"] = max(CLIP_SECONDS[name] for name in entry.dimensions)
         elif clips:
-            one["clip_seconds"] = CLIP_SECONDS[dimension] if prepared.benchmark.has_vbench_list else 2
-        entries.append(one)
+            request["clip_seconds"] = CLIP_SECONDS[dimension] if prepared.benchmark.has_vbench_list else 2
+        entries.append(request)
     slow_fast = None if options.slow_fast is None or not clips else str(options.slow_fast.absolute())
     return {"dimension": dimension, "clips": clips, "static_filter": filtered, "slow_fast": slow_fast, "entries": entries}
 
 
-def question_of(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the result: a dimension is not measured twice with the same. Raises ValueError when a video is missing."""
+def inputs_of(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides the result: with the same inputs a dimension is measured once. Raises ValueError when a video is missing."""
     names = [Path(path).stem for entry in request["entries"] for path in entry["video_list"]]
     return {
         "dimension": request["dimension"],
         "videos": len(names),
-        "videos_digest": folders.digest_of_videos(folder, names),
+        "videos_digest": digest_of_videos(folder, names),
         "clip_seconds": sorted({entry["clip_seconds"] for entry in request["entries"]}) if request["clips"] else None,
         "static_filter": request["static_filter"],
         "slow_fast": request["slow_fast"],
     }
-
-
-def read_result(path: Path, dimension: str) -> tuple[float, dict[str, float]]:
-    """Average of a result of vbench, and the value of each video by name; for VBench-Long the mean over its clips, which it lists singly.
-
-    Raises:
-        ValueError: when it is not such a result, or not a number.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))[dimension]
-        average, values = float(found[0]), dict[str, list[float]]()
-        for one in found[-1]:
-            values.setdefault(Path(one["video_path"]).stem, []).append(float(one["video_results"]))
-    except (OSError, json.JSONDecodeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no result of vbench for {dimension}: {error!r}") from error
-    if not math.isfinite(average) or not values:
-        raise ValueError(f"{path}: {dimension} is {average} of {len(values)} videos; vbench could not measure them")
-    return average, {name: sum(of) / len(of) for name, of in values.items()}
 
 
 def results_folder(folder: Path) -> Path:
@@ -176,33 +159,33 @@ def read_run(folder: Path, dimension: str) -> dict[str, Any]:
 
 
 def is_stale(folder: Path, prepared: Prepared, dimension: str) -> bool:
-    """Whether a dimension was measured on other videos than are there now."""
+    """Whether a dimension was measured on other videos than the present ones."""
     before = read_run(folder, dimension)
     request = request_for(folder, prepared, dimension, Options(static_filter=bool(before.get("static_filter"))))
     try:
-        return bool(before) and question_of(folder, request)["videos_digest"] != before["videos_digest"]
+        return bool(before) and inputs_of(folder, request)["videos_digest"] != before["videos_digest"]
     except ValueError:
         return True
 
 
-def measured_already(folder: Path, question: Mapping[str, Any]) -> float | None:
-    """The average in the folder when it answers the same question, else None."""
+def measured_already(folder: Path, inputs: Mapping[str, Any]) -> float | None:
+    """The average in the folder when it was measured with the same inputs, else None."""
+    dimension = inputs["dimension"]
     try:
-        before = read_run(folder, question["dimension"])
-        same = all(before.get(name) == value for name, value in question.items())
-        return read_result(result_path(folder, question["dimension"]), question["dimension"])[0] if same else None
-    except ValueError:
+        before = read_run(folder, dimension)
+        same = all(before.get(name) == value for name, value in inputs.items())
+        return read_result(result_path(folder, dimension))[dimension].average if same else None
+    except (ValueError, KeyError):
         return None
 
 
-def run(
-    folder: Path, prepared: Prepared, dimensions: Sequence[str], environment: VBenchEnvironment, options: Options
-) -> dict[str, float | None]:
+def run(folder: Path, prepared: Prepared, dimensions: Sequence[str], options: Options) -> dict[str, float | None]:
     """Measure; returns averages by dimension. One that lacks weights, or fails, is None: the log says why, and the others are measured.
 
-    `dimensions` and `options` as `dimensions_of` and `check_options` allow them. Raises ValueError when videos or the environment are not
-    as they must be.
+    `dimensions` and `options` as `dimensions_of` and `check_options` allow them. Raises ValueError when videos are missing or broken, or
+    the environment is.
     """
+    environment = default_environment(options.environment)
     about = environment.describe()
     check_folder(folder, prepared, dimensions, environment)
     devices = devices_of(options.device, about["gpus"])
@@ -212,17 +195,17 @@ def run(
 
     def measure(dimension: str) -> float | None:
         request = request_for(folder, prepared, dimension, options)
-        question = question_of(folder, request)
-        if not options.again and (known := measured_already(folder, question)) is not None:
+        inputs = inputs_of(folder, request)
+        if not options.again and (known := measured_already(folder, inputs)) is not None:
             log.info("%s: measured already, %.4f", dimension, known)
             return known
         filters = {"slow_fast": bool(request["slow_fast"]), "static_filter": request["static_filter"]}
-        if lacks := environment.lacking(dimension, about["versions"], **filters):
-            log.warning("%s cannot be measured; it lacks\n  %s", dimension, "\n  ".join(lacks))
+        if missing := environment.lacking(dimension, about["versions"], **filters):
+            log.warning("%s cannot be measured; it lacks\n  %s", dimension, "\n  ".join(missing))
             return None
         device = free.get()
         try:
-            return _measure(folder, environment, request, question, about, device)
+            return _measure(folder, environment, request, inputs, about, device)
         except ValueError as error:
             log.error("%s: %s", dimension, error)
             return None
@@ -243,17 +226,19 @@ def run(
 def devices_of(name: str, gpus: Sequence[str]) -> list[str]:
     """The devices that measure at the same time: all GPUs that vbench's torch sees, or the CPU. Raises ValueError for unknown ones."""
     every = [f"cuda:{index}" for index in range(len(gpus))]
-    choices = {"cpu": ["cpu"], "auto": every or ["cpu"], **{one: [one] for one in every}} | ({"cuda": every} if every else {})
+    choices = {"cpu": ["cpu"], "auto": every or ["cpu"], **{gpu: [gpu] for gpu in every}} | ({"cuda": every} if every else {})
     if name in choices:
         return choices[name]
-    there = f"vbench's torch sees {len(gpus)} GPUs" + ("" if gpus else "; choose cpu, or another VBENCH_TORCH")
-    raise ValueError(f"device {name!r} is not there: choose auto, cpu, cuda or cuda:0, cuda:1 …; {there}")
+    advice = "" if gpus else "; choose cpu, or another VBENCH_TORCH"
+    raise ValueError(
+        f"there is no device {name!r}: choose auto, cpu, cuda or cuda:0, cuda:1 …; vbench's torch sees {len(gpus)} GPUs{advice}"
+    )
 
 
 def _measure(
-    folder: Path, environment: VBenchEnvironment, request: dict[str, Any], question: dict[str, Any], about: dict[str, Any], device: str
+    folder: Path, environment: VBenchEnvironment, request: dict[str, Any], inputs: dict[str, Any], about: dict[str, Any], device: str
 ) -> float:
-    """Have a process measure one dimension; returns the average. Raises ValueError when it fails or measures too few videos."""
+    """Measure one dimension in another process; returns the average. Raises ValueError when it fails or measures too few videos."""
     dimension = request["dimension"]
     work, logged = folder / "work" / dimension, results_folder(folder) / f"{dimension}.log"
     logged.parent.mkdir(parents=True, exist_ok=True)
@@ -265,25 +250,25 @@ def _measure(
         "output": str((work / "out").absolute()),
     }
     write_json(work / "request.json", request)
-    log.info("%s: %d videos on %s, %s", dimension, question["videos"], device, logged)
-    began = time.perf_counter()
+    log.info("%s: %d videos on %s, %s", dimension, inputs["videos"], device, logged)
+    start = time.perf_counter()
     with logged.open("w", encoding="utf-8") as output:
         command = [str(environment.python), str(WORKER), str(work / "request.json")]
         variables = {**os.environ, **visible(device), "VBENCH_CACHE_DIR": str(cache_folder())}
         status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=variables, check=False).returncode
     if status:
         raise ValueError(f"vbench stopped with status {status}: {_last_line(logged)}")
-    made = work / "out" / f"{dimension}_eval_results.json"
-    average, videos = read_result(made, dimension)
-    fewer = question["static_filter"] or dimension in MAY_MEASURE_FEWER
-    if len(videos) > question["videos"] or (len(videos) < question["videos"] and not fewer):
-        raise ValueError(f"vbench measured {len(videos)} of {question['videos']} videos; {logged} says why")
-    details = {"environment": about, "device": device, "seconds": round(time.perf_counter() - began, 1), "measured": len(videos)}
+    result = work / "out" / f"{dimension}_eval_results.json"
+    average, videos = read_result(result)[dimension]
+    fewer = inputs["static_filter"] or dimension in MAY_MEASURE_FEWER
+    if len(videos) > inputs["videos"] or (len(videos) < inputs["videos"] and not fewer):
+        raise ValueError(f"vbench measured {len(videos)} of {inputs['videos']} videos; {logged} says why")
+    details = {"environment": about, "device": device, "seconds": round(time.perf_counter() - start, 1), "measured": len(videos)}
     details["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    os.replace(made, result_path(folder, dimension))
-    write_json(results_folder(folder) / f"{dimension}_run.json", question | details)
+    os.replace(result, result_path(folder, dimension))
+    write_json(results_folder(folder) / f"{dimension}_run.json", inputs | details)
     shutil.rmtree(work)
-    folders.remove_if_empty(work.parent)
+    remove_if_empty(work.parent)
     log.info("%s: %.4f", dimension, average)
     return average
 

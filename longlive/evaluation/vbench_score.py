@@ -1,7 +1,4 @@
-"""From VBench's sixteen dimensions to Quality, Semantic and Total (Huang et al. 2024; the leaderboard's `cal_final_score.py`).
-
-Knows nothing of how a dimension is measured: it reads the JSON files that `vbench` writes.
-"""
+"""From the JSON files that `vbench` writes to Quality, Semantic and Total (Huang et al. 2024; the leaderboard's `cal_final_score.py`)."""
 
 from __future__ import annotations
 
@@ -48,20 +45,19 @@ DIMENSIONS = {
 }
 
 
-class Row(NamedTuple):
-    """Totals in percent."""
+class Result(NamedTuple):
+    """A dimension as vbench measured it: its average, and the value of each video by name."""
 
-    total: float
-    quality: float
-    semantic: float
+    average: float
+    videos: dict[str, float]
 
 
 def _published() -> dict[str, dict[str, list[float]]]:
-    found: dict[str, dict[str, list[float]]] = {}
+    tables: dict[str, dict[str, list[float]]] = {}
     for line in Path(__file__).with_name("published.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        found.setdefault(row["table"], {})[row["model"]] = row["values"]
-    return found
+        tables.setdefault(row["table"], {})[row["model"]] = row["values"]
+    return tables
 
 
 PUBLISHED = _published()
@@ -75,66 +71,77 @@ and the CLIP score of six stretches of ten seconds. `switch` (10 s, its ablation
 def check_dimensions(names: Iterable[str], *, where: str = "") -> None:
     """Raises ValueError, which begins with `where`, for a name that is not a dimension of VBench."""
     if unknown := [name for name in names if name not in DIMENSIONS]:
-        raise ValueError(f"{where}{unknown[0]} is no dimension of VBench; known are {', '.join(DIMENSIONS)}")
+        raise ValueError(f"{where}{unknown[0]} is no dimension of VBench; the dimensions are {', '.join(DIMENSIONS)}")
 
 
-def missing_dimensions(measured: Collection[str]) -> str | None:
+def why_no_total(measured: Collection[str]) -> str | None:
     """Why there is no Total of these dimensions; None when there is."""
     missing = [name for name in DIMENSIONS if name not in measured]
     text = f"{len(missing)} of {len(DIMENSIONS)} dimensions are missing: {', '.join(missing)}; there is no Total without them"
     return text if missing else None
 
 
-def total(quality: Number, semantic: Number) -> Number:
-    """Total = (4 Quality + Semantic) / 5."""
-    return (4 * quality + semantic) / 5
-
-
 def parts(results: Mapping[str, Number]) -> dict[str, Number]:
     """Total, Quality and Semantic, in percent: the latter two are weighted means of their normalised dimensions."""
-    found: dict[str, Number] = {}
-    for name in ("quality", "semantic"):
-        chosen = {dimension: one for dimension, one in DIMENSIONS.items() if one.part == name}
-        weighted = [one.weight * one.normalised(results[dimension]) for dimension, one in chosen.items()]
-        found[name] = 100 * sum(weighted[1:], start=weighted[0]) / sum(one.weight for one in chosen.values())
-    return {"total": total(found["quality"], found["semantic"]), **found}
+    means: dict[str, Number] = {}
+    for part in ("quality", "semantic"):
+        chosen = {name: dimension for name, dimension in DIMENSIONS.items() if dimension.part == part}
+        weighted = [dimension.weight * dimension.normalised(results[name]) for name, dimension in chosen.items()]
+        means[part] = 100 * sum(weighted[1:], start=weighted[0]) / sum(dimension.weight for dimension in chosen.values())
+    return {"total": (4 * means["quality"] + means["semantic"]) / 5, **means}
 
 
-def score(results: Mapping[str, float]) -> Row:
-    """Quality, Semantic and Total, in percent, of all sixteen dimensions as `vbench` gives them, in [0, 1].
+def score(results: Mapping[str, float]) -> dict[str, float]:
+    """`parts` of all sixteen dimensions as `vbench` gives them, in [0, 1].
 
     Raises:
         ValueError: when dimensions are missing, unknown or out of range. There is no Total of a part of them.
     """
-    if problem := missing_dimensions(results):
+    if problem := why_no_total(results):
         raise ValueError(problem)
     check_dimensions(results)
     for name, value in results.items():
         if not (math.isfinite(value) and 0 <= value <= 1):
             raise ValueError(f"{name} is {value}; dimensions are between 0 and 1 (divide percentages by 100)")
-    return Row(**parts(results))
+    return parts(results)
 
 
-def read_results(folder: str | Path) -> dict[str, float]:
+def read_result(path: Path) -> dict[str, Result]:
+    """The dimensions in a result of vbench, usually one. VBench-Long lists clips: a video's value is the mean over its clips.
+
+    Raises:
+        ValueError: when it is not such a result, or not a number.
+    """
+    results = {}
+    try:
+        for dimension, (average, *_, listed) in json.loads(path.read_text(encoding="utf-8")).items():
+            clips: dict[str, list[float]] = {}
+            for clip in listed:
+                clips.setdefault(Path(clip["video_path"]).stem, []).append(float(clip["video_results"]))
+            results[dimension] = Result(float(average), {name: sum(values) / len(values) for name, values in clips.items()})
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no result of vbench: {error!r}") from error
+    for dimension, (average, videos) in results.items():
+        if not math.isfinite(average) or not videos:
+            raise ValueError(f"{path}: {dimension} is {average} of {len(videos)} videos; vbench could not measure them")
+    return results
+
+
+def read_results(folder: Path) -> dict[str, float]:
     """Averages by dimension from every `*_eval_results.json` of a folder.
 
     Raises:
         ValueError: when there is none, one cannot be read, or two disagree on a dimension.
     """
-    found: dict[str, tuple[float, Path]] = {}
-    for file in sorted(Path(folder).glob("**/*_eval_results.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            values = {name: float(result[0]) for name, result in content.items()}
-        except (json.JSONDecodeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise ValueError(f"{file} is no result of vbench: {error}") from error
-        for name, value in values.items():
-            if name in found and found[name][0] != value:
-                raise ValueError(f"{name} is {found[name][0]} in {found[name][1]} and {value} in {file}; keep one of them")
-            found[name] = value, file
-    if not found:
-        raise ValueError(f"{folder} holds no results of vbench (*_eval_results.json)")
-    return {name: value for name, (value, _) in found.items()}
+    averages: dict[str, tuple[float, Path]] = {}
+    for path in sorted(folder.glob("**/*_eval_results.json")):
+        for dimension, (average, _) in read_result(path).items():
+            first, where = averages.setdefault(dimension, (average, path))
+            if average != first:
+                raise ValueError(f"{dimension} is {first} in {where} and {average} in {path}; keep one of them")
+    if not averages:
+        raise ValueError(f"{folder} contains no results of vbench (*_eval_results.json)")
+    return {dimension: average for dimension, (average, _) in averages.items()}
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -147,14 +154,18 @@ def normalised(results: Mapping[str, float]) -> dict[str, float]:
     return {name: 100 * DIMENSIONS[name].normalised(value) for name, value in results.items()}
 
 
-def table(results: Mapping[str, float], *, name: str = "this run", published: Mapping[str, Sequence[float]]) -> str:
-    """Markdown: every dimension, raw and normalised, and the totals beside published ones; without own totals while any is missing."""
-    dimensions = []
-    for dimension, how in DIMENSIONS.items():
-        value = results.get(dimension)
-        shown = ["missing", ""] if value is None else [f"{value:.4f}", f"{100 * how.normalised(value):.2f}"]
-        dimensions.append([dimension, f"{how.part} × {how.weight:g}", *shown])
-    own = [] if missing_dimensions(results) else [[f"**{name}**", *(f"**{value:.2f}**" for value in score(results))]]
+def dimension_table(results: Mapping[str, float]) -> str:
+    """Every dimension as Markdown, raw and normalised."""
+    rows = []
+    for name, dimension in DIMENSIONS.items():
+        value = results.get(name)
+        shown = ["missing", ""] if value is None else [f"{value:.4f}", f"{100 * dimension.normalised(value):.2f}"]
+        rows.append([name, f"{dimension.part} × {dimension.weight:g}", *shown])
+    return markdown_table(["dimension", "counts to", "raw", "normalised, %"], rows)
+
+
+def total_table(results: Mapping[str, float], *, name: str, published: Mapping[str, Sequence[float]]) -> str:
+    """Totals as Markdown beside published ones; only the latter while a dimension is missing."""
+    own = [] if why_no_total(results) else [[f"**{name}**", *(f"**{value:.2f}**" for value in score(results).values())]]
     others = [[f"{model} (published)", *(f"{value:.2f}" for value in row)] for model, row in published.items()]
-    first = markdown_table(["dimension", "counts to", "raw", "normalised, %"], dimensions)
-    return f"{first}\n{markdown_table(['model', 'Total', 'Quality', 'Semantic'], own + others)}"
+    return markdown_table(["model", "Total", "Quality", "Semantic"], own + others)

@@ -1,7 +1,4 @@
-"""A causal language model answers requests, one line of a text file per request; a run that was stopped can be continued.
-
-Knows nothing about what is asked.
-"""
+"""A causal language model answers requests, one line of a text file per request; a run that was stopped can be continued."""
 
 from __future__ import annotations
 
@@ -59,14 +56,14 @@ class Writer:
         device = self._model.device
         ids = [torch.tensor(self._tokens(request)) for request in requests]
         pad = next(iter(self._ends), 0) if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id
-        masks = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True, padding_side="left")
+        masks = pad_sequence([torch.ones_like(tokens) for tokens in ids], batch_first=True, padding_side="left")
         padded = pad_sequence(ids, batch_first=True, padding_value=pad, padding_side="left")
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # transformers draws from the global generator
             torch.manual_seed(seed)
-            made = self._model.generate(
+            generated = self._model.generate(
                 input_ids=padded.to(device), attention_mask=masks.to(device), do_sample=True, top_k=0, pad_token_id=pad, **self._sampling
             )
-        return [self._answer(row) for row in made[:, padded.shape[1] :].tolist()]
+        return [self._answer(row) for row in generated[:, padded.shape[1] :].tolist()]
 
     def _tokens(self, request: str) -> list[int]:
         if self._tokenizer.chat_template is None:
@@ -110,22 +107,18 @@ def ask(
     request: Callable[[int, int], str],
     faults: Callable[[int, str], int],
     *,
-    what: str,
     first_line: int,
     seed: int,
     attempts: int,
     lenient: bool = False,
-    explain: Callable[[int, str | None], str] = lambda i, best: "",
-    advice: str = "more --max-new-tokens",
 ) -> list[str]:
     """The best answer for each prompt: the first without faults or, with `lenient`, else the first with the fewest.
 
-    `request(i, attempt)` is what is asked about prompt i, `faults(i, text)` counts what is wrong with an answer. Without a faultless answer
-    it is asked again, with another seed, in up to `attempts` attempts. Seeds depend on `first_line`, the line of prompt 0.
+    `request(i, attempt)` is the request for prompt i, `faults(i, text)` the number of faults of an answer. Without a faultless answer the
+    model is asked again, with another seed, in up to `attempts` attempts. Seeds depend on `first_line`, the line of prompt 0.
 
     Raises:
-        ValueError: with the line, when there is no answer, or none without faults and not `lenient`. The message says what was asked for
-            (`what`), why the best answer (None: all were empty) is not enough (`explain`), and what helps beside more attempts (`advice`).
+        ValueError: with the line and the best answer, when all are empty, or none is without faults and not `lenient`.
     """
     best: dict[int, tuple[int, str]] = {}  # faults and text
     for attempt in range(attempts):
@@ -139,23 +132,32 @@ def ask(
                 best[i] = faults(i, text), text
     for i, prompt in enumerate(prompts):
         if i not in best or (best[i][0] and not lenient):
-            why = explain(i, best[i][1] if i in best else None)
+            answer = f'the best was "{best[i][1][:200]}"' if i in best else "all were empty"
             raise ValueError(
-                f'line {first_line + i}: no {what} in {attempts} attempts for "{prompt[:80]}"{why}; '
-                f"start again with more --attempts (what was written stays), or with {advice} and another --output"
+                f'line {first_line + i}: no acceptable answer in {attempts} attempts for "{prompt[:80]}" ({answer}); start again with '
+                "more --attempts (finished lines stay), or with other settings (--max-new-tokens for example) and another --output"
             )
     return [best[i][1] for i in range(len(prompts))]
 
 
-def write_lines(arguments: argparse.Namespace, prompts: Sequence[str], lines: Lines, *, request: object, **settings: Any) -> str:
+def write_lines(
+    arguments: argparse.Namespace,
+    prompts: Sequence[str],
+    lines: Lines,
+    *,
+    request: object,
+    review: Callable[[Sequence[str]], Mapping[str, Any]] = lambda lines: {},
+    **settings: Any,
+) -> str:
     """Write a line for each prompt to `arguments.output`, `arguments.batch` at a time; returns a sentence for the terminal.
 
-    Until all lines are there they are in `<output>.partial`. `<output>.json` records the model's name and the SHA-256 of its weights,
-    digests of prompts and request, sampling, device, versions, and `settings`. A run that was stopped continues with the batch it was in
-    and writes, on the same machine, what it would have written. The model is loaded only when lines are missing.
+    Until all lines are written they are in `<output>.partial`. `<output>.json` records the model's name and the SHA-256 of its weights,
+    digests of prompts and request, sampling, device, versions, `settings`, and in the end `review(lines)`. A run that was stopped
+    continues with the batch it was in and writes, on the same machine, what it would have written. The model is loaded only when lines
+    are missing.
 
     Raises:
-        ValueError: for other arguments than `add_writer_arguments` describes, and when there are lines that were made with other settings.
+        ValueError: for other arguments than `add_writer_arguments` describes, and when lines exist that were written with other settings.
         OSError: when the model cannot be loaded.
     """
     output, batch = arguments.output, arguments.batch
@@ -179,7 +181,9 @@ def write_lines(arguments: argparse.Namespace, prompts: Sequence[str], lines: Li
     }
     if output.exists():
         _check_same(output, output, settings)
-        return f"{output} is complete: {len(prompts)} lines"
+        if (count := len(_whole_lines(output))) != len(prompts):
+            raise ValueError(f"{output} has {count} lines for {len(prompts)} prompts; it was changed, remove it")
+        return f"{output} is complete: {count} lines"
     partial = output.with_name(f"{output.name}.partial")
     done = _resume(partial, output, settings, batch=batch)
     write = Writer(arguments.model, device=device, dtype=dtype, **sampling)
@@ -189,8 +193,14 @@ def write_lines(arguments: argparse.Namespace, prompts: Sequence[str], lines: Li
             file.write("".join(f"{line}\n" for line in lines(part, write, first_line=start + 1)).encode())
             file.flush()
             progress.update(len(part))
+    write_json(record_of(output), settings | review(_whole_lines(partial)))
     os.replace(partial, output)
     return f"wrote {output}: {len(prompts)} lines"
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file; what follows the last line break is half a line."""
+    return path.read_bytes().decode(errors="ignore").split("\n")[:-1]
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -204,28 +214,27 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def record_of(output: Path) -> Path:
-    """The file that says how `output` was made."""
+    """The file that records how `output` was written."""
     return output.with_name(f"{output.name}.json")
 
 
 def _resume(partial: Path, output: Path, settings: Mapping[str, Any], *, batch: int) -> int:
-    """How many lines are there already, in whole batches; what was written after them is cut off. Records the settings of a new run."""
+    """The number of finished lines, in whole batches; what follows them is cut off. Records the settings of a new run."""
     if not partial.exists():
         write_json(record_of(output), settings)
         return 0
     _check_same(partial, output, settings)
-    with partial.open("rb+") as file:
-        lines = file.read().split(b"\n")[:-1]  # what follows the last line break is half a line
-        done = len(lines) // batch * batch
-        file.truncate(sum(len(line) + 1 for line in lines[:done]))
+    lines = _whole_lines(partial)
+    done = len(lines) // batch * batch
+    os.truncate(partial, sum(len(line.encode()) + 1 for line in lines[:done]))
     return done
 
 
 def _check_same(lines: Path, output: Path, settings: Mapping[str, Any]) -> None:
-    """Raises ValueError unless `lines` were made with these settings."""
+    """Raises ValueError unless `lines` were written with these settings."""
     record = record_of(output)
     if not record.is_file():
-        raise ValueError(f"{lines} is there, but not {record}, which says how it was made; remove it or choose another --output")
+        raise ValueError(f"{lines} exists, but not its record {record}; remove it or choose another --output")
     try:
         before = json.loads(record.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -233,13 +242,13 @@ def _check_same(lines: Path, output: Path, settings: Mapping[str, Any]) -> None:
     different = [name for name in settings if before.get(name) != settings[name]]
     if different:
         what = ", ".join(f"{name} {before.get(name)!r} (this run: {settings[name]!r})" for name in different)
-        raise ValueError(f"{lines} was made with {what}; use the same, or choose another --output")
+        raise ValueError(f"{lines} was written with {what}; use the same, or choose another --output")
 
 
 def add_writer_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every command that has a language model write lines."""
+    """The arguments of every command in which a language model writes lines."""
     parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
-    parser.add_argument("--output", type=Path, required=True, help="a .txt file; lines that are there already are kept")
+    parser.add_argument("--output", type=Path, required=True, help="a .txt file; finished lines are kept")
     parser.add_argument("--batch", type=int, default=16, help="prompts at a time (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--attempts", type=int, default=5, help="per prompt (default %(default)s)")

@@ -26,11 +26,11 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.checkpoints import configs, store
+from longlive.generation.caches import activation_bytes, cache_bytes, ring_cache, weight_bytes
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import Cues, PromptQueue, PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.dimensions import Timing, check_size
-from longlive.generation.memory import activation_bytes, cache_bytes, ring_cache, weight_bytes
 from longlive.generation.noise import Generators
 from longlive.generation.rollout import OnStep
 from longlive.generation.sampling import sample
@@ -52,7 +52,7 @@ Callback = Callable[["LongLivePipeline", int, float, dict[str, Any]], dict[str, 
 
 
 class PipelineInfo(NamedTuple):
-    """What a user of a pipeline must know: default size in pixels, strides, and the settings in force."""
+    """What a user of a pipeline must know: default size in pixels, strides, and settings."""
 
     height: int
     width: int
@@ -250,8 +250,8 @@ class LongLivePipeline(DiffusionPipeline):
         return weight_bytes(*parts) + cache + activation_bytes(self.transformer, self.vae, *size, block=self.config.block, batch=batch)
 
     def _cache_bytes(self, height: int, width: int, *, visible: int, batch: int) -> int:
-        turned = self.config.sink if self.config.relative_rope else 0
-        return cache_bytes(self.transformer, height, width, visible=visible, turned=turned, batch=batch)
+        copies = self.config.sink if self.config.relative_rope else 0
+        return cache_bytes(self.transformer, height, width, visible=visible, sink_copies=copies, batch=batch)
 
     @torch.no_grad()
     def __call__(
@@ -441,7 +441,7 @@ class LongLivePipeline(DiffusionPipeline):
 
     def prepare_prompt(self, prompt: str, *, batch: int = 1) -> Future[Any]:
         """Begin to encode a prompt in another thread; done when a session can switch to it without waiting."""
-        return self._text.begin(prompt, batch)
+        return self._text.submit(prompt, batch)
 
     def session_bytes(self, height: int | None = None, width: int | None = None) -> int:
         """Estimated bytes that every further session holds: its key-value cache, and what its decoder remembers."""

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from longlive import video
-from longlive.evaluation import folder as folders
 from longlive.evaluation import pixel_metrics, values
 from longlive.evaluation.__main__ import main
+from longlive.evaluation.prepared import digest_of_video, find_problems, load_prepared, read_record, video_path
 from longlive.evaluation.suites import miniature_switches
 from longlive.evaluation.vbench_environment import WEIGHTS, default_environment
 from longlive.evaluation.vbench_run import devices_of, visible
@@ -115,11 +115,11 @@ def stamps(folder):
 def test_prepare_makes_each_video_once(prepare, caplog):
     status, folder = prepare("vbench", "num_latent_frames=3", "--samples", "2")
     assert status == 0
-    prepared = folders.load(folder)
+    prepared = load_prepared(folder)
     assert sorted(path.stem for path in (folder / "videos").iterdir()) == sorted(prepared.names)
     assert prepared.names[:2] == ["In a still frame, a stop sign-0", "In a still frame, a stop sign-1"] and len(prepared.names) == 8
-    assert not folders.check(folder, prepared) and not (folder / "partial").exists()
-    record = folders.read_record(folder, "a refrigerator-1")
+    assert not find_problems(folder, prepared) and not (folder / "partial").exists()
+    record = read_record(folder, "a refrigerator-1")
     assert record["seed"] == 10_001 and record["images"] == 9 and record["prompts"] == [{"image": 0, "prompt": "a refrigerator"}]
     assert prepared.weights and all(len(one["sha256"]) == 64 for one in prepared.weights) and prepared.made_with[0]["versions"]["torch"]
     assert prepared.model["window"] == 9 and prepared.settings["device"] == "cpu" and prepared.prompt_list["samples"] == 2
@@ -128,7 +128,7 @@ def test_prepare_makes_each_video_once(prepare, caplog):
     assert prepare("vbench", "num_latent_frames=3", "--samples", "2")[0] == 0
     after = stamps(folder)
     assert after.keys() == before.keys() and [name for name in after if after[name] != before[name]] == ["a refrigerator-0.mp4"]
-    assert folders.read_record(folder, "a refrigerator-0")["sha256"] != record["sha256"]
+    assert read_record(folder, "a refrigerator-0")["sha256"] != record["sha256"]
     for more, words in (
         ("seed=3", "seed 0, this is 3"),
         ("num_latent_frames=6", "num_latent_frames 3, this is 6"),
@@ -155,19 +155,19 @@ def test_several_processes_killed_and_gone_on_with(prepare, tiny, environment, t
     finished = {path.stem: stamps(folder)[f"{path.stem}.mp4"] for path in folder.glob("records/[!.]*.json")}
     assert len(finished) >= 3
     assert prepare(*videos)[0] == 0
-    prepared = folders.load(folder)
-    assert not folders.check(folder, prepared) and len(prepared.names) == 8 * num_ranks
+    prepared = load_prepared(folder)
+    assert not find_problems(folder, prepared) and len(prepared.names) == 8 * num_ranks
     assert {name: stamps(folder)[f"{name}.mp4"] for name in finished} == finished
     for name in prepared.names:
-        assert folders.digest_of_video(folder, name) == folders.digest_of_video(whole, name)
+        assert digest_of_video(folder, name) == digest_of_video(whole, name)
 
 
 def test_videos_of_another_program(prepare, environment, tmp_path, caplog):
     made = prepare("vbench", "num_latent_frames=3", "--samples", "1")[1]
     command = ["prepare", "vbench", "--samples", "1", "--environment", str(environment), "--output", str(tmp_path / "adopted")]
     assert main([*command, "--videos", str(made / "videos"), "--name", "theirs"]) == 0
-    prepared = folders.load(tmp_path / "adopted")
-    assert prepared.seed is None and prepared.model["model"] == "theirs" and not folders.check(tmp_path / "adopted", prepared)
+    prepared = load_prepared(tmp_path / "adopted")
+    assert prepared.seed is None and prepared.model["model"] == "theirs" and not find_problems(tmp_path / "adopted", prepared)
     assert main([*command, "--videos", str(made / "videos"), "seed=3"]) == 2 and "--videos takes videos as they are" in caplog.text
     links = tmp_path / "links"
     links.mkdir()
@@ -205,15 +205,15 @@ def test_a_configuration_says_the_model_and_the_suite_the_rest(tiny, environment
     config.write_text(f"model: {tiny}\n{decided}device: cpu\nscale: 1\nsink: 1\n")
     command = ["prepare", "vbench", "--output", str(tmp_path / "x"), "--environment", str(environment), "--config", str(config)]
     assert main([*command, "--limit", "1", "--samples", "1"]) == 0
-    prepared = folders.load(tmp_path / "x")
+    prepared = load_prepared(tmp_path / "x")
     assert prepared.num_latent_frames == 21 and prepared.model["sink"] == 1 and prepared.names == ["In a still frame, a stop sign-0"]
-    assert folders.read_record(tmp_path / "x", prepared.names[0])["prompts"] == [{"image": 0, "prompt": "In a still frame, a stop sign"}]
+    assert read_record(tmp_path / "x", prepared.names[0])["prompts"] == [{"image": 0, "prompt": "In a still frame, a stop sign"}]
     assert main([*command, "prompts=x.txt"]) == 2 and "prompts is given, but the suite decides" in caplog.text
 
 
 def test_only_prepare_is_shared(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["measure", str(tmp_path)]) == 2 and "2 processes: only `prepare` is shared among them" in caplog.text
+    assert main(["measure", str(tmp_path)]) == 2 and "2 processes: only `prepare` is split across them" in caplog.text
 
 
 def test_without_an_environment(tmp_path, caplog):
@@ -227,15 +227,15 @@ def test_a_run_goes_on_where_it_stopped(prepare, environment, cache, caplog):
     """What lacks weights or fails keeps nothing else from being measured, and is measured as soon as it can be."""
     folder = prepare("vbench", "num_latent_frames=3", "--samples", "2")[1]
     run = ["run", str(folder), "--environment", str(environment), "--device", "cpu"]
-    assert main([*run, "--dimensions", "temporal_flickering", "motion_smoothness"]) == 1
+    assert main([*run, "--dimensions", "temporal_flickering,motion_smoothness"]) == 1
     assert f"motion_smoothness cannot be measured; it lacks\n  {cache / 'amt_model/amt-s.pth'}  from  https://" in caplog.text
     has_weights(cache, *DIMENSIONS)
     caplog.clear()
-    assert main([*run, "--dimensions", *(name for name in DIMENSIONS if name not in ("object_class", "multiple_objects"))]) == 1
+    assert main([*run, "--dimensions", ",".join(name for name in DIMENSIONS if name not in ("object_class", "multiple_objects"))]) == 1
     assert "temporal_flickering: measured already" in caplog.text and "motion_smoothness: 0." in caplog.text
     assert "scene: vbench stopped with status 1: RuntimeError: scene does not work today" in caplog.text
     assert "color cannot be measured; it lacks\n  the package detectron2" in caplog.text
-    found, averages = values.of_vbench(folder)
+    found, averages = values.read_vbench(folder)
     assert "scene" not in averages and found["subject_consistency"].keys() == {f"a shark is swimming in the ocean.-{i}" for i in (0, 1)}
     about = json.loads((folder / "results" / "vbench" / "human_action_run.json").read_text())
     assert about["environment"]["versions"]["vbench"] == "0.1.5" and about["device"] == "cpu" and about["videos"] == 2
@@ -249,7 +249,7 @@ def test_a_stopped_run_leaves_no_process(prepare, environment, cache):
     has_weights(cache, *DIMENSIONS)
     sleepy = environment / "lib" / "python3.11" / "site-packages" / "vbench" / "sleepy"
     sleepy.write_text("")
-    dimensions = ["--dimensions", "human_action", "motion_smoothness", "--device", "cpu"]
+    dimensions = ["--dimensions", "human_action,motion_smoothness", "--device", "cpu"]
     words = ["run", folder, "--environment", environment, *dimensions]
     told = {"VBENCH_CACHE_DIR": str(cache)}
     running = start_program("longlive.evaluation", *words, output=folder / "said", environment=told)
@@ -308,7 +308,7 @@ def test_videos_that_are_not_as_they_were_prepared(prepare, environment, cache, 
     assert "temporal flickering is that of all videos" in (folder / "results" / "score.md").read_text()
     shutil.copyfile(videos / "In a still frame, a stop sign-0.mp4", videos / "saved")
     shutil.copyfile(videos / "In a still frame, a stop sign-1.mp4", videos / "In a still frame, a stop sign-0.mp4")
-    assert main(["score", str(folder)]) == 2 and "temporal_flickering was measured on other videos than are there now" in caplog.text
+    assert main(["score", str(folder)]) == 2 and "temporal_flickering was measured on other videos than the present ones" in caplog.text
     os.replace(videos / "saved", videos / "In a still frame, a stop sign-0.mp4")
     (videos / "In a still frame, a stop sign-0.mp4").rename(videos / "In a still frame a stop sign-0.mp4")
     assert main(run) == 2 and "1 videos are missing: In a still frame, a stop sign-0.mp4" in caplog.text
@@ -322,7 +322,7 @@ def test_videos_that_are_not_as_they_were_prepared(prepare, environment, cache, 
         assert main(run) == 2 and "the prompt list changed since the videos were prepared" in caplog.text
     finally:
         full_info.write_text(json.dumps(LIST))
-    assert main([*run[:4], "--dimensions", "scene", "--device", "cuda:7"]) == 2 and "device 'cuda:7' is not there" in caplog.text
+    assert main([*run[:4], "--dimensions", "scene", "--device", "cuda:7"]) == 2 and "there is no device 'cuda:7'" in caplog.text
 
 
 def test_longer_prompts_by_a_language_model(prepare, environment, writer, tmp_path, caplog):
@@ -333,16 +333,18 @@ def test_longer_prompts_by_a_language_model(prepare, environment, writer, tmp_pa
     lines = output.read_text().splitlines()
     status, folder = prepare("vbench", "num_latent_frames=3", "--samples", "1", "--rewritten", str(output))
     assert status == 0 and len(lines) == 4
-    record = folders.read_record(folder, "a refrigerator-0")
+    record = read_record(folder, "a refrigerator-0")
     assert record["prompt"] == "a refrigerator" and record["prompts"] == [{"image": 0, "prompt": lines[1]}]
-    rewritten = folders.load(folder).rewritten
+    rewritten = load_prepared(folder).rewritten
     assert rewritten["file"] == "longer.txt" and rewritten["made"]["weights"] and rewritten["made"]["lines"] == 4
     assert prepare("vbench", "num_latent_frames=3", "--samples", "1")[0] == 2 and "rewritten" in caplog.text
     short = tmp_path / "short.txt"
     short.write_text("a cat\n\na dog\n")
     command[4] = str(tmp_path / "other.txt")
-    assert main([*command, "--lenient", "--max-new-tokens", "8", "--prompts", str(short)]) == 0
-    assert len((tmp_path / "other.txt").read_text().splitlines()) == 2
+    own = [*command, "--lenient", "--max-new-tokens", "8", "--prompts", str(short)]
+    assert main(own) == 2 and "prompt 2 of 3 is empty" in caplog.text  # line i of the output belongs to line i
+    short.write_text("a cat\na dog\n")
+    assert main(own) == 0 and len((tmp_path / "other.txt").read_text().splitlines()) == 2
 
 
 def test_every_dimension_has_a_gpu_of_its_own(monkeypatch):
@@ -362,8 +364,8 @@ def test_comparisons_that_say_nothing_are_refused(prepare, environment, cache, c
     has_weights(cache, *DIMENSIONS)
     both = [prepare("vbench", "num_latent_frames=3", "--samples", "1", f"crf={crf}", folder=str(crf))[1] for crf in (18, 20)]
     for folder in both:
-        run = ["run", str(folder), "--environment", str(environment), "--device", "cpu", "--dimensions", "temporal_flickering"]
-        assert main([*run, "human_action"] if folder is both[0] else run) == 0
+        run = ["run", str(folder), "--environment", str(environment), "--device", "cpu", "--dimensions"]
+        assert main([*run, "temporal_flickering,human_action" if folder is both[0] else "temporal_flickering"]) == 0
     compare = ["compare", *map(str, both), "--names", "recache=none", "recache=clear"]
     assert main(compare) == 0 and "measured on one folder only, and left out: human_action" in caplog.text
     about = both[1] / "results" / "vbench" / "temporal_flickering_run.json"
@@ -373,7 +375,7 @@ def test_comparisons_that_say_nothing_are_refused(prepare, environment, cache, c
     about.write_text("{")
     assert main(compare) == 2 and f"{about} is not JSON" in caplog.text
     about.write_text(before)
-    shutil.copyfile(folders.video_path(both[1], "a refrigerator-0"), folders.video_path(both[1], "In a still frame, a stop sign-0"))
+    shutil.copyfile(video_path(both[1], "a refrigerator-0"), video_path(both[1], "In a still frame, a stop sign-0"))
     assert main(compare) == 2 and "temporal_flickering was measured on other videos" in caplog.text
 
 
@@ -422,7 +424,7 @@ def test_interactive_scripts(prepare, environment, cache, clip_folder, tmp_path,
     own = tmp_path / "own.jsonl"
     own.write_text('{"prompts": [{"text": "a red circle", "seconds": 1}, {"text": "a blue circle", "seconds": 1}]}\n')
     assert prepare("interactive", "--prompts", str(own), "--samples", "1", folder="as long as it says")[0] == 0
-    assert folders.read_record(tmp_path / "as long as it says", "000-a-red-circle-0")["images"] == 33
+    assert read_record(tmp_path / "as long as it says", "000-a-red-circle-0")["images"] == 33
     status, folder = prepare("interactive", "--prompts", str(own), "--samples", "1", "seconds=2")
     assert status == 0
     run = ["run", str(folder), "--environment", str(environment), "--clip", str(tmp_path / "nowhere")]
@@ -432,24 +434,23 @@ def test_interactive_scripts(prepare, environment, cache, clip_folder, tmp_path,
     assert main(["run", str(folder), "--environment", str(environment), "--dimensions", "scene"]) == 2
     assert "scene cannot be measured on this folder: its prompts are VBench's own" in caplog.text
     found = {
-        "clip_0_1": {name: 20.0 for name in folders.load(folder).names},
-        "clip_1_2": {name: 22.0 for name in folders.load(folder).names},
+        "clip_0_1": {name: 20.0 for name in load_prepared(folder).names},
+        "clip_1_2": {name: 22.0 for name in load_prepared(folder).names},
     }
     values.write(folder, "clip_score", found, {})
-    assert main(["score", str(folder)]) == 2 and "Quality lacks subject_consistency" in caplog.text
+    assert main(["score", str(folder)]) == 2 and "not measured: subject_consistency" in caplog.text
     assert "| **tiny** | missing | 20.00 | 22.00 |" in (folder / "results" / "score.md").read_text()
-    assert folders.load(folder).num_latent_frames == 9  # as long as was asked for
+    assert load_prepared(folder).num_latent_frames == 9  # as long as was asked for
     status, other = prepare("switch", "--prompts", str(own), "--samples", "1", "recache=none", folder="switch")
-    assert status == 0 and folders.load(other).num_latent_frames is None and not folders.check(other, folders.load(other))
+    assert status == 0 and load_prepared(other).num_latent_frames is None and not find_problems(other, load_prepared(other))
     status, short = prepare("long", "num_latent_frames=3", "--samples", "1", folder="short")
     assert status == 0 and main(["run", str(short), "--environment", str(environment)]) == 2
     assert "videos of 0.6 s are one clip; VBench-Long compares clips of 2 s: prepare longer ones" in caplog.text
-    assert status == 0 and folders.load(other).entries[0].script.durations == (5.0, 5.0)
+    assert status == 0 and load_prepared(other).entries[0].script.durations == (5.0, 5.0)
     has_weights(cache, "background_consistency", "subject_consistency")
-    assert (
-        main(["run", str(other), "--environment", str(environment), "--dimensions", "background_consistency", "temporal_flickering"]) == 1
-    )
-    assert main(["score", str(other)]) == 2 and not values.of_vbench(other)[0]
+    two = ["--dimensions", "background_consistency,temporal_flickering"]
+    assert main(["run", str(other), "--environment", str(environment), *two]) == 1
+    assert main(["score", str(other)]) == 2 and not values.read_vbench(other)[0]
     text = (other / "results" / "score.md").read_text()
     assert "| **tiny, recache=none** |" in text and "| missing | missing | missing |" in text
     assert "| cache cleared (published) | 92.75 | 89.59 |  | 28.95 |" in text
@@ -462,22 +463,22 @@ def test_the_miniature_is_measured_by_its_oracle(tmp_path, capsys, caplog):
         assert main([*command, "--output", str(tmp_path / name), *more]) == 0 and main(["run", str(tmp_path / name)]) == 0
     found = values.read(tmp_path / "A", "oracle")[0]
     assert (
-        found["background_right"] == dict.fromkeys(folders.load(tmp_path / "A").names, 1.0)
+        found["background_right"] == dict.fromkeys(load_prepared(tmp_path / "A").names, 1.0)
         and (tmp_path / "A/results/adherence.png").is_file()
     )
     capsys.readouterr()
     assert main(["score", str(tmp_path / "A")]) == 0 and "| shape_right |" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B"), "--names", "four", "two"]) == 0
     assert "| metric | four | two | difference, 95 % interval | two is |" in capsys.readouterr().out
-    names = folders.load(tmp_path / "B").names
-    folders.video_path(tmp_path / "B", names[1]).unlink()  # to make room: what was measured stays true
+    names = load_prepared(tmp_path / "B").names
+    video_path(tmp_path / "B", names[1]).unlink()  # to make room: what was measured stays true
     assert main(["score", str(tmp_path / "B")]) == 0
-    shutil.copyfile(folders.video_path(tmp_path / "B", names[0]), folders.video_path(tmp_path / "A", names[0]))
-    assert main(["score", str(tmp_path / "A")]) == 2 and "oracle was measured on other videos than are there now" in caplog.text
+    shutil.copyfile(video_path(tmp_path / "B", names[0]), video_path(tmp_path / "A", names[0]))
+    assert main(["score", str(tmp_path / "A")]) == 2 and "oracle was measured on other videos than the present ones" in caplog.text
     assert main(["run", str(tmp_path / "A"), "--static-filter"]) == 2 and "the static filter is for" in caplog.text
     assert main(["run", str(tmp_path / "A"), "--device", "cpu"]) == 2 and "measures nothing here" in caplog.text
     twice = ["measure", str(tmp_path / "A"), str(tmp_path / "A"), "--output", str(tmp_path / "p")]
-    assert main(twice) == 2 and "name of several" in caplog.text
+    assert main(twice) == 2 and "several are named A" in caplog.text
     assert main(["measure", str(tmp_path / "A"), "--block", "0"]) == 2 and "at least one latent frame" in caplog.text
     assert main(["measure", str(tmp_path / "A"), "--block", "5"]) == 2 and "leave out --block" in caplog.text
     next((tmp_path / "A" / "videos").iterdir()).unlink()
@@ -489,18 +490,18 @@ def test_the_miniature_is_measured_by_its_oracle(tmp_path, capsys, caplog):
 def test_the_real_vbench(suite, tmp_path, cache, caplog):
     """Its temporal flickering of the miniature's videos is ours to 1e-5; every other dimension says what it lacks."""
     folder = tmp_path / suite
-    part = ["--dimensions", *DIMENSIONS, "--limit", "1", "--samples", "2"]
+    part = ["--dimensions", ",".join(DIMENSIONS), "--limit", "1", "--samples", "2"]
     assert main(["prepare", suite, "--output", str(folder), "device=cpu", "num_latent_frames=15", *part]) == 0
     assert main(["run", str(folder), "--device", "cpu"]) == 1
-    (found,) = values.of_vbench(folder)[0].values()
+    (found,) = values.read_vbench(folder)[0].values()
     for name, value in found.items():
-        path = folders.video_path(folder, name)
+        path = video_path(folder, name)
         if suite == "vbench":
             images = video.images_of(path, as_opencv=True)
-            assert value == pytest.approx(pixel_metrics.temporal_flickering(pixel_metrics.traces(images)), abs=1e-5)
+            assert value == pytest.approx(pixel_metrics.temporal_flickering(pixel_metrics.reduce_video(images)), abs=1e-5)
         else:  # of clips of two seconds that VBench-Long writes anew: 57 images are one of 32 and the last 32
             images = list(video.images_of(path, as_opencv=True))
-            parts = [pixel_metrics.temporal_flickering(pixel_metrics.traces(part)) for part in (images[:32], images[-32:])]
+            parts = [pixel_metrics.temporal_flickering(pixel_metrics.reduce_video(part)) for part in (images[:32], images[-32:])]
             assert value == pytest.approx(np.mean(parts), abs=2e-3)
     for dimension in DIMENSIONS:
         lacks = f"{dimension} cannot be measured; it lacks"

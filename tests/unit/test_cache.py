@@ -12,8 +12,8 @@ from torch.fx.experimental import _config as symbolic_shapes
 from longlive.cache.history import HistoryCache
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Extent, Window, block_mask
+from longlive.generation.caches import cache_bytes, ring_cache
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import cache_bytes, ring_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import Euler, FewStep
 from longlive.generation.transition import Transition
@@ -51,7 +51,7 @@ class NaiveCache:
         self.oldest = 0  # frames before it are forgotten, but for the sink
 
     def view(self, span):
-        self.frames, self.rope = span, ROPE.at(span)
+        self.frames, self.rotation = span, ROPE.at(span)
         recent = [f for f in range(max(self.oldest, span.stop - self.window.recent), span.start) if f not in self.sink]
         self.visible = [f for f in self.sink if f < span.start] + recent
         self.recording = False
@@ -268,7 +268,7 @@ def test_beyond_1100_frames_memory_does_not_grow(relative):
         found = []
         for cache in caches:
             with cache.record(span) as view:
-                q, k = (rotate(one, view.rope) for one in made[:2])
+                q, k = (rotate(one, view.rotation) for one in made[:2])
                 seen = [view.at(layer).attend(q, k + layer, made[2] + layer, BACKENDS["sdpa"]) for layer in range(LAYERS)]
             found.append(torch.stack(seen))
         for other in found[1:]:
@@ -281,7 +281,7 @@ def test_beyond_1100_frames_memory_does_not_grow(relative):
             add(again)
     assert [caches[0].keys.data_ptr(), caches[0].values.data_ptr()] == buffers
     if not relative:
-        assert caches[2]._keys[0].shape == (2, 19 * TOKENS, HEADS, HEAD_DIM) and len(caches[2]._row) <= 9
+        assert caches[2]._keys[0].shape == (2, 19 * TOKENS, HEADS, HEAD_DIM) and len(caches[2]._slot) <= 9
 
 
 def test_in_the_ring_nothing_is_copied_to_be_seen():
@@ -300,7 +300,7 @@ def test_the_infinite_mode_keeps_the_keys_of_the_sink_once_more(model):
     for relative in (False, True):
         cache = ring_cache(model, 4, 4, window=Window(3, 6), batch=2, relative=relative)
         held = sum(part.nbytes for part in vars(cache).values() if isinstance(part, torch.Tensor))
-        assert held == cache_bytes(model, 4, 4, visible=9, turned=3 * relative, batch=2)
+        assert held == cache_bytes(model, 4, 4, visible=9, sink_copies=3 * relative, batch=2)
 
 
 def test_in_the_buffers_of_a_video_the_next_one_is_made_as_in_new_ones(model):
@@ -366,7 +366,7 @@ def test_a_cache_is_on_the_device_of_its_rope(kind):
             cache.clear()
         q = torch.empty(2, BLOCK * TOKENS, HEADS, HEAD_DIM, device="meta")
         with cache.record(range(start, start + BLOCK)) as view:
-            assert view.at(1).attend(q, q, q, BACKENDS["sdpa"]).device.type == view.rope.cos.device.type == "meta"
+            assert view.at(1).attend(q, q, q, BACKENDS["sdpa"]).device.type == view.rotation.cos.device.type == "meta"
 
 
 def test_the_window_of_the_paper_and_the_smallest_one():

@@ -265,28 +265,10 @@ def test_the_range_is_what_was_asked_for_or_holds_all_values():
     assert found.get_ylim()[0] <= 30 and found.get_ylim()[1] >= 95
 
 
-@pytest.mark.parametrize(
-    "broken, why",
-    [
-        (panel()._replace(lines=()), "no lines"),
-        (panel(Line("a", [], [])), "0 in x, 0 in y"),
-        (panel(Line("a", [0, 1], [0])), "2 in x, 1 in y"),
-        (panel(Line("a", [0, 1], [0, 1], [0], [0, 1])), "2 in x, 2 in y, 1 in low, 2 in high"),
-        (panel(Line("a", [0, 1], [0, 1], [0, 1])), "both or neither of low and high"),
-        (panel(y_range=(1, 1)), "no length"),
-    ],
-)
-def test_a_broken_panel_is_refused(broken, why):
-    with pytest.raises(ValueError, match=why):
-        over_time(panel(), broken)
-
-
 def test_columns():
     figure = over_time(*[panel()] * 3, columns=2)
     assert len({round(axes.get_position().x0, 2) for axes in figure.axes}) == 2
     assert len({round(axes.get_position().y0, 2) for axes in figure.axes}) == 2
-    with pytest.raises(ValueError, match="1 panels to draw in 0 columns"):
-        over_time(panel(), columns=0)
 
 
 @pytest.mark.parametrize("num_axes", [3, 4, 7, 16, 24])
@@ -313,15 +295,6 @@ def test_radar_lines_are_closed_and_stay_within_the_circle():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
 
 
-def test_radar_refuses_other_axes_and_too_few():
-    with pytest.raises(ValueError, match="b has no value for y, z;"):
-        radar({"a": {"x": 1, "y": 2, "z": 3}, "b": {"x": 1}})
-    with pytest.raises(ValueError, match="a has no value for w;"):
-        radar({"a": {"x": 1, "y": 2, "z": 3}, "b": {"x": 1, "y": 2, "z": 3, "w": 4}})
-    with pytest.raises(ValueError, match=r"2 axes \(x, y\)"):
-        radar({"a": {"x": 1, "y": 2}})
-
-
 def test_bars_say_their_values_and_where_they_start():
     figure = bars(ROWS, own=["LongLive"])
     assert {f"{value:.1f}" for row in ROWS.values() for value in row.values()} <= texts(figure)
@@ -340,8 +313,6 @@ def test_own_bars_are_saturated():
     ours, others = axes.patches[0::2], axes.patches[1::2]
     assert len(ours) == len(others) == 3
     assert all(saturation(one) > 1.5 * saturation(two) for one, two in zip(ours, others))
-    with pytest.raises(ValueError, match="'Longlive' of own"):
-        bars(ROWS, own=["Longlive"])
 
 
 def test_a_missing_part_has_no_bar():
@@ -371,23 +342,8 @@ def test_intervals_without_zero_are_stressed():
     assert all(seen(image, axes, 0, between, charts.INK) for between in (-0.4, 0.5, 2.5))
 
 
-@pytest.mark.parametrize("values", [(0, 1, 2), (3, 1, 2), (math.nan, 0, 1), (1, 0, math.inf)])
-def test_a_mean_outside_of_its_interval_is_refused(values):
-    with pytest.raises(ValueError, match="motion: a mean of"):
-        forest(difference(*values))
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda path: charts.over_time([], path, title="t"),
-        lambda path: charts.radar({}, path, title="t"),
-        lambda path: charts.bars({}, path, title="t"),
-        lambda path: charts.bars({"a": {}}, path, title="t"),
-        lambda path: charts.differences([], path, title="t", x_label="x"),
-    ],
-)
-def test_nothing_to_draw_is_refused(tmp_path, draw):
-    with pytest.raises(ValueError, match=r"to draw.*; give at least one"):
-        draw(tmp_path / "new" / "picture.png")
+@pytest.mark.parametrize("rows", [{}, {"a": {}}])
+def test_bars_without_values_are_refused(tmp_path, rows):
+    with pytest.raises(ValueError, match=r"no values to draw; give at least one"):
+        charts.bars(rows, tmp_path / "new" / "picture.png", title="t")
     assert not (tmp_path / "new").exists()

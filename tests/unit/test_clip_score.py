@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longlive import video
-from longlive.evaluation.clip_score import ClipScore, Stretch, moments, stretches
+from longlive.evaluation.clip_score import ClipScore, PromptInterval, prompt_intervals, sampled_frames
 
 
 @pytest.fixture(scope="session")
@@ -21,12 +21,12 @@ def noise(seed, count=1):
 
 
 def test_two_images_a_second_in_the_middle():
-    parts = stretches(["a", "b"], [10.0, 5.0])
-    assert parts == [Stretch(0.0, 10.0, "a"), Stretch(10.0, 15.0, "b")]
-    looked = moments(parts[0], fps=16, num_images=1000)
+    parts = prompt_intervals(["a", "b"], [10.0, 5.0])
+    assert parts == [PromptInterval(0.0, 10.0, "a"), PromptInterval(10.0, 15.0, "b")]
+    looked = sampled_frames(parts[0], fps=16, num_frames=1000)
     assert len(looked) == 20 and looked[:3] == [4, 12, 20] and looked[-1] == 156
-    assert moments(parts[1], fps=16, num_images=1000)[0] == 164
-    assert moments(parts[1], fps=16, num_images=190) == [164, 172, 180, 188] and not moments(parts[1], fps=16, num_images=100)
+    assert sampled_frames(parts[1], fps=16, num_frames=1000)[0] == 164
+    assert sampled_frames(parts[1], fps=16, num_frames=190) == [164, 172, 180, 188] and not sampled_frames(parts[1], fps=16, num_frames=100)
 
 
 def test_a_score_is_the_mean_cosine(clip):
@@ -43,13 +43,13 @@ def test_the_end_of_a_long_prompt_is_not_read(clip):
     assert clip.cosine(noise(0), "a b c") != clip.cosine(noise(0), "a b d")
 
 
-def test_stretches_of_a_video(clip, tmp_path):
-    """Each stretch against its own prompt; one that the video does not reach has no score."""
+def test_the_prompts_of_a_video(clip, tmp_path):
+    """Each interval against its own prompt; one that the video does not reach has no score."""
     images = np.repeat(np.concatenate([noise(0), noise(1)]), 32, 0)
     with video.VideoWriter(tmp_path / "x.mp4", crf=0) as writer:
         writer.write(images)
-    parts = stretches(["a cat", "a dog", "a cow"], [2.0, 2.0, 2.0])
-    found = clip.of_video(tmp_path / "x.mp4", parts)
+    parts = prompt_intervals(["a cat", "a dog", "a cow"], [2.0, 2.0, 2.0])
+    found = clip.score_video(tmp_path / "x.mp4", parts)
     read = video.read_video(tmp_path / "x.mp4")
     assert found[0] == pytest.approx(clip.cosine([read[4]], "a cat"), abs=0.2)
     assert found[1] == pytest.approx(clip.cosine([read[40]], "a dog"), abs=0.2) and np.isnan(found[2])
@@ -70,5 +70,5 @@ def test_other_weights_are_noticed(clip, clip_folder, tmp_path):
 
 
 def test_without_weights(tmp_path):
-    with pytest.raises(ValueError, match=r"CLIP is not there as .*hf download laion"):
+    with pytest.raises(ValueError, match=r"there is no CLIP model .*hf download laion"):
         ClipScore(str(tmp_path / "nowhere"), device=torch.device("cpu"))

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from longlive.evaluation import compare as comparison
-from longlive.evaluation import folder as folders
 from longlive.evaluation import values
 from longlive.evaluation.__main__ import main
-from longlive.evaluation.folder import Prepared
+from longlive.evaluation.prepared import Prepared, claim
 from longlive.evaluation.suites import Entry
 from longlive.evaluation.vbench_run import results_folder
 from longlive.evaluation.vbench_score import DIMENSIONS, score
@@ -98,7 +97,7 @@ def test_totals_have_intervals():
     rows = {row.metric: row for row in comparison.compare(first, second, of)}
     means = [score({dimension: values.mean(found[dimension]) for dimension in DIMENSIONS}) for found in (first, second)]
     for name in ("quality", "semantic", "total"):
-        assert rows[name].first == pytest.approx(getattr(means[0], name)) and rows[name].second == pytest.approx(getattr(means[1], name))
+        assert rows[name].first == pytest.approx(means[0][name]) and rows[name].second == pytest.approx(means[1][name])
         assert rows[name].low == pytest.approx(rows[name].difference) == pytest.approx(rows[name].high)  # the same shift everywhere
     del second["scene"]
     assert "total" not in {row.metric for row in comparison.compare(first, second, of)}
@@ -134,7 +133,7 @@ def test_the_command(tmp_path, capsys, caplog):
     of = prepared()
     first, second = drawn(of, np.random.default_rng(3), shift=2.0, within=0.1)
     for name, found in (("A", first), ("B", second)):
-        folders.claim(tmp_path / name, dataclasses.replace(of, model={"model": name}))
+        claim(tmp_path / name, dataclasses.replace(of, model={"model": name}))
         values.write(tmp_path / name, "oracle", {"adherence": found, "nothing": dict.fromkeys(found, math.nan)}, {})
         content = {
             "imaging_quality": [0.5, [{"video_path": f"/x/{video}.mp4", "video_results": 100 * value} for video, value in found.items()]]
@@ -147,6 +146,6 @@ def test_the_command(tmp_path, capsys, caplog):
     assert rows.keys() == {"adherence", "imaging_quality"} and (output / "compared.png").is_file()
     for name in ("difference", "low", "high"):  # the average of imaging quality is divided by 100, and so are its videos
         assert rows["adherence"][name] == pytest.approx(rows["imaging_quality"][name], abs=1e-5)
-    folders.claim(tmp_path / "C", dataclasses.replace(of, seed=3))
+    claim(tmp_path / "C", dataclasses.replace(of, seed=3))
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "C")]) == 2 and "they differ in seed" in caplog.text
     assert main(["compare", str(tmp_path / "A"), str(tmp_path / "D")]) == 2 and "run `prepare` first" in caplog.text

@@ -12,9 +12,9 @@ from longlive.checkpoints import store
 from longlive.config import DistillationConfig
 from longlive.engine.apply import Recipe, Sharding, apply
 from longlive.engine.sharding import full_state
+from longlive.generation.caches import history_cache
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
 from longlive.generation.transition import Transition
@@ -51,9 +51,9 @@ def embed(texts):
 class Watched(Rollout):
     """Writes down noise and exit step of every block."""
 
-    def block(self, noise, text, *, stop_at=None, grad=False, guided=True):
-        self.blocks.append((self.end, stop_at, noise.sum().item()))
-        return super().block(noise, text, stop_at=stop_at, grad=grad, guided=guided)
+    def block(self, noise, text, *, num_passes=None, grad=False, guided=True):
+        self.blocks.append((self.end, num_passes, noise.sum().item()))
+        return super().block(noise, text, num_passes=num_passes, grad=grad, guided=guided)
 
 
 class Recording(DMD):
@@ -199,7 +199,7 @@ def everything(stage):
         for n, weight in enumerate(learner.weights):
             found |= {f"{part}/{n}/{name}": value.clone() for name, value in learner.optimizer.state[weight].items()}
     if stage.average is not None:
-        found |= {f"average/{name}": value.clone() for name, value in stage.averaged_generator.state_dict().items()}
+        found |= {f"average/{name}": value.clone() for name, value in stage.exported_generator.state_dict().items()}
     return found
 
 
@@ -221,7 +221,7 @@ def test_resumed_anywhere_a_run_goes_on_bit_for_bit(rank):
         resumed.step(0)  # leaves traces, which must all be gone
         resumed.load(torch.load(files[cut][0], weights_only=False))
         assert resumed.between_videos == files[cut][1]
-        assert (resumed.averaged_generator is resumed.generator.network) == (rank is not None or cut < 3)
+        assert (resumed.exported_generator is resumed.generator.network) == (rank is not None or cut < 3)
         assert [resumed.step(number) for number in range(cut, 6)] == metrics[cut:]
         found = everything(resumed)
         assert found.keys() == whole.keys() and not [name for name in whole if not torch.equal(found[name], whole[name])]
@@ -235,9 +235,9 @@ def test_the_average_begins_at_its_step_and_follows_updates_of_the_generator_onl
     stage = make_stage(critic_updates=2, ema_start=2)
     first = stage.generator.network.head.head.weight
     for number in range(5):
-        before = stage.averaged_generator.head.head.weight.clone()
+        before = stage.exported_generator.head.head.weight.clone()
         stage.step(number)
-        now = stage.averaged_generator.head.head.weight
+        now = stage.exported_generator.head.head.weight
         if number < 2:
             assert now is first
         elif number == 2:
@@ -308,7 +308,7 @@ def test_a_stage_exports_what_inference_wants(tmp_path, rank):
         network = merge_lora(base, store.load_lora(tmp_path / "lora.pt"))
         critic = merge_lora(small_network(1), store.load_lora(tmp_path / "lora.pt", which="critic_lora"))
         torch.testing.assert_close(answer(critic), answer(stage.critic.network), atol=1e-5, rtol=0)
-    torch.testing.assert_close(answer(network), answer(stage.averaged_generator), atol=1e-5, rtol=0)
+    torch.testing.assert_close(answer(network), answer(stage.exported_generator), atol=1e-5, rtol=0)
     assert (answer(network) - answer(small_network(0))).abs().max() > 1e-3
 
 
@@ -371,7 +371,7 @@ def rank_of_two(folder):
         assert [path.name for path in sorted(folder.glob("*_00*"))] == ["checkpoint_000003.pt", "shards_000003"]
         assert [resumed.step(number) for number in (3, 4)] == own[3:]
         for one, two in ((stage, resumed), (stage.critic, resumed.critic)):
-            network = (one.averaged_generator if one is stage else one.network, two.averaged_generator if two is resumed else two.network)
+            network = (one.exported_generator if one is stage else one.network, two.exported_generator if two is resumed else two.network)
             torch.testing.assert_close(*map(full_state, network), atol=0, rtol=0)
 
         rounded = TrainableNetwork(small_network(), lr=1e-3, recipe=Recipe(sharding=Sharding(param_dtype=torch.bfloat16))).network

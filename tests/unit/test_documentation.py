@@ -151,9 +151,7 @@ def check_program(program: str, words: list[str], monkeypatch: pytest.MonkeyPatc
         serving.parse(words)
     elif program == "longlive.evaluation":
         if words:
-            rest, settings = evaluation.split(words)
-            evaluation.parser().parse_args(rest)
-            load(InferenceConfig, None, settings)
+            load(InferenceConfig, None, vars(evaluation.parse(words)).get("settings", []))
     elif program == "train.py":
         check_training(words, monkeypatch, "configs/train_init.yaml")
     else:

@@ -31,8 +31,8 @@ from experiments.summary import summarize
 from experiments.videos import switch_pairs
 from longlive.cache.history import HistoryCache
 from longlive.cache.window import Window
+from longlive.generation.caches import history_cache
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
 from longlive.generation.transition import Transition
@@ -209,8 +209,8 @@ def test_a_leaky_cache_has_the_values_of_a_plain_one_and_a_gradient_to_earlier_b
     made, felt = {}, {}
     for kind in (HistoryCache, LeakyCache):
         rollout, first = rollout_over(kind(**SHAPE), model), noise[0].clone().requires_grad_()
-        rollout.remember(rollout.block(first, text, stop_at=1, grad=True), text)
-        made[kind] = rollout.block(noise[1], text, stop_at=1, grad=True)
+        rollout.remember(rollout.block(first, text, num_passes=1, grad=True), text)
+        made[kind] = rollout.block(noise[1], text, num_passes=1, grad=True)
         made[kind].square().sum().backward()
         felt[kind] = first.grad is not None and bool(first.grad.any())
         model.zero_grad()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from longlive import video
-from longlive.evaluation import folder as folders
-from longlive.evaluation import oracle_report
+from longlive.evaluation import oracle_report, values
+from longlive.evaluation.prepared import video_path
 from longlive.evaluation.suites import Entry
 from longlive.generation.prompt_files import Script
 from longlive.miniature import oracle
@@ -31,8 +31,8 @@ def chain(captions, num_images=97, identity=None):
     return render([captions], [identity], num_images)[0]
 
 
-def said_by(one):
-    return oracle_report.meanings(dataclasses.replace(PREPARED, entries=(one,), num_latent_frames=None), one)
+def captions_by(one):
+    return oracle_report.captions_of(dataclasses.replace(PREPARED, entries=(one,), num_latent_frames=None), one)
 
 
 def entry(*meanings, seconds=3.0):
@@ -43,7 +43,7 @@ def entry(*meanings, seconds=3.0):
 def of_video(path, images, *meanings, seconds=3.0):
     write(path, images)
     one = entry(*meanings, seconds=seconds)
-    said = said_by(one)
+    said = captions_by(one)
     seen = oracle_report.look(path, said)
     return oracle_report.metrics(seen, said, fps=16.0), seen, said
 
@@ -59,7 +59,7 @@ def test_all_right(tmp_path):
 def test_a_switch_and_how_long_it_takes(tmp_path):
     """The new colour comes eight images after the prompt: half a second of wrong colour, nothing else."""
     one = entry(FIRST, SECOND)
-    (_, (at, _)) = said_by(one)
+    (_, (at, _)) = captions_by(one)
     late = chain([FIRST] * (at + 8) + [SECOND] * (97 - at - 8))
     found, seen, _ = of_video(tmp_path / "x.mp4", late, FIRST, SECOND)
     assert found["switch_seconds"] == pytest.approx(0.5) and found["color_right"] == pytest.approx(1 - 8 / 97)
@@ -72,7 +72,7 @@ def test_a_switch_and_how_long_it_takes(tmp_path):
 def test_motion_follows_within_its_window(tmp_path):
     turned = FIRST.with_one_change("motion", "up")
     one = entry(FIRST, turned)
-    (_, (at, _)) = said_by(one)
+    (_, (at, _)) = captions_by(one)
     found, _, _ = of_video(tmp_path / "x.mp4", chain([FIRST] * at + [turned] * (97 - at)), FIRST, turned)
     assert found["motion_right"] > 0.95 and found["switch_seconds"] <= 0.25
 
@@ -94,8 +94,8 @@ def test_what_the_oracle_cannot_read(tmp_path):
         writer.write(np.zeros((3, 64, 96, 3), np.uint8))
     with pytest.raises(ValueError, match="64x96 pixels"):
         oracle_report.read_small(tmp_path / "x.mp4")
-    with pytest.raises(ValueError, match="does not say all attributes"):
-        said_by(Entry(index=0, name="x", script=Script("here", ("a cat",)), samples=1))
+    with pytest.raises(ValueError, match="lacks shape, color, background, motion of the miniature world"):
+        captions_by(Entry(index=0, name="x", script=Script("here", ("a cat",)), samples=1))
 
 
 def test_a_folder(tmp_path):
@@ -103,10 +103,11 @@ def test_a_folder(tmp_path):
     entries = (entry(FIRST), dataclasses.replace(entry(SECOND, seconds=2.0), name="y", index=1))
     prepared = dataclasses.replace(PREPARED, entries=entries, num_latent_frames=None)
     for planned, meaning in zip(prepared.videos, (FIRST, SECOND)):
-        write(folders.video_path(tmp_path, planned.name), chain([meaning] * planned.num_images, planned.num_images))
-    found, adherence = oracle_report.run(tmp_path, prepared)
-    assert found["adherence"] == {"x-0": 1.0, "y-0": 1.0} and adherence.shape == (2, 4, 4)  # 57 and 33 images
-    assert np.isnan(adherence[1, 2:]).all() and np.nanmin(adherence) == 1
+        write(video_path(tmp_path, planned.name), chain([meaning] * planned.num_frames, planned.num_frames))
+    oracle_report.run(tmp_path, prepared)
+    found, about = values.read(tmp_path, "oracle")
+    assert found["adherence"] == {"x-0": 1.0, "y-0": 1.0}
+    assert about["adherence_over_seconds"] == [[[1.0] * 4] * 4, [[1.0] * 4] * 2 + [[None] * 4] * 2]  # 57 and 33 frames
 
 
 def test_steady_motion():

@@ -10,8 +10,8 @@ from longlive.cache.window import Window
 from longlive.engine import sharding
 from longlive.engine.blocks import transformer_of
 from longlive.engine.checkpointing import checkpoint_blocks
+from longlive.generation.caches import history_cache
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
 from longlive.models.lora import add_lora, lora_state

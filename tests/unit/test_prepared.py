@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from longlive import video
-from longlive.evaluation import folder as folders
-from longlive.evaluation.folder import Prepared
+from longlive.evaluation.prepared import Prepared, claim, find_problems, finish_video, load_prepared, read_record, record_path
 from longlive.evaluation.suites import Entry
 from longlive.generation.prompt_files import Script
 
@@ -39,18 +38,18 @@ def write(path, images=9, size=16):
 @pytest.fixture
 def folder(tmp_path):
     """All four videos."""
-    folders.claim(tmp_path, PREPARED)
+    claim(tmp_path, PREPARED)
     for planned in PREPARED.videos:
         write(tmp_path / "partial" / "0.mp4")
-        folders.finish(tmp_path, PREPARED, planned, tmp_path / "partial" / "0.mp4", {"rank": 0}, images=9)
+        finish_video(tmp_path, PREPARED, planned, tmp_path / "partial" / "0.mp4", {"rank": 0})
     return tmp_path
 
 
 def test_round_trip(folder):
-    assert folders.load(folder) == PREPARED
+    assert load_prepared(folder) == PREPARED
     assert PREPARED.names == ["a cat-0", "a cat-1", "a dog-0", "a dog-1"]
     assert [planned.seed for planned in PREPARED.videos] == [7, 8, 10_007, 10_008]
-    assert not folders.check(folder, PREPARED)
+    assert not find_problems(folder, PREPARED)
     assert sorted(path.name for path in (folder / "videos").iterdir()) == [f"{name}.mp4" for name in PREPARED.names]
     script = Script("here", ("a", "b"), durations=(1.0, 1.0))
     scripted = dataclasses.replace(PREPARED, num_latent_frames=None, entries=(dataclasses.replace(ENTRIES[0], script=script),))
@@ -72,57 +71,57 @@ def test_round_trip(folder):
 def test_a_folder_is_of_one_request(folder, change, words):
     before = (folder / "prepared.json").read_bytes()
     with pytest.raises(ValueError, match=words):
-        folders.claim(folder, dataclasses.replace(PREPARED, **change))
+        claim(folder, dataclasses.replace(PREPARED, **change))
     assert (folder / "prepared.json").read_bytes() == before
 
 
 def test_the_same_weights_elsewhere(folder):
     moved = {"weights": [{"file": "other/w", "changed": 9, "sha256": "1"}], "model": {**PREPARED.model, "model": "other"}}
-    folders.claim(folder, dataclasses.replace(PREPARED, **moved))
-    assert folders.load(folder).weights[0]["file"] == "other/w"
+    claim(folder, dataclasses.replace(PREPARED, **moved))
+    assert load_prepared(folder).weights[0]["file"] == "other/w"
 
 
 def test_what_it_was_made_with_is_added_up(folder):
     for commit in ("b", "a", "b"):
-        folders.claim(folder, dataclasses.replace(PREPARED, made_with=[{"commit": commit}], settings={"threads": 2}))
-    assert folders.load(folder).made_with == [{"commit": "a"}, {"commit": "b"}]
+        claim(folder, dataclasses.replace(PREPARED, made_with=[{"commit": commit}], settings={"threads": 2}))
+    assert load_prepared(folder).made_with == [{"commit": "a"}, {"commit": "b"}]
 
 
 def test_missing_strangers_unreadable(folder):
     videos = folder / "videos"
     (videos / "a cat-1.mp4").rename(videos / "a cats-1.mp4")
     (videos / "a dog-0.mp4").write_bytes((videos / "a dog-0.mp4").read_bytes()[:100])
-    assert folders.check(folder, PREPARED) == [
+    assert find_problems(folder, PREPARED) == [
         "1 videos are missing: a cat-1.mp4",
         "1 files have names that no prompt of the list has: a cats-1.mp4",
         "  perhaps a cats-1.mp4 should be a cat-1.mp4",
         "1 videos cannot be read: a dog-0.mp4",
     ]
-    assert len(folders.check(folder, PREPARED, counted=["a cat-0"])) == 1  # only the stranger
-    assert [folders.read_record(folder, name) is None for name in PREPARED.names] == [False, True, True, False]
+    assert len(find_problems(folder, PREPARED, counted=["a cat-0"])) == 1  # only the stranger
+    assert [read_record(folder, name) is None for name in PREPARED.names] == [False, True, True, False]
 
 
 @pytest.mark.parametrize(("images", "size"), [(12, 16), (9, 32)])
 def test_mixed(folder, images, size):
     write(folder / "videos" / "a dog-1.mp4", images, size)
-    (problem,) = folders.check(folder, PREPARED)
-    assert f"not of one size and length (3 with 9 images of 16x16, 1 with {images} images of {size}x{size})" in problem
+    (problem,) = find_problems(folder, PREPARED)
+    assert f"not of one size and length (3 with 9 frames of 16x16, 1 with {images} frames of {size}x{size})" in problem
 
 
 def test_half_a_video_is_not_taken(folder):
     write(folder / "partial" / "0.mp4", images=5)
-    with pytest.raises(ValueError, match="holds 5 images; 9 were wanted"):
-        folders.finish(folder, PREPARED, PREPARED.videos[-1], folder / "partial" / "0.mp4", {}, images=9)
-    folders.record_path(folder, "a dog-1").unlink()  # killed between the video and its record
-    assert folders.read_record(folder, "a dog-1") is None and not folders.check(folder, PREPARED)
-    folders.record_path(folder, "a dog-1").write_text("{")
-    assert folders.read_record(folder, "a dog-1") is None
+    with pytest.raises(ValueError, match="has 5 frames instead of 9"):
+        finish_video(folder, PREPARED, PREPARED.videos[-1], folder / "partial" / "0.mp4", {})
+    record_path(folder, "a dog-1").unlink()  # killed between the video and its record
+    assert read_record(folder, "a dog-1") is None and not find_problems(folder, PREPARED)
+    record_path(folder, "a dog-1").write_text("{")
+    assert read_record(folder, "a dog-1") is None
 
 
 @pytest.mark.parametrize("content", ["{", "{}", json.dumps({"format": 1}), json.dumps({"format": 0})])
 def test_what_is_no_prepared_folder(tmp_path, content):
     with pytest.raises(ValueError, match="run `prepare` first"):
-        folders.load(tmp_path)
+        load_prepared(tmp_path)
     (tmp_path / "prepared.json").write_text(content)
     with pytest.raises(ValueError, match=r"cannot be read|another version"):
-        folders.load(tmp_path)
+        load_prepared(tmp_path)

@@ -201,7 +201,7 @@ def test_bad_answers_are_asked_for_again_and_alone():
     assert continuations(["A", "B", "C"], write, first_line=1, seed=0, attempts=3) == wanted
     assert [len(requests) for requests, _ in asked] == [3, 2, 1] and "Description: B" in asked[2][0][0]
     assert len({seed for _, seed in asked}) == 3
-    with pytest.raises(ValueError, match=r'line 11: no continuation in 3 attempts for "b"'):
+    with pytest.raises(ValueError, match=r'line 11: no acceptable answer in 3 attempts for "b"'):
         continuations(["a", "b"], lambda requests, seed: [("b", True)] * len(requests), first_line=10, seed=0, attempts=3)
 
 

@@ -72,7 +72,7 @@ def test_the_best_is_kept_only_if_that_is_enough():
         return lambda requests, seed: [(next(rounds), True)]
 
     prompt = ["a vase on a white table"]
-    with pytest.raises(ValueError, match=r'line 7: no description in 2 attempts for "a vase on a white table" \(the best lacks white\)'):
+    with pytest.raises(ValueError, match=r'line 7: no acceptable answer in 2 attempts .*the best was "a vase is not on the table"'):
         descriptions(prompt, say("a vase is not on the table", "a pot is"), first_line=7, seed=0, attempts=2)
     answers = say(
         "", *prompt, "a pot upon a table is seen", "a vase is on the table", "a vase is not on the table", "a white table is not there yet"
@@ -91,7 +91,7 @@ def test_a_description_is_longer_unless_the_prompt_is_long(num, length, enough):
     if enough:
         assert descriptions([prompt], write, first_line=1, seed=0, attempts=1)
     else:
-        with pytest.raises(ValueError, match="no longer than it"):
+        with pytest.raises(ValueError, match="no acceptable answer"):
             descriptions([prompt], write, first_line=1, seed=0, attempts=1)
 
 
@@ -145,7 +145,7 @@ def test_a_killed_run_writes_what_it_would_have_written(command, tmp_path):
     command("whole.txt")
     whole, record = (tmp_path / "whole.txt").read_bytes(), (tmp_path / "whole.txt.json").read_bytes()
 
-    with pytest.raises(ValueError, match=r"line \d: no description in 1 attempts"):
+    with pytest.raises(ValueError, match=r"line \d: no acceptable answer in 1 attempts"):
         command("again.txt", "--attempts", "1", "--seed", "3")
     assert (tmp_path / "again.txt.partial").exists() and not (tmp_path / "again.txt").exists()
     with pytest.raises(ValueError, match=r"seed 3 \(this run: 0\)"):
@@ -162,9 +162,6 @@ def test_a_killed_run_writes_what_it_would_have_written(command, tmp_path):
         (tmp_path / "whole.txt.partial").write_bytes(whole[:size])
         command("whole.txt")
         assert (tmp_path / "whole.txt").read_bytes() == whole and (tmp_path / "whole.txt.json").read_bytes() == record
-    (tmp_path / "whole.txt.json").write_text(json.dumps(begun))  # killed between the last line and the end of the record
-    command("whole.txt")
-    assert (tmp_path / "whole.txt.json").read_bytes() == record
     assert {path.name.partition(".")[2] for path in tmp_path.iterdir()} == {"txt", "txt.json"}
 
 
@@ -194,13 +191,13 @@ def test_other_settings_are_refused(command, tmp_path, more, what, complete):
     command("one.txt")
     if not complete:
         (tmp_path / "one.txt").rename(tmp_path / "one.txt.partial")
-    with pytest.raises(ValueError, match=rf"one.txt\S* was made with {what} "):
+    with pytest.raises(ValueError, match=rf"one.txt\S* was written with {what} "):
         command("one.txt", *more)
 
 
 def test_other_prompts_and_other_weights_are_refused(command, shapes, tmp_path):
     command("one.txt")
-    with pytest.raises(ValueError, match="was made with prompts "):
+    with pytest.raises(ValueError, match="was written with prompts "):
         command("one.txt", prompts=PROMPTS[::-1])
     other = tmp_path / "copy" / shapes.name
     shutil.copytree(shapes, other)
@@ -208,7 +205,7 @@ def test_other_prompts_and_other_weights_are_refused(command, shapes, tmp_path):
     weights = other / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match="was made with weights "):
+    with pytest.raises(ValueError, match="was written with weights "):
         command("one.txt", model=other)
     weights.unlink()
     with pytest.raises(ValueError, match="there are no weights"):
@@ -230,7 +227,7 @@ def test_the_record(command, shapes, tmp_path):
 
 def test_lenient_keeps_the_best_and_says_what_is_missing(command, tmp_path):
     prompts = ["a circle", "a zeppelin crosses", "it"]
-    with pytest.raises(ValueError, match=r'line 2: no description in 20 attempts for "a zeppelin crosses" \(the best lacks zeppelin\)'):
+    with pytest.raises(ValueError, match='line 2: no acceptable answer in 20 attempts for "a zeppelin crosses"'):
         command("strict.txt", "--attempts", "20", prompts=prompts)
     assert "1 of them lack words" in command("one.txt", "--attempts", "20", "--lenient", prompts=prompts)
     lines = (tmp_path / "one.txt").read_text().splitlines()

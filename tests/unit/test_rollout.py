@@ -8,9 +8,9 @@ import torch
 
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
+from longlive.generation.caches import history_cache, ring_cache
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import history_cache, ring_cache
 from longlive.generation.rollout import BlockAborted, Rollout
 from longlive.generation.solver import Euler, FewStep
 from longlive.generation.stream import stream
@@ -98,14 +98,14 @@ def test_guidance_of_the_first_blocks_of_a_prompt(model):
     assert torch.equal(first[:, :3], every[:, :3]) and not torch.equal(first[:, 3:6], every[:, 3:6])
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3])
-def test_ended_early_gives_the_values_of_inference(model, stop_at):
+@pytest.mark.parametrize("num_passes", [1, 2, 3])
+def test_ended_early_gives_the_values_of_inference(model, num_passes):
     seen = []
     noise, text = gaussian(2)(1, 3, 4, 4, 4), gaussian(3)(1, 5, 8)
     whole = Rollout(Denoiser(model), ring(), FewStep(STEPS, torch.ones_like), on_step=lambda number, t, x0: seen.append(x0))
     whole.block(noise, text)
     early = Rollout(Denoiser(model), history_cache(model, 4, 4, window=Window(3, 6)), FewStep(STEPS, torch.ones_like))
-    torch.testing.assert_close(early.block(noise, text, stop_at=stop_at, grad=True).detach(), seen[stop_at - 1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(early.block(noise, text, num_passes=num_passes, grad=True).detach(), seen[num_passes - 1], atol=1e-6, rtol=0)
 
 
 def test_a_block_may_be_abandoned_between_two_passes(model):
@@ -140,9 +140,9 @@ def test_clean_latents_may_be_replaced_after_each_pass(model):
 
 def test_more_or_fewer_passes_than_there_are_timesteps_are_refused(model):
     rollout = Rollout(Denoiser(model), ring(), Euler(STEPS))
-    for stop_at in (0, 4):
-        with pytest.raises(ValueError, match=f"stop_at must be 1 to 3, got {stop_at}"):
-            rollout.block(torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 5, 8), stop_at=stop_at)
+    for num_passes in (0, 4):
+        with pytest.raises(ValueError, match=f"num_passes must be 1 to 3, got {num_passes}"):
+            rollout.block(torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 5, 8), num_passes=num_passes)
     for solver in (Euler, partial(FewStep, draw=torch.zeros_like)):
         with pytest.raises(ValueError, match="at least one denoising step"):
             solver([])

@@ -112,7 +112,7 @@ def test_scripts_that_come_with_the_package(tmp_path):
     assert all(entry.script.durations == (5.0, 5.0) for entry in switch.entries) and switch.digest != found.digest
     own = tmp_path / "own.jsonl"
     own.write_text('{"prompts": ["a", "b"], "switch_frame_indices": [3]}\n')
-    with pytest.raises(ValueError, match="say how long each prompt lasts"):
+    with pytest.raises(ValueError, match="give the duration of each prompt"):
         interactive_prompts(own)
 
 

@@ -13,8 +13,8 @@ from longlive.cache.window import Window
 from longlive.config import TrainConfig
 from longlive.engine import low_precision
 from longlive.engine.low_precision import use_bfloat16_linears
+from longlive.generation.caches import history_cache
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import history_cache
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import Euler
@@ -154,7 +154,7 @@ def test_muon_is_torchs_but_for_rounding():
 @pytest.mark.parametrize("instructions", [True, False])
 def test_bfloat16_where_the_processor_has_instructions_for_it(instructions, monkeypatch):
     monkeypatch.setattr(low_precision, "cpu_has_bfloat16", lambda: instructions)
-    assert [low_precision.bfloat16_linears(wanted) for wanted in (None, True, False)] == [instructions, True, False]
+    assert [low_precision.resolve_bfloat16_linears(wanted) for wanted in (None, True, False)] == [instructions, True, False]
 
 
 def test_bfloat16_linears_round_and_nothing_else(model):
