@@ -1,6 +1,7 @@
 """Attention behind one signature: FlashAttention 3 and 2, cuDNN, torch's own choice; and the view of a sequence without a cache.
 
 A backend is chosen by name or automatically; the choice is logged once per network. CUDA libraries are imported only when they are used.
+With a mask every backend uses torch's own choice.
 """
 
 from __future__ import annotations

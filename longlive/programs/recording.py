@@ -41,9 +41,9 @@ class Recording(NamedTuple):
     def summary(self) -> str:
         timings = self.timings
         return (
-            f"{self.path}: {self.num_images} images, {self.num_images / self.fps:.1f} s; "
-            f"{timings['images_per_second_dit']:.1f} images/s DiT only, {timings['images_per_second']:.1f} end to end; "
-            f"first images after {timings['first_images']:.2f} s; peak memory {self.peak_memory / 2**30:.2f} GiB"
+            f"{self.path}: {self.num_images} frames, {self.num_images / self.fps:.1f} s; "
+            f"{timings['images_per_second_dit']:.1f} frames/s transformer only, {timings['images_per_second']:.1f} end to end; "
+            f"first frames after {timings['first_images']:.2f} s; peak memory {self.peak_memory / 2**30:.2f} GiB"
         )
 
 
@@ -128,7 +128,7 @@ def record(
                 writer.write(block.images[0])
                 clock.write += time.perf_counter() - writing
                 speed = writer.num_images / (time.perf_counter() - clock.start)
-                words = f"{writer.num_images / fps:.1f} s of video, {speed:.0f} images/s, {_quoted(block.prompt)}"
+                words = f"{writer.num_images / fps:.1f} s of video, {speed:.0f} frames/s, {_quoted(block.prompt)}"
                 bar.set_postfix_str(words, refresh=False)
                 bar.update()
                 if stop(block):
