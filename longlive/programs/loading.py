@@ -85,10 +85,8 @@ def move_to_device(config: InferenceConfig, pipe: LongLivePipeline, device: torc
         torch.set_num_threads(config.threads)
     elif device.type == "cpu" and sum(weight.numel() for weight in _weights(pipe)) < SMALL_MODEL:
         torch.set_num_threads(1)
-    if config.text_encoder == "on_demand":
-        pipe.enable_model_cpu_offload(device=device)
-    else:
-        pipe.to(device)
+    pipe.place_text_encoder(config.text_encoder)
+    pipe.to(device)
 
 
 def video_length(config: InferenceConfig, pipe: LongLivePipeline) -> int | None:
@@ -139,9 +137,8 @@ def check_resources(config: InferenceConfig, requests: Sequence[VideoRequest], p
         what = words if length else "until the prompts end"
         log.info("%d video%s: %s, %dx%d at %g fps", count, "s"[: count > 1], what, height, width, info.fps)
     longest = max(request.num_latent_frames or max(info.window, info.block) for request in requests)
+    pipe.place_text_encoder(config.text_encoder)
     needed = pipe.memory_needed(longest, height, width)
-    if config.text_encoder == "on_demand":
-        needed -= sum(weight.numel() * weight.element_size() for weight in pipe.components["text_encoder"].parameters())
     loaded = sum(weight.numel() * weight.element_size() for weight in _weights(pipe)) if device.type == "cpu" else 0
     available = free_memory(device) + loaded
     log.info("memory on %s: about %.2f GiB needed, %.2f GiB available", device, needed / 2**30, available / 2**30)
