@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from longlive.cache.window import Window
 from longlive.config import DistillationConfig
 from longlive.engine.apply import Recipe
+from longlive.generation.caches import history_cache
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
 from longlive.generation.transition import Transition

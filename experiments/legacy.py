@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from longlive.cache.history import HistoryCache
-from longlive.cache.memory import CacheView, HistoryMemory, Places
+from longlive.cache.memory import CacheView, HistoryMemory, TokenIndices
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
 from longlive.ops.flow_matching import add_noise
-from longlive.types import Attend, Heads, Latents, Text, TextKV
+from longlive.types import AttentionBackend, Heads, Latents, Text, TextKV
 
 Deviation = Literal["zero_sink", "context_noise", "gradient_leak"]
 CONTEXT_T = 4.98  # the public table's nearest entry to 0: sigma 0.00498
@@ -33,8 +33,8 @@ class ZeroSinkCache(HistoryCache):
         if self.end <= self.window.visible:
             return super().forget(keep_sink=False)
         span = super().forget(keep_sink=True)
-        self._start_over()  # into rows that no earlier view reads
-        sink = self._places(list(self._row.values()))
+        self._compact()  # into slots that no earlier view reads
+        sink = self._indices(list(self._slot.values()))
         for buffer in (*self._keys, *self._values):
             buffer.index_fill_(1, sink, 0.0)
         return span
@@ -66,17 +66,17 @@ class _LeakyMemory(NamedTuple):
     """Adds gradients to the past that it reads, and keeps the keys and values of the pass that carries a gradient."""
 
     inner: HistoryMemory
-    leaks: list[tuple[Places, KeysValues]]  # places among what is visible, and zeros that carry a gradient
+    leaks: list[tuple[TokenIndices, KeysValues]]  # places among what is visible, and zeros that carry a gradient
     kept: dict[int, KeysValues]
     layer: int
 
-    def attend(self, q: Heads, k: Heads, v: Heads, attend: Attend) -> Heads:
+    def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
         if k.requires_grad:
             self.kept[self.layer] = (k, v)
         keys, values = self.inner.gathered(k, v)
         for places, (for_keys, for_values) in self.leaks:
             keys, values = keys.index_add(1, places, for_keys), values.index_add(1, places, for_values)
-        return attend(q, keys, values)
+        return backend(q, keys, values)
 
 
 class LeakyCache(HistoryCache):
@@ -95,7 +95,7 @@ class LeakyCache(HistoryCache):
         view, self._exit = super().view(span), {}
         sink, recent = self._extent.visible(span)
         past = [frame for frame in (*sink, *recent) if frame < span.start]
-        leaks = [(self._places([index]), self._leak[frame]) for index, frame in enumerate(past) if frame in self._leak]
+        leaks = [(self._indices([index]), self._leak[frame]) for index, frame in enumerate(past) if frame in self._leak]
         kept = self._exit
 
         def at(layer: int) -> _LeakyMemory:
@@ -103,7 +103,7 @@ class LeakyCache(HistoryCache):
             assert isinstance(inner, HistoryMemory)
             return _LeakyMemory(inner, [(places, leak[layer]) for places, leak in leaks], kept, layer)
 
-        return CacheView(view.rope, at)
+        return CacheView(view.rotation, at)
 
     @contextmanager
     def record(self, span: range) -> Iterator[CacheView]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from experiments.videos import Cut, captions_by_cue, cues_of
 from longlive.cache.window import Window
+from longlive.generation.caches import ring_cache
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import ring_cache
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.sampling import sample
 from longlive.generation.transition import Transition

@@ -93,7 +93,7 @@ class WorldStage(PretrainingStage):
     """
 
     def __init__(self, network: WanTransformer, *, steps: int, batch: int, lr: float, seed: int) -> None:
-        super().__init__(network.requires_grad_(True), steps=steps, lr=lr, ema_decay=0.99, bfloat16=True, seed=seed)
+        super().__init__(network.requires_grad_(True), steps=steps, lr=lr, ema_decay=0.99, bfloat16_linears=True, seed=seed)
         self.size = batch
         self.teacher = ExactTeacher()
         self.bidirectional = FlowMatching(network)

@@ -10,9 +10,9 @@ import torch
 from experiments.state_model import BLOCK, STEPS, WINDOW
 from experiments.state_world import LATENT_SHAPE, text_of
 from longlive.cache.window import KVCache, Window
+from longlive.generation.caches import ring_cache
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import ring_cache
 from longlive.generation.sampling import sample
 from longlive.generation.transition import Transition
 from longlive.miniature.captions import SwitchPair

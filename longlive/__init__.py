@@ -10,16 +10,20 @@ if TYPE_CHECKING:
     from longlive.generation.cues import Cue, PromptQueue, PromptSchedule
     from longlive.generation.pipeline import LongLivePipeline
     from longlive.generation.session import Session
+    from longlive.generation.timeline import Timeline
+    from longlive.generation.transition import Transition
     from longlive.models.wan import WanTransformer
 
 __version__ = "0.1.0"
-__all__ = ["Cue", "LongLivePipeline", "PromptQueue", "PromptSchedule", "Session", "WanTransformer"]
+__all__ = ["Cue", "LongLivePipeline", "PromptQueue", "PromptSchedule", "Session", "Timeline", "Transition", "WanTransformer"]
 _HOMES = {
     "Cue": "generation.cues",
     "LongLivePipeline": "generation.pipeline",
     "PromptQueue": "generation.cues",
     "PromptSchedule": "generation.cues",
     "Session": "generation.session",
+    "Timeline": "generation.timeline",
+    "Transition": "generation.transition",
     "WanTransformer": "models.wan",
 }
 

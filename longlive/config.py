@@ -170,7 +170,7 @@ class CausalInitConfig:
     lr: float = 4e-3  # of Muon on the blocks' matrices; half of it for AdamW on the rest
     clip_batch: int = 8  # videos of several blocks, every `clip_every` steps
     clip_every: int = 4
-    bfloat16: bool | None = None  # in linear layers, during training; None: if the CPU has instructions for it
+    bfloat16_linears: bool | None = None  # in linear layers, during training; None: if the CPU has instructions for it
     oversampled: tuple[str, ...] = ("cross", "ring")  # shapes that are not convex are learned last:
     oversampling: float = 3.0  # first blocks with them are drawn this many times as often
     first_batch: int = 128  # first blocks per step
@@ -202,7 +202,7 @@ class TeacherConfig:
     clip_every: int = 4
     short_frames: int = 3  # beginnings of clips, every step: all that a prompt says must be invented here
     short_batch: int = 32
-    bfloat16: bool | None = None  # in linear layers, during training; None: if the CPU has instructions for it
+    bfloat16_linears: bool | None = None  # in linear layers, during training; None: if the CPU has instructions for it
     oversampled: tuple[str, ...] = ("cross", "ring", "gray", "brown")  # not convex, of low contrast: learned last
     oversampling: float = 2.0
     num_clips: int = 2000

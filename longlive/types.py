@@ -29,7 +29,7 @@ class TextKV(NamedTuple):
     values: tuple[Heads, ...]
 
 
-class Estimate(Protocol):
+class X0Prediction(Protocol):
     """A prediction from noisy latents, in two equivalent parametrisations."""
 
     @property
@@ -39,13 +39,13 @@ class Estimate(Protocol):
     def velocity(self) -> Latents: ...
 
 
-class Score(Protocol):
+class X0Predictor(Protocol):
     """Predicts clean latents from noisy ones under a text: a denoising network, or the exact posterior mean where it is known.
 
     It gives distribution matching its scores, since the score is (x0 (1 - sigma) - x_t) / sigma^2.
     """
 
-    def __call__(self, noisy: Latents, t: Timesteps, text: Text, /) -> Estimate: ...
+    def __call__(self, noisy: Latents, t: Timesteps, text: Text, /) -> X0Prediction: ...
 
 
 class Rotation(NamedTuple):
@@ -55,7 +55,7 @@ class Rotation(NamedTuple):
     sin: Float[Tensor, "N halfD"]
 
 
-class Attend(Protocol):
+class AttentionBackend(Protocol):
     """An attention backend: queries `[B, N, A, D]`, keys and values `[B, K, A, D]` -> `[B, N, A, D]`.
 
     `mask` `[N, K]` says which keys a query may see; None: all of them.
@@ -67,10 +67,10 @@ class Attend(Protocol):
 class Memory(Protocol):
     """What one layer may attend to besides its own tokens: a `NamedTuple` of tensors, so that one compiled graph serves every layer."""
 
-    def attend(self, q: Heads, k: Heads, v: Heads, attend: Attend) -> Heads:
+    def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
         """Attention of the span's queries over what it may see, its own keys and values included; may write these into the cache.
 
-        q, k, v: `[B, N, A, D]` of the span, q and k rotated; `attend`: the backend. Returns `[B, N, A, D]`.
+        q, k, v: `[B, N, A, D]` of the span, q and k rotated; `backend`: computes it. Returns `[B, N, A, D]`.
         """
         ...
 
@@ -79,7 +79,7 @@ class KVView(Protocol):
     """What a span of frames may attend to. Its past never changes while the span is being denoised."""
 
     @property
-    def rope(self) -> Rotation:
+    def rotation(self) -> Rotation:
         """Cosines and sines of the span's tokens, `[N, D / 2]`, on the device of the cache; computed once per view."""
         ...
 

@@ -24,9 +24,9 @@ from transformers import UMT5Config, UMT5EncoderModel
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.checkpoints import configs, convert
+from longlive.generation.caches import ring_cache
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser, Prediction
-from longlive.generation.memory import ring_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
 from longlive.generation.stream import stream

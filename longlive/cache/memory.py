@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from longlive.types import Attend, Heads, Memory, Rotation, Visible
+from longlive.types import AttentionBackend, Heads, Memory, Rotation, Visible
 
-Places = Int[Tensor, " n"]
+TokenIndices = Int[Tensor, " n"]
 """Positions of tokens in a buffer."""
 
 
-def places_of(slots: Sequence[int], tokens: int, device: torch.device) -> Places:
+def token_indices(slots: Sequence[int], tokens: int, device: torch.device) -> TokenIndices:
     """Positions in a buffer of the tokens of the frames in these slots, `tokens` per slot."""
     starts = torch.tensor(slots, dtype=torch.long).to(device, non_blocking=True) * tokens
     return (starts[:, None] + torch.arange(tokens, device=device)).flatten()
@@ -35,10 +35,10 @@ class RingMemory(NamedTuple):
 
     keys: Visible
     values: Visible
-    own: Places
-    visible: Places | None = None
+    own: TokenIndices
+    visible: TokenIndices | None = None
 
-    def attend(self, q: Heads, k: Heads, v: Heads, attend: Attend) -> Heads:
+    def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
         if torch.is_grad_enabled() and k.requires_grad:
             raise RuntimeError("a RingCache is overwritten in place and cannot carry gradients; use a HistoryCache")
         keys, values = self.keys, self.values
@@ -46,7 +46,7 @@ class RingMemory(NamedTuple):
         values[:, self.own] = v.to(values.dtype)
         if self.visible is not None:
             keys, values = keys.index_select(1, self.visible), values.index_select(1, self.visible)
-        return attend(q, keys, values)
+        return backend(q, keys, values)
 
 
 class HistoryMemory(NamedTuple):
@@ -61,9 +61,9 @@ class HistoryMemory(NamedTuple):
 
     keys: Visible
     values: Visible
-    visible: Places
-    own: Places
-    written: Places
+    visible: TokenIndices
+    own: TokenIndices
+    written: TokenIndices
 
     def gathered(self, k: Heads, v: Heads) -> tuple[Visible, Visible]:
         """Visible keys and values, the span's own among them."""
@@ -72,17 +72,17 @@ class HistoryMemory(NamedTuple):
         values[:, self.own] = v.to(values.dtype)
         return keys, values
 
-    def attend(self, q: Heads, k: Heads, v: Heads, attend: Attend) -> Heads:
+    def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
         keys, values = self.gathered(k, v)
         self.keys[:, self.written] = k.detach().to(keys.dtype)
         self.values[:, self.written] = v.detach().to(values.dtype)
-        return attend(q, keys, values)
+        return backend(q, keys, values)
 
 
 class CacheView(NamedTuple):
     """A span's view of a cache: the rotation of its tokens, and a memory for every layer."""
 
-    rope: Rotation
+    rotation: Rotation
     memory: Callable[[int], Memory]
 
     def at(self, layer: int) -> Memory:

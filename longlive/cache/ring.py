@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from longlive.cache.memory import CacheView, Places, RingMemory, places_of
+from longlive.cache.memory import CacheView, RingMemory, TokenIndices, token_indices
 from longlive.cache.window import Extent, Window
 from longlive.ops.rope import Rope, rotate
 
@@ -64,11 +64,11 @@ class RingCache:
         if self.relative:
             self._move_sink(self._extent.oldest_recent(span))
         slots = {self._slot(frame) for frame in (*sink, *recent)}
-        length, own = len(slots) * self._tokens, self._places([self._slot(frame) for frame in span])
+        length, own = len(slots) * self._tokens, self._indices([self._slot(frame) for frame in span])
         keys, values = self.keys, self.values
         if slots == set(range(len(slots))):  # always so, except after `clear` or during a block-by-block recache
             return CacheView(self._rope.at(span), lambda layer: RingMemory(keys[layer][:, :length], values[layer][:, :length], own))
-        visible = self._places(sorted(slots))
+        visible = self._indices(sorted(slots))
         return CacheView(self._rope.at(span), lambda layer: RingMemory(keys[layer], values[layer], own, visible))
 
     @contextmanager
@@ -89,8 +89,8 @@ class RingCache:
             return frame - self._extent.sink.start
         return self.window.sink + (frame - self.window.sink) % self.window.recent
 
-    def _places(self, slots: Sequence[int]) -> Places:
-        return places_of(slots, self._tokens, self.keys.device)
+    def _indices(self, slots: Sequence[int]) -> TokenIndices:
+        return token_indices(slots, self._tokens, self.keys.device)
 
     def _move_sink(self, oldest: int) -> None:
         """Move the sink's keys to the positions just before frame `oldest`."""

@@ -45,8 +45,8 @@ def cpu_has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def bfloat16_linears(setting: bool | None) -> bool:
-    """A setting's value; None stands for what is faster on this CPU."""
+def resolve_bfloat16_linears(setting: bool | None) -> bool:
+    """The value of the setting `bfloat16_linears`; None: what is faster on this CPU."""
     return cpu_has_bfloat16() if setting is None else setting
 
 

@@ -25,14 +25,17 @@ class Conditioner:
     def project(self, prompt: str, batch: int = 1) -> TextKV:
         """Keys and values of `prompt` for `batch` videos; waits when they are being computed."""
         while True:
-            future = self.begin(prompt, batch)
+            future = self.submit(prompt, batch)
             try:
                 return future.result()
             except CancelledError:  # so many newer prompts came that this one was evicted before its turn
                 continue
 
-    def begin(self, prompt: str, batch: int = 1) -> Future[TextKV]:
-        """Starts computing them in the background unless they are there; of many at once only the newest are kept."""
+    def submit(self, prompt: str, batch: int = 1) -> Future[TextKV]:
+        """Start computing the keys and values of `prompt` in the background, unless they are cached; returns their future.
+
+        Only the newest `cached_prompts` are kept; a future that is evicted before its turn is cancelled.
+        """
         key = (normalize_prompt(prompt), batch)
         evicted: Future[TextKV] | None = None
         with self._lock:

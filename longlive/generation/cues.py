@@ -1,4 +1,4 @@
-"""Which prompt is in force when: a plan, or a person typing."""
+"""Which prompt is active when: a schedule, or a person typing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_prompt(prompt: str, *, what: str = "the prompt") -> None:
 
 @dataclass(frozen=True)
 class Cue:
-    """From the first block that starts at or after `latent_frame`, `prompt` is in force.
+    """From the first block that starts at or after `latent_frame`, `prompt` is active.
 
     `transition`: what the switch to it does with the past; None: what the model does by default.
     """
@@ -38,18 +38,19 @@ class Cue:
 class Cues(Protocol):
     """Where prompts come from."""
 
-    def due(self, after: int, until: int) -> Cue | None:
-        """The cue that takes effect at the block starting at latent frame `until`; None: the prompt in force stays.
+    def due(self, previous_start: int, start: int) -> Cue | None:
+        """The cue that takes effect at the block starting at latent frame `start`, the newest in (previous_start, start]; None: the
+        active prompt stays.
 
-        `after`: where the previous block started (-1: there is none). The newest cue in (after, until] wins. Called once per attempt
-        at a block: a live source hands out each prompt only once.
+        `previous_start`: of the previous block (-1: there is none). Called once per attempt at a block: a live source returns each
+        prompt only once.
         """
         ...
 
 
 @dataclass(frozen=True)
 class PromptSchedule:
-    """A plan: prompts with the latent frame at which each begins, the first at 0."""
+    """Prompts with the latent frame at which each begins, the first at 0."""
 
     cues: tuple[Cue, ...]
 
@@ -68,10 +69,10 @@ class PromptSchedule:
 
     @classmethod
     def at_latent_frames(
-        cls, prompts: Iterable[str], switch_frames: Iterable[int], *, transition: Transition | None = None
+        cls, prompts: Iterable[str], switch_latent_frames: Iterable[int], *, transition: Transition | None = None
     ) -> PromptSchedule:
         """Prompts, and the latent frames at which the second, third, … begin."""
-        prompts, starts = list(prompts), [0, *switch_frames]
+        prompts, starts = list(prompts), [0, *switch_latent_frames]
         if len(starts) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need {max(0, len(prompts) - 1)} switch frames, got {len(starts) - 1}")
         return cls(tuple(Cue(frame, prompt, transition) for frame, prompt in zip(starts, prompts, strict=True)))
@@ -93,8 +94,8 @@ class PromptSchedule:
             second += seconds
         return cls(tuple(cues))
 
-    def due(self, after: int, until: int) -> Cue | None:
-        due = [cue for cue in self.cues if after < cue.latent_frame <= until]
+    def due(self, previous_start: int, start: int) -> Cue | None:
+        due = [cue for cue in self.cues if previous_start < cue.latent_frame <= start]
         return due[-1] if due else None
 
     def validate(self, num_latent_frames: int) -> None:
@@ -120,7 +121,7 @@ class PromptQueue:
         with self._lock:
             self._next = (prompt, transition)
 
-    def due(self, after: int, until: int) -> Cue | None:
+    def due(self, previous_start: int, start: int) -> Cue | None:
         with self._lock:
             pending, self._next = self._next, None
-        return None if pending is None else Cue(until, *pending)
+        return None if pending is None else Cue(start, *pending)

@@ -1,6 +1,6 @@
 """`LongLivePipeline`: a folder of weights, prompts in, video out; in diffusers' conventions.
 
-One long file: the one class of the Python interface, which documents every argument.
+A long file: the one class of the Python interface, with the documentation of its arguments.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.checkpoints import configs, store
+from longlive.generation.caches import activation_bytes, cache_bytes, ring_cache, weight_bytes
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import Cues, PromptQueue, PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.dimensions import Timing, check_size
-from longlive.generation.memory import activation_bytes, cache_bytes, ring_cache, weight_bytes
 from longlive.generation.noise import Generators
 from longlive.generation.rollout import OnStep
 from longlive.generation.sampling import sample
@@ -52,7 +52,7 @@ Callback = Callable[["LongLivePipeline", int, float, dict[str, Any]], dict[str, 
 
 
 class PipelineInfo(NamedTuple):
-    """What a user of a pipeline must know: default size in pixels, strides, and the settings in force."""
+    """What a user of a pipeline must know: default size in pixels, strides, and settings."""
 
     height: int
     width: int
@@ -83,7 +83,8 @@ class LongLivePipeline(DiffusionPipeline):
         window: latent frames a block sees, the sink and itself included (-1: all of a video of known length).
         sink: how many of them are the video's first.
         block: latent frames per block.
-        denoising_steps: before the shift, decreasing, out of 1000.
+        denoising_steps, timestep_shift: uniform steps out of 1000, decreasing, and the shift that turns them into timesteps.
+        context_timestep: t at which finished frames pass through the network to be cached, without added noise.
         fresh_noise: between steps add new noise (few-step models) instead of the noise the network predicts (others).
         guidance_scale: s of classifier-free guidance against a zero text embedding, v_0 + s (v - v_0); 1 (none) for distilled models.
         guided_blocks: blocks of each prompt that are guided, from where it begins (None: all): once the picture shows what the
@@ -91,6 +92,7 @@ class LongLivePipeline(DiffusionPipeline):
         relative_rope: the infinite mode; see `RingCache`.
         keep_sink, recache: what a prompt switch does with the past, unless its cue says so itself (see `Transition`).
         height, width: default size in pixels.
+        fps: pixel frames per second.
     """
 
     config: Any  # diffusers' frozen dictionary, read by attribute
@@ -162,7 +164,7 @@ class LongLivePipeline(DiffusionPipeline):
         if "guidance" in kwargs:
             raise ValueError("guidance is guidance_scale now, which counts one more: guidance_scale = 1 + guidance")
         saved = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        if "guidance" in saved:  # before 0.2
+        if "guidance" in saved:  # written by version 0.1
             kwargs.setdefault("guidance_scale", 1 + saved["guidance"])
         if "vae" not in kwargs:  # its configuration may hold a setting of ours, which diffusers would warn of
             kwargs["vae"] = store.load_vae(folder, dtype=kwargs.get("torch_dtype") or torch.float32)
@@ -188,6 +190,9 @@ class LongLivePipeline(DiffusionPipeline):
         """A pipeline from released files: a folder of Wan2.1-T2V-1.3B (original or diffusers layout) for text encoder, tokenizer
         and VAE, `longlive_base.pt` (or any other layout of the transformer; the folder's own if None), and `lora.pt`, merged here.
 
+        `which`: the weights to take from a file that holds several; `lora_alpha`: of a LoRA that does not store it; `attention`: as in
+        `WanTransformer.use_attention`; `settings`: as in the constructor.
+
         Weights are mapped, not copied, and the LoRA is merged in float32 before the cast to `torch_dtype`.
 
         Raises:
@@ -209,6 +214,7 @@ class LongLivePipeline(DiffusionPipeline):
 
     @property
     def info(self) -> PipelineInfo:
+        """Default size, strides and settings."""
         config = self.config
         return PipelineInfo(
             height=config.height,
@@ -250,8 +256,8 @@ class LongLivePipeline(DiffusionPipeline):
         return weight_bytes(*parts) + cache + activation_bytes(self.transformer, self.vae, *size, block=self.config.block, batch=batch)
 
     def _cache_bytes(self, height: int, width: int, *, visible: int, batch: int) -> int:
-        turned = self.config.sink if self.config.relative_rope else 0
-        return cache_bytes(self.transformer, height, width, visible=visible, turned=turned, batch=batch)
+        copies = self.config.sink if self.config.relative_rope else 0
+        return cache_bytes(self.transformer, height, width, visible=visible, sink_copies=copies, batch=batch)
 
     @torch.no_grad()
     def __call__(
@@ -277,10 +283,13 @@ class LongLivePipeline(DiffusionPipeline):
             seconds, num_latent_frames, num_frames: the length, in one of them (5 seconds if none is given): seconds are rounded up to
                 whole blocks, latent frames are a multiple of the block, pixel frames are 4 x latent frames - 3 as in diffusers.
             generator: on the CPU for the same video on every device; a list has one for each video of a prompt.
-            latents: the Gaussian noise to start from, `[num_videos_per_prompt, F, C, h, w]`, instead of drawing it.
+            num_videos_per_prompt: videos of each prompt, generated as one batch.
+            latents: initial noise of every block, `[num_videos_per_prompt, F, C, h, w]`; noise that is added between steps is still drawn
+                from `generator`.
             output_type: "np" float `[B, T, Y, X, 3]` in [0, 1], "pt" `[B, T, 3, Y, X]`, "pil" lists of images, "latent" `[B, F, C, h, w]`.
-            callback_on_step_end: called as (pipe, step, t, {"latents": clean latents of the block}) after every denoising pass; may
-                return a dict with other "latents".
+            return_dict: False returns the frames in a tuple.
+            callback_on_step_end: called as (pipe, step, t, {"latents": x0}) after every denoising pass; may return a dict with another
+                x0 as "latents". Unlike in diffusers these are the predicted clean latents, and `step` counts from 0 in every block.
 
         Raises:
             ValueError: what cannot be made (length, size, prompt), before anything is computed.
@@ -441,7 +450,7 @@ class LongLivePipeline(DiffusionPipeline):
 
     def prepare_prompt(self, prompt: str, *, batch: int = 1) -> Future[Any]:
         """Begin to encode a prompt in another thread; done when a session can switch to it without waiting."""
-        return self._text.begin(prompt, batch)
+        return self._text.submit(prompt, batch)
 
     def session_bytes(self, height: int | None = None, width: int | None = None) -> int:
         """Estimated bytes that every further session holds: its key-value cache, and what its decoder remembers."""

@@ -19,7 +19,7 @@ class Script:
 
     where: str
     prompts: tuple[str, ...]
-    switch_frames: tuple[int, ...] | None = None
+    switch_latent_frames: tuple[int, ...] | None = None
     durations: tuple[float, ...] | None = None
 
     @property
@@ -30,7 +30,7 @@ class Script:
     def schedule(self, timing: Timing) -> PromptSchedule:
         """The schedule for a model with these rates. Raises ValueError when a prompt has no place in it."""
         if self.durations is None:
-            return PromptSchedule.at_latent_frames(self.prompts, self.switch_frames or ())
+            return PromptSchedule.at_latent_frames(self.prompts, self.switch_latent_frames or ())
         return PromptSchedule.from_seconds(zip(self.prompts, self.durations), timing)
 
 
@@ -49,25 +49,25 @@ def read_prompt_text(path: Path) -> str:
     return text
 
 
-def read_scripts(path: str | Path, *, switch_frames: Sequence[int] | None = None, one_video: bool = False) -> list[Script]:
+def read_scripts(path: str | Path, *, switch_latent_frames: Sequence[int] | None = None, one_video: bool = False) -> list[Script]:
     """The scripts of a file: .txt with one prompt per line, each for a video (with `one_video` all for one video), or .jsonl with one video
     per line:
 
     `{"prompts": ["…", "…"], "switch_frame_indices": [40]}` or `{"prompts": [{"text": "…", "seconds": 10}, …]}`.
 
-    `switch_frames`: latent frames at which prompts begin, for scripts that do not say it. Raises ValueError with file and line.
+    `switch_latent_frames`: latent frames at which prompts begin, for scripts that do not say it. Raises ValueError with file and line.
     """
     path = Path(path)
     text = read_prompt_text(path)
     lines = [(f"{path}, line {number}", line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix == ".jsonl":
-        return [_read_line(where, line, switch_frames) for where, line in lines]
+        return [_read_line(where, line, switch_latent_frames) for where, line in lines]
     if one_video:
-        return [_check_script(str(path), [line for _, line in lines], switch_frames)]
+        return [_check_script(str(path), [line for _, line in lines], switch_latent_frames)]
     return [_check_script(where, [line], None) for where, line in lines]
 
 
-def _read_line(where: str, line: str, switch_frames: Sequence[int] | None) -> Script:
+def _read_line(where: str, line: str, switch_latent_frames: Sequence[int] | None) -> Script:
     try:
         content = json.loads(line)
     except json.JSONDecodeError as error:
@@ -77,7 +77,7 @@ def _read_line(where: str, line: str, switch_frames: Sequence[int] | None) -> Sc
     if not isinstance(prompts, list) or not prompts:
         raise ValueError(f"{where}: prompts is a list of at least one prompt; this is {json.dumps(prompts)[:60]}")
     if all(isinstance(prompt, str) for prompt in prompts):
-        return _check_script(where, prompts, content.get("switch_frame_indices", switch_frames))
+        return _check_script(where, prompts, content.get("switch_frame_indices", switch_latent_frames))
     for prompt in prompts:
         _check_keys(where, prompt, {"text": True, "seconds": True})
         seconds = prompt["seconds"]
@@ -101,23 +101,27 @@ def _check_keys(where: str, content: Any, names: dict[str, bool]) -> None:
             raise ValueError(f"{where}: {name} is missing")
 
 
-def _check_script(where: str, prompts: Sequence[Any], switch_frames: Any) -> Script:
+def _check_script(where: str, prompts: Sequence[Any], switch_latent_frames: Any) -> Script:
     for number, prompt in enumerate(prompts, 1):
         what = f"{where}: prompt {number} of {len(prompts)}"
         if not isinstance(prompt, str):
             raise ValueError(f"{what} is not text: {json.dumps(prompt)[:60]}")
         check_prompt(prompt, what=what)
     if len(prompts) == 1:
-        switch_frames = None
-    elif switch_frames is None:
+        switch_latent_frames = None
+    elif switch_latent_frames is None:
         raise ValueError(f"{where}: {len(prompts)} prompts, but not where they begin; give {len(prompts) - 1} switch_frame_indices")
     elif (
-        isinstance(switch_frames, str) or not isinstance(switch_frames, Sequence) or not all(type(frame) is int for frame in switch_frames)
+        isinstance(switch_latent_frames, str)
+        or not isinstance(switch_latent_frames, Sequence)
+        or not all(type(frame) is int for frame in switch_latent_frames)
     ):
-        raise ValueError(f"{where}: switch_frame_indices is a list of whole numbers; this is {switch_frames}")
-    elif len(switch_frames) != len(prompts) - 1:
-        raise ValueError(f"{where}: {len(prompts)} prompts need {len(prompts) - 1} switch_frame_indices; there are {len(switch_frames)}")
-    script = Script(where, tuple(prompts), None if switch_frames is None else tuple(switch_frames))
+        raise ValueError(f"{where}: switch_frame_indices is a list of whole numbers; this is {switch_latent_frames}")
+    elif len(switch_latent_frames) != len(prompts) - 1:
+        raise ValueError(
+            f"{where}: {len(prompts)} prompts need {len(prompts) - 1} switch_frame_indices; there are {len(switch_latent_frames)}"
+        )
+    script = Script(where, tuple(prompts), None if switch_latent_frames is None else tuple(switch_latent_frames))
     try:
         script.schedule(Timing(block=1))
     except ValueError as error:

@@ -52,7 +52,7 @@ class Rollout:
         noise: Latents,
         text: Text | TextKV,
         *,
-        stop_at: int | None = None,
+        num_passes: int | None = None,
         grad: bool = False,
         guided: bool = True,
         should_abort: Callable[[], bool] | None = None,
@@ -63,19 +63,19 @@ class Rollout:
 
         Args:
             noise: `[B, F, C, H, W]`, Gaussian.
-            stop_at: number of denoising passes, all of them if None.
+            num_passes: number of denoising passes, all of them if None.
             grad: whether gradients are recorded, in the last pass only.
             guided: whether the denoiser's guidance, if it has any, is used.
             should_abort: asked between two passes whether to abandon the block.
 
         Raises:
             BlockAborted: when `should_abort` says so.
-            ValueError: when `stop_at` is not 1 to the number of timesteps, or the frames do not fit the window.
+            ValueError: when `num_passes` is not 1 to the number of timesteps, or the frames do not fit the window.
         """
         timesteps = self.solver.timesteps
-        passes = len(timesteps) if stop_at is None else stop_at
+        passes = len(timesteps) if num_passes is None else num_passes
         if not 1 <= passes <= len(timesteps):
-            raise ValueError(f"stop_at must be 1 to {len(timesteps)}, got {stop_at}")
+            raise ValueError(f"num_passes must be 1 to {len(timesteps)}, got {num_passes}")
         self._block, self._finite = noise.shape[1], []
         view, step = self.cache.view(range(self.end, self.end + noise.shape[1])), self.solver.start()
         noisy = noise

@@ -31,7 +31,7 @@ from longlive.video import to_uint8
 class DecodedBlock:
     """The images of one block.
 
-    `images`: uint8 `[B, T, Y, X, 3]` on the CPU; `latent_frames`: its latent frames; `prompt`: in force; `switched`: whether that
+    `images`: uint8 `[B, T, Y, X, 3]` on the CPU; `latent_frames`: its latent frames; `prompt`: the active one; `switched`: whether that
     prompt began with this block; `seconds`: what the block cost, by part; `video_index`: how often the session had been restarted.
     """
 
@@ -44,16 +44,16 @@ class DecodedBlock:
 
 
 class SessionPrompts:
-    """The prompts of a session: those of its plan, until somebody gives another one. For any thread."""
+    """The prompts of a session: those of its plan, until another one is given. Thread-safe."""
 
     def __init__(self, plan: Cues) -> None:
         self._plan = plan
         self._given: tuple[str, Transition | None] | None = None  # until a block begins with it
-        self._in_force: Cue | None = None
+        self._active: Cue | None = None
         self._lock = threading.Lock()
 
     def put(self, prompt: str, transition: Transition | None) -> None:
-        """Put `prompt` in force from the next block on, instead of one that is still pending. Raises ValueError when it is empty."""
+        """Make `prompt` active from the next block on, instead of one that is still pending. Raises ValueError when it is empty."""
         check_prompt(prompt)
         with self._lock:
             self._given = prompt, transition
@@ -69,25 +69,25 @@ class SessionPrompts:
         with self._lock:
             if self._given is not None:
                 return self._given[0]
-            if self._in_force is not None:
-                return self._in_force.prompt
+            if self._active is not None:
+                return self._active.prompt
             return self._plan.cues[0].prompt if isinstance(self._plan, PromptSchedule) else None
 
-    def due(self, after: int, until: int) -> Cue | None:
+    def due(self, previous_start: int, start: int) -> Cue | None:
         """As in `Cues`; a given prompt comes before the planned one."""
         with self._lock:
-            cue = self._plan.due(after, until)
+            cue = self._plan.due(previous_start, start)
             if self._given is not None:
-                cue, self._given = Cue(until, *self._given), None
-            self._in_force = cue or self._in_force
+                cue, self._given = Cue(start, *self._given), None
+            self._active = cue or self._active
             return cue
 
     def restart(self) -> None:
-        """Plan a new video with one prompt: the one given last, in force or pending."""
+        """Plan a new video with one prompt: the one given last, active or pending."""
         with self._lock:
-            cue = Cue(0, *self._given) if self._given is not None else self._in_force or self._plan.due(-1, 0)
+            cue = Cue(0, *self._given) if self._given is not None else self._active or self._plan.due(-1, 0)
             assert cue is not None  # a session begins with a prompt
-            self._plan, self._given, self._in_force = PromptSchedule.single(cue.prompt), None, None
+            self._plan, self._given, self._active = PromptSchedule.single(cue.prompt), None, None
 
 
 class SessionVideo:
@@ -190,7 +190,7 @@ class SteppedSession:
         self._encode(text)
 
     def prompt_when_encoded(self, text: str, *, transition: Transition | None = None) -> Future[bool]:
-        """As `prompt`, but blocks go on with the prompt in force until `text` is encoded.
+        """As `prompt`, but blocks go on with the active prompt until `text` is encoded.
 
         Returns a future: True once the next block will switch to `text`, False when a newer prompt has replaced it before that; it has
         the encoder's exception when `text` cannot be encoded.

@@ -38,7 +38,7 @@ class LatentBlock:
     Attributes:
         latents: clean, `[B, F, C, H, W]`.
         latent_frames: their positions in the video.
-        cue: the prompt in force.
+        cue: the active prompt.
         switched: whether it began with this block.
         seconds: what the block cost.
         ready: on a GPU, the event after which the latents may be read on another stream.
@@ -85,7 +85,7 @@ def stream(
         Timing(block=block).check_blocks(num_latent_frames)
     if should_abort is not None and snapshot is None:
         raise ValueError("should_abort needs snapshot: an abandoned block is made again from the same noise")
-    prompt: tuple[Cue, TextKV] | None = None  # in force
+    prompt: tuple[Cue, TextKV] | None = None  # the active one
     after, age = -1, 0  # age: blocks made under it
     while num_latent_frames is None or rollout.end < num_latent_frames:
         frames = range(rollout.end, rollout.end + block)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from longlive.ops import attention
 from longlive.ops.rope import Rope, rope_for, rotate
-from longlive.types import Attend, Heads, KVView, Latents, Memory, Rotation, Text, TextKV, Timesteps, Visible
+from longlive.types import AttentionBackend, Heads, KVView, Latents, Memory, Rotation, Text, TextKV, Timesteps, Visible
 
 Tokens = Float[Tensor, "B N M"]  # M = A D, the model's width
 Modulation = Float[Tensor, "B F n M"]
@@ -86,19 +86,19 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         x: Tokens,
-        time: Modulation,
+        modulation: Modulation,
         text_k: Visible,
         text_v: Visible,
-        rope: Rotation,
+        rotation: Rotation,
         memory: Memory,
-        attend: Attend,
+        backend: AttentionBackend,
     ) -> Tokens:
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float()[:, None] + time).unbind(2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float()[:, None] + modulation).unbind(2)
         h = modulate(x, shift1, scale1, self.eps)
         q, (k, v) = self.self_attn.queries(h), self.self_attn.keys_values(h)
-        x = add_gated(x, self.self_attn.merge(memory.attend(rotate(q, rope), rotate(k, rope), v, attend)), gate1)
+        x = add_gated(x, self.self_attn.merge(memory.attend(rotate(q, rotation), rotate(k, rotation), v, backend)), gate1)
         q = self.cross_attn.queries(self.norm3(x))
-        x = x + self.cross_attn.merge(attend(q, text_k, text_v))
+        x = x + self.cross_attn.merge(backend(q, text_k, text_v))
         return add_gated(x, self.ffn(modulate(x, shift2, scale2, self.eps)), gate2)
 
 
@@ -111,8 +111,8 @@ class Head(nn.Module):
         self.head = nn.Linear(dim, out_features)
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
-    def forward(self, x: Tokens, time: Float[Tensor, "B F M"]) -> Float[Tensor, "B N P"]:
-        shift, scale = (self.modulation.float()[:, None] + time[:, :, None]).unbind(2)
+    def forward(self, x: Tokens, time_embedding: Float[Tensor, "B F M"]) -> Float[Tensor, "B N P"]:
+        shift, scale = (self.modulation.float()[:, None] + time_embedding[:, :, None]).unbind(2)
         return self.head(modulate(x, shift, scale, self.eps))
 
 
@@ -162,7 +162,7 @@ class WanTransformer(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(TransformerBlock(dim, ffn_dim, num_heads, eps) for _ in range(num_layers))
         self.head = Head(dim, patch[1] * patch[2] * out_dim, eps)
         self._backend = "auto"
-        self._chosen: tuple[torch.device, torch.dtype, Attend] | None = None
+        self._chosen: tuple[torch.device, torch.dtype, AttentionBackend] | None = None
 
     def use_attention(self, backend: str) -> None:
         """Choose the attention backend by name: auto, fa3, fa2, cudnn, sdpa.
@@ -174,7 +174,7 @@ class WanTransformer(ModelMixin, ConfigMixin):
             raise ValueError(f"attention backend {backend!r} is unknown; choose auto, {', '.join(attention.BACKENDS)}")
         self._backend, self._chosen = backend, None
 
-    def _attend(self, tokens: Tokens) -> Attend:
+    def _backend_for(self, tokens: Tokens) -> AttentionBackend:
         kind = (tokens.device, tokens.dtype)  # under mixed precision not the type of the weights
         if self._chosen is None or self._chosen[:2] != kind:
             self._chosen = (*kind, attention.choose(self._backend, *kind))
@@ -210,15 +210,15 @@ class WanTransformer(ModelMixin, ConfigMixin):
         tokens = rearrange(
             self.patch_embedding(x.to(self.dtype).transpose(1, 2)), "B M F h w -> B (F h w) M"
         ).contiguous()  # the memory format of later layers' inputs: one compiled graph serves all
-        if len(view.rope.cos) != tokens.shape[1]:
+        if len(view.rotation.cos) != tokens.shape[1]:
             raise ValueError(
-                f"{tokens.shape[1]} tokens of {num_frames} frames of {height} x {width} do not fit a view of {len(view.rope.cos)}"
+                f"{tokens.shape[1]} tokens of {num_frames} frames of {height} x {width} do not fit a view of {len(view.rotation.cos)}"
             )
-        attend = self._attend(tokens)
+        backend = self._backend_for(tokens)
         time = self.time_embedding(sinusoid(t, self.config.freq_dim).to(self.dtype))
         modulation = self.time_projection(time).float().unflatten(-1, (6, -1))  # the layers' gradients are summed in float32
         for layer, block in enumerate(self.blocks):
-            tokens = block(tokens, modulation, prompt.keys[layer], prompt.values[layer], view.rope, view.at(layer), attend)
+            tokens = block(tokens, modulation, prompt.keys[layer], prompt.values[layer], view.rotation, view.at(layer), backend)
         out = self.head(tokens, time.float())
         _, p, q = self.config.patch_size
         return rearrange(out, "B (F h w) (p q C) -> B F C (h p) (w q)", F=num_frames, h=rope.rows, p=p, q=q).to(x.dtype)

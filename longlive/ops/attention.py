@@ -1,6 +1,7 @@
 """Attention behind one signature: FlashAttention 3 and 2, cuDNN, torch's own choice; and the view of a sequence without a cache.
 
 A backend is chosen by name or automatically; the choice is logged once per network. CUDA libraries are imported only when they are used.
+With a mask every backend uses torch's own choice.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from longlive.types import Attend, Heads, Mask, Rotation
+from longlive.types import AttentionBackend, Heads, Mask, Rotation
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +25,14 @@ class MaskedMemory(NamedTuple):
 
     mask: Mask | None
 
-    def attend(self, q: Heads, k: Heads, v: Heads, attend: Attend) -> Heads:
-        return attend(q, k, v, self.mask)
+    def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
+        return backend(q, k, v, self.mask)
 
 
 class SequenceView(NamedTuple):
     """The `KVView` of a whole sequence without a past: bidirectional, or with the mask of a causal order (teacher forcing)."""
 
-    rope: Rotation
+    rotation: Rotation
     mask: Mask | None = None
 
     def at(self, layer: int) -> MaskedMemory:
@@ -66,7 +67,7 @@ def _fa3(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     return out[0] if isinstance(out, tuple) else out  # older releases also return the log-sum-exp
 
 
-BACKENDS: dict[str, Attend] = {"sdpa": _sdpa, "cudnn": _cudnn, "fa2": _fa2, "fa3": _fa3}
+BACKENDS: dict[str, AttentionBackend] = {"sdpa": _sdpa, "cudnn": _cudnn, "fa2": _fa2, "fa3": _fa3}
 _MODULES = {"fa2": "flash_attn", "fa3": "flash_attn_interface"}
 
 
@@ -90,7 +91,7 @@ def _why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def choose(name: str, device: torch.device, dtype: torch.dtype) -> Attend:
+def choose(name: str, device: torch.device, dtype: torch.dtype) -> AttentionBackend:
     """The backend called `name` ("fa3", "fa2", "cudnn", "sdpa"), or with "auto" the fastest that runs on this device and dtype.
 
     torch's own default order prefers FlashAttention 2 on Hopper, which is slower there than FlashAttention 3 and cuDNN.

@@ -35,7 +35,7 @@ class Rope:
         height = (torch.arange(rows)[:, None] * frequencies)[:, None].expand(-1, columns, -1)
         width = (torch.arange(columns)[:, None] * frequencies)[None].expand(rows, -1, -1)
         angles = torch.cat([height, width], dim=-1).flatten(0, 1)
-        self._place = Rotation(angles.cos().float().to(device), angles.sin().float().to(device))
+        self._spatial = Rotation(angles.cos().float().to(device), angles.sin().float().to(device))
 
     @property
     def tokens_per_frame(self) -> int:
@@ -46,7 +46,8 @@ class Rope:
         with torch.inference_mode(False):  # it may be kept and later be used under autograd
             angles = torch.tensor(list(frames))[:, None] * self._time
             cos, sin = (
-                self._over_frames(time.float().to(self.device), place) for time, place in zip((angles.cos(), angles.sin()), self._place)
+                self._over_frames(time.float().to(self.device), spatial)
+                for time, spatial in zip((angles.cos(), angles.sin()), self._spatial)
             )
         return Rotation(cos, sin)
 
@@ -55,9 +56,9 @@ class Rope:
         angles = torch.cat([num_frames * self._time, torch.zeros(self.head_dim // 2 - len(self._time))])[None]
         return Rotation(angles.cos().float().to(self.device), angles.sin().float().to(self.device))
 
-    def _over_frames(self, time: Tensor, place: Tensor) -> Tensor:
+    def _over_frames(self, time: Tensor, spatial: Tensor) -> Tensor:
         tokens = self.tokens_per_frame
-        return torch.cat([time[:, None].expand(-1, tokens, -1), place[None].expand(len(time), -1, -1)], dim=-1).flatten(0, 1)
+        return torch.cat([time[:, None].expand(-1, tokens, -1), spatial[None].expand(len(time), -1, -1)], dim=-1).flatten(0, 1)
 
 
 @lru_cache(maxsize=8)
@@ -66,8 +67,8 @@ def rope_for(rows: int, columns: int, head_dim: int, theta: float, device: torch
     return Rope(rows, columns, head_dim, theta=theta, device=device)
 
 
-def rotate(x: Float[Tensor, "*B N A D"], rope: Rotation) -> Float[Tensor, "*B N A D"]:
+def rotate(x: Float[Tensor, "*B N A D"], rotation: Rotation) -> Float[Tensor, "*B N A D"]:
     """Turn neighbouring pairs of the last dimension of `[B, N, A, D]`; computed in float32, returned in the dtype of `x`."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # explicitly: gradients are then summed in float32
-    cos, sin = rope.cos[:, None, :], rope.sin[:, None, :]
+    cos, sin = rotation.cos[:, None, :], rotation.sin[:, None, :]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

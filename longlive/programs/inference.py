@@ -74,7 +74,7 @@ def requested_scripts(config: InferenceConfig, *, one_video: bool) -> list[Scrip
         check_prompt(config.prompt)
         return [Script("prompt", (config.prompt,))]
     if config.prompts is not None:
-        return read_scripts(config.prompts, switch_frames=config.switch_frame_indices, one_video=one_video)
+        return read_scripts(config.prompts, switch_latent_frames=config.switch_frame_indices, one_video=one_video)
     raise ValueError('no prompt; give --prompt "…" or --prompts FILE')
 
 

@@ -41,9 +41,9 @@ class Recording(NamedTuple):
     def summary(self) -> str:
         timings = self.timings
         return (
-            f"{self.path}: {self.num_images} images, {self.num_images / self.fps:.1f} s; "
-            f"{timings['images_per_second_dit']:.1f} images/s DiT only, {timings['images_per_second']:.1f} end to end; "
-            f"first images after {timings['first_images']:.2f} s; peak memory {self.peak_memory / 2**30:.2f} GiB"
+            f"{self.path}: {self.num_images} frames, {self.num_images / self.fps:.1f} s; "
+            f"{timings['images_per_second_dit']:.1f} frames/s transformer only, {timings['images_per_second']:.1f} end to end; "
+            f"first frames after {timings['first_images']:.2f} s; peak memory {self.peak_memory / 2**30:.2f} GiB"
         )
 
 
@@ -78,6 +78,7 @@ class _Clock:
     first_images: float = 0.0
     parts: Counter[str] = field(default_factory=Counter)
     network: float = 0.0
+    write: float = 0.0
 
     def made(self, block: DecodedBlock) -> None:
         """Another block is there."""
@@ -89,7 +90,7 @@ class _Clock:
         total = time.perf_counter() - self.start
         dit_only = num_images / self.network if self.network else 0.0
         speeds = {"images_per_second": num_images / total, "images_per_second_dit": dit_only}
-        return {"total": total, "first_images": self.first_images, **self.parts, **speeds}
+        return {"total": total, "first_images": self.first_images, **self.parts, "write": self.write, **speeds}
 
 
 def record(
@@ -125,9 +126,9 @@ def record(
                     prompts.append((writer.num_images, block.prompt))
                 writing = time.perf_counter()
                 writer.write(block.images[0])
-                clock.parts["write"] += time.perf_counter() - writing
+                clock.write += time.perf_counter() - writing
                 speed = writer.num_images / (time.perf_counter() - clock.start)
-                words = f"{writer.num_images / fps:.1f} s of video, {speed:.0f} images/s, {_quoted(block.prompt)}"
+                words = f"{writer.num_images / fps:.1f} s of video, {speed:.0f} frames/s, {_quoted(block.prompt)}"
                 bar.set_postfix_str(words, refresh=False)
                 bar.update()
                 if stop(block):
@@ -146,7 +147,7 @@ def record(
 
 
 def _quoted(prompt: str, max_chars: int = 60) -> str:
-    """The prompt in force, cut to the length of a status line."""
+    """The active prompt, cut to the length of a status line."""
     return f'"{prompt}"' if len(prompt) <= max_chars else f'"{prompt[: max_chars - 1]}…"'
 
 

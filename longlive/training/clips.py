@@ -177,10 +177,10 @@ class StreamingTuner:
 
     def _make(self, frames: range, text: TextKV, *, grad: bool) -> Latents:
         """New frames, block by block, all with the same random number of denoising passes."""
-        stop_at = 1 + self.choices.integer(len(self.rollout.solver.timesteps))
+        num_passes = 1 + self.choices.integer(len(self.rollout.solver.timesteps))
         made = []
         for _ in range(frames.start, frames.stop, self.block):
-            made.append(self.rollout.block(self.noise(self.block), text, stop_at=stop_at, grad=grad))
+            made.append(self.rollout.block(self.noise(self.block), text, num_passes=num_passes, grad=grad))
             self.rollout.remember(made[-1], text)
         return torch.cat(made, dim=1)
 

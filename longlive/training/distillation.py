@@ -114,7 +114,7 @@ class DistillationStage:
             self._averaging = True
 
     @property
-    def averaged_generator(self) -> WanTransformer:
+    def exported_generator(self) -> WanTransformer:
         """The generator that is validated and exported: with averaged weights once the average was started."""
         return self.average.average if self.average is not None and self._averaging else self.generator.network
 
@@ -124,7 +124,7 @@ class DistillationStage:
         return self.tuner.between_videos
 
     def validate(self, folder: Path, number: int) -> dict[str, float]:
-        network = self.averaged_generator
+        network = self.exported_generator
         measured = self._validate(network, folder, number)
         if isinstance(network, FSDPModule):
             network.reshard()  # after a pass without gradient the root module's weights stay gathered, and could not be averaged
@@ -158,7 +158,7 @@ class DistillationStage:
     def export(self, folder: Path) -> None:
         """Write `transformer/` in diffusers layout, or the adapters as `lora.pt` in the layout of the released file."""
         if not self.generator.adapters_only:
-            write_transformer(self.averaged_generator, folder, write=self.world.is_main)
+            write_transformer(self.exported_generator, folder, write=self.world.is_main)
             return
         parts = {"generator_lora": self.generator.adapters(), "critic_lora": self.critic.adapters()}
         if self.world.is_main:

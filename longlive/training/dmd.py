@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from longlive.ops.flow_matching import NUM_TIMESTEPS, add_noise, shifted
-from longlive.types import Latents, Score, Text, Timesteps
+from longlive.types import Latents, Text, Timesteps, X0Predictor
 
 
 class GeneratorLoss(NamedTuple):
@@ -21,7 +21,7 @@ class GeneratorLoss(NamedTuple):
 
 
 class DMD:
-    """Score distillation between a frozen teacher and a critic that follows the generator (DMD2, Yin et al. 2024).
+    """X0Predictor distillation between a frozen teacher and a critic that follows the generator (DMD2, Yin et al. 2024).
 
     Args:
         teacher: the real score, bidirectional, guided: r = r_n + s (r_c - r_n) with s = `guidance_scale` (1: no guidance).
@@ -34,8 +34,8 @@ class DMD:
 
     def __init__(
         self,
-        teacher: Score,
-        critic: Score,
+        teacher: X0Predictor,
+        critic: X0Predictor,
         *,
         guidance_scale: float = 4.0,
         guidance_rescale: float = 0.0,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from longlive.engine.apply import Recipe, apply
-from longlive.engine.low_precision import bfloat16_linears
+from longlive.engine.low_precision import resolve_bfloat16_linears
 from longlive.models.wan import WanTransformer
 from longlive.training.ema import EMA
 from longlive.training.optimizer import MatrixOptimizer, warmup_cosine
@@ -23,11 +23,13 @@ class PretrainingStage:
 
     between_videos = True
 
-    def __init__(self, network: WanTransformer, *, steps: int, lr: float, ema_decay: float, bfloat16: bool | None, seed: int) -> None:
+    def __init__(
+        self, network: WanTransformer, *, steps: int, lr: float, ema_decay: float, bfloat16_linears: bool | None, seed: int
+    ) -> None:
         self.network, self.steps = network, steps
         self.optimizer = MatrixOptimizer(network, lr=lr, hidden=lambda name: name.startswith("blocks.") and "modulation" not in name)
         self.ema = EMA(network, decay=ema_decay)
-        apply(network, Recipe(bfloat16_linears=bfloat16_linears(bfloat16)))
+        apply(network, Recipe(bfloat16_linears=resolve_bfloat16_linears(bfloat16_linears)))
         self.generator = torch.Generator().manual_seed(seed)
         self.last_batch: dict[str, Any] = {}
 

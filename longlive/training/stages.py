@@ -14,11 +14,11 @@ from longlive.cache.window import Window
 from longlive.checkpoints import store
 from longlive.config import CausalInitConfig, DistillationConfig, OdeConfig, TeacherConfig, TrainConfig
 from longlive.engine.apply import Recipe, Sharding, apply
-from longlive.engine.low_precision import bfloat16_linears
+from longlive.engine.low_precision import resolve_bfloat16_linears
+from longlive.generation.caches import history_cache
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.dimensions import Timing
-from longlive.generation.memory import history_cache
 from longlive.generation.prompt_files import read_scripts
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
@@ -28,7 +28,7 @@ from longlive.models.vae import settings_of
 from longlive.models.wan import WanTransformer
 from longlive.models.zoo import arguments
 from longlive.ops.flow_matching import warp_steps
-from longlive.parallel.world import SharedChoices, World, choose_dtype, rank_generator
+from longlive.parallel.world import SharedChoices, World, barrier, choose_dtype, rank_generator
 from longlive.training.clips import Embed, StreamingTuner, anchor_frame
 from longlive.training.distillation import DistillationStage
 from longlive.training.dmd import DMD
@@ -112,7 +112,7 @@ def _distillation(run: TrainConfig, config: DistillationConfig, world: World, de
     average = EMA(network, decay=config.ema_decay, warm_up=False) if config.ema_decay and config.lora_rank is None else None
     sharding = Sharding(param_dtype=compute)
     trained = [_trained(one, config, lr, sharding) for one, lr in ((network, config.lr), (critic, config.critic_lr))]
-    apply(teacher, Recipe(bfloat16_linears=bfloat16_linears(config.bfloat16_linears), sharding=sharding))
+    apply(teacher, Recipe(bfloat16_linears=resolve_bfloat16_linears(config.bfloat16_linears), sharding=sharding))
     if average is not None:
         apply(average.average, Recipe(sharding=sharding))
     random = {name: rank_generator(run.seed + n, world.rank) for n, name in enumerate(("noise", "timesteps"), 1)}
@@ -147,7 +147,7 @@ def _required(config: DistillationConfig | OdeConfig, names: Sequence[str], *, s
 
 def _trained(network: WanTransformer, config: DistillationConfig | OdeConfig, lr: float, sharding: Sharding) -> TrainableNetwork:
     lora = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha} if isinstance(config, DistillationConfig) else {}
-    bfloat16 = isinstance(config, DistillationConfig) and bfloat16_linears(config.bfloat16_linears)
+    bfloat16 = isinstance(config, DistillationConfig) and resolve_bfloat16_linears(config.bfloat16_linears)
     recipe = Recipe(checkpointing=config.checkpointing, bfloat16_linears=bfloat16, sharding=sharding)
     return TrainableNetwork(network, lr=lr, betas=config.betas, weight_decay=config.weight_decay, recipe=recipe, **lora)  # type: ignore[arg-type]
 
@@ -232,7 +232,7 @@ def _tuner(
 
     rollout = Rollout(
         Denoiser(network),
-        history_cache(network, *size, window=window, batch=config.batch, rows=window.visible + config.clip_frames - config.overlap),
+        history_cache(network, *size, window=window, batch=config.batch, slots=window.visible + config.clip_frames - config.overlap),
         FewStep(warp_steps(config.denoising_steps, config.timestep_shift), lambda latents: noise(latents.shape[1])),
         context_t=config.context_timestep,
     )

@@ -10,10 +10,10 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from longlive.cache.window import Window
+from longlive.generation.caches import history_cache
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.dimensions import Timing
-from longlive.generation.memory import history_cache
 from longlive.generation.sampling import sample
 from longlive.generation.transition import Transition
 from longlive.miniature import oracle

@@ -113,7 +113,7 @@ def test_a_video_with_all_that_belongs_to_it(program):
     status, said = program("--prompt", "A red circle: ${moves}", "--seconds", "2", "--seed", "7", "device=cpu")
     assert status == 0
     assert "2.1 s = 9 latent frames in 3 blocks = 33 pixel frames, 32x32" in said
-    assert "GiB needed" in said and "images/s DiT only" in said and "first images after" in said and "peak memory" in said
+    assert "GiB needed" in said and "frames/s transformer only" in said and "first frames after" in said and "peak memory" in said
     stem = "outputs/000-a-red-circle-moves-seed7"
     assert sorted(map(str, Path("outputs").iterdir())) == [f"{stem}{suffix}" for suffix in (".json", ".mp4", ".png")]
     assert video.probe(f"{stem}.mp4") == (33, 256, 256, 16)

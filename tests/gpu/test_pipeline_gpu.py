@@ -9,7 +9,7 @@ import torch
 
 from longlive import Cue, LongLivePipeline, PromptSchedule
 from longlive.cache.window import Window
-from longlive.generation.memory import ring_cache
+from longlive.generation.caches import ring_cache
 from longlive.generation.transition import Transition
 from longlive.models.text import TextEncoder
 from longlive.models.wan import WanTransformer

@@ -96,7 +96,7 @@ def test_a_sequence_without_a_past_attends_to_itself_through_its_mask(mask):
     rope = Rope(2, 2, 8).at((0,))
     view = attention.SequenceView(rope) if mask is None else attention.SequenceView(rope, mask)
     expected = by_hand(*heads(), torch.ones(4, 6, dtype=torch.bool) if mask is None else mask)
-    assert view.rope is rope
+    assert view.rotation is rope
     for layer in (0, 1):
         torch.testing.assert_close(view.at(layer).attend(*heads(), attention.BACKENDS["sdpa"]), expected, atol=1e-5, rtol=0)
 

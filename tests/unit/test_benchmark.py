@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from longlive.cache.window import Window
-from longlive.generation.memory import ring_cache
+from longlive.generation.caches import ring_cache
 from longlive.models.wan import WanTransformer
 from longlive.models.zoo import arguments
 

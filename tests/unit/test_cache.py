@@ -12,8 +12,8 @@ from torch.fx.experimental import _config as symbolic_shapes
 from longlive.cache.history import HistoryCache
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Extent, Window, block_mask
+from longlive.generation.caches import cache_bytes, ring_cache
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import cache_bytes, ring_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import Euler, FewStep
 from longlive.generation.transition import Transition
@@ -51,7 +51,7 @@ class NaiveCache:
         self.oldest = 0  # frames before it are forgotten, but for the sink
 
     def view(self, span):
-        self.frames, self.rope = span, ROPE.at(span)
+        self.frames, self.rotation = span, ROPE.at(span)
         recent = [f for f in range(max(self.oldest, span.stop - self.window.recent), span.start) if f not in self.sink]
         self.visible = [f for f in self.sink if f < span.start] + recent
         self.recording = False
@@ -268,7 +268,7 @@ def test_beyond_1100_frames_memory_does_not_grow(relative):
         found = []
         for cache in caches:
             with cache.record(span) as view:
-                q, k = (rotate(one, view.rope) for one in made[:2])
+                q, k = (rotate(one, view.rotation) for one in made[:2])
                 seen = [view.at(layer).attend(q, k + layer, made[2] + layer, BACKENDS["sdpa"]) for layer in range(LAYERS)]
             found.append(torch.stack(seen))
         for other in found[1:]:
@@ -281,7 +281,7 @@ def test_beyond_1100_frames_memory_does_not_grow(relative):
             add(again)
     assert [caches[0].keys.data_ptr(), caches[0].values.data_ptr()] == buffers
     if not relative:
-        assert caches[2]._keys[0].shape == (2, 19 * TOKENS, HEADS, HEAD_DIM) and len(caches[2]._row) <= 9
+        assert caches[2]._keys[0].shape == (2, 19 * TOKENS, HEADS, HEAD_DIM) and len(caches[2]._slot) == 8
 
 
 def test_in_the_ring_nothing_is_copied_to_be_seen():
@@ -300,7 +300,7 @@ def test_the_infinite_mode_keeps_the_keys_of_the_sink_once_more(model):
     for relative in (False, True):
         cache = ring_cache(model, 4, 4, window=Window(3, 6), batch=2, relative=relative)
         held = sum(part.nbytes for part in vars(cache).values() if isinstance(part, torch.Tensor))
-        assert held == cache_bytes(model, 4, 4, visible=9, turned=3 * relative, batch=2)
+        assert held == cache_bytes(model, 4, 4, visible=9, sink_copies=3 * relative, batch=2)
 
 
 def test_in_the_buffers_of_a_video_the_next_one_is_made_as_in_new_ones(model):
@@ -334,7 +334,7 @@ def test_wrong_spans_and_gradients_are_refused(model):
         for span in (range(0, 12), range(0)):
             with pytest.raises(ValueError, match=f"a span of {len(span)} frames does not fit a window of 9"):
                 cache.view(span)
-        assert len(cache.view(range(1)).rope.cos) == TOKENS
+        assert len(cache.view(range(1)).rotation.cos) == TOKENS
     with pytest.raises(ValueError, match="3 frames does not fit a window of 5 whose sink has 3"):
         extent = Extent(Window(3, 2))
         extent.end = 3
@@ -366,7 +366,7 @@ def test_a_cache_is_on_the_device_of_its_rope(kind):
             cache.clear()
         q = torch.empty(2, BLOCK * TOKENS, HEADS, HEAD_DIM, device="meta")
         with cache.record(range(start, start + BLOCK)) as view:
-            assert view.at(1).attend(q, q, q, BACKENDS["sdpa"]).device.type == view.rope.cos.device.type == "meta"
+            assert view.at(1).attend(q, q, q, BACKENDS["sdpa"]).device.type == view.rotation.cos.device.type == "meta"
 
 
 def test_the_window_of_the_paper_and_the_smallest_one():
@@ -464,6 +464,49 @@ def test_history_goes_on_from_its_state(model):
     for stop_at in (0, 1, 4, 5, 6, 7):
         assert torch.equal(made(stop_at), whole), stop_at
     assert {tuple(keys.shape) for keys in history(Window(3, 3)).state()["keys"]} == {(2, 0, HEADS, HEAD_DIM)}
+
+
+def add_frames(cache, num_blocks):
+    """Frame f is 100 + f in every key and -f in every value."""
+    for start in range(cache.end, cache.end + num_blocks * BLOCK, BLOCK):
+        number = torch.arange(start, start + BLOCK).repeat_interleave(TOKENS)[None, :, None, None].expand(2, -1, HEADS, HEAD_DIM)
+        with cache.record(range(start, start + BLOCK)) as view:
+            for layer in range(LAYERS):
+                view.at(layer).attend(number, 100 + number, -number, lambda q, k, v: q)
+
+
+def test_history_holds_what_can_still_be_seen_and_no_more():
+    for change, held in (
+        (lambda cache: None, [0, 1, 2, *range(10, 15)]),  # of the 6 recent frames one will be the next
+        (lambda cache: cache.forget(keep_sink=True), [0, 1, 2]),
+        (lambda cache: cache.forget(keep_sink=False), []),
+        (lambda cache: cache.clear(), []),
+        (lambda cache: cache.reset(), []),
+    ):
+        cache = history(Window(3, 6))
+        add_frames(cache, 5)
+        change(cache)
+        state = cache.state()
+        assert state["frames"] == held
+        for keys, values in zip(state["keys"], state["values"], strict=True):
+            assert keys[0, ::TOKENS, 0, 0].tolist() == [100 + frame for frame in held]
+            assert values[0, ::TOKENS, 0, 0].tolist() == [-frame for frame in held]
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        HistoryCache(**SHAPE | {"num_layers": 1}, batch=2, window=Window(3, 6)).load(state)
+
+
+def test_where_room_is_reserved_nothing_is_copied():
+    cache = history(Window(3, 6), slots=12)
+    first = cache._keys
+    add_frames(cache, 4)
+    assert cache._keys is first
+    cache.reserve(30)
+    assert cache._keys[0].shape[1] == (8 + 30 + 1) * TOKENS  # what can be seen, what will be made, what is not remembered
+    second = cache._keys
+    add_frames(cache, 10)
+    assert cache._keys is second
+    add_frames(cache, 1)
+    assert cache._keys is not second and cache._keys[0].shape == second[0].shape
 
 
 def test_one_graph_serves_every_layer_block_and_switch(model):

@@ -11,8 +11,8 @@ from diffusers import AutoencoderKLWan
 from longlive.cache.history import HistoryCache
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
+from longlive.generation.caches import history_cache
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import Euler, FewStep
 from longlive.generation.transition import Transition
@@ -44,8 +44,8 @@ class Recorder:
     def switch(self, text, transition):
         self.log.append(("switch", self.end, int(text[0, 0, 0]), transition))
 
-    def block(self, noise, text, *, stop_at, grad):
-        self.log.append(("block", self.end, int(text[0, 0, 0]), stop_at, grad))
+    def block(self, noise, text, *, num_passes, grad):
+        self.log.append(("block", self.end, int(text[0, 0, 0]), num_passes, grad))
         frames = torch.arange(self.end, self.end + noise.shape[1]).float().view(1, -1, 1, 1, 1).expand_as(noise)
         self.weights[self.end] = torch.ones((), requires_grad=grad)
         return frames * self.weights[self.end]

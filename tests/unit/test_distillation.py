@@ -1,8 +1,6 @@
 """Which clip trains which network; a run goes on bit for bit, alone and as two processes; what is exported is what was trained."""
 
 import io
-import os
-import socket
 from itertools import pairwise
 
 import pytest
@@ -14,9 +12,9 @@ from longlive.checkpoints import store
 from longlive.config import DistillationConfig
 from longlive.engine.apply import Recipe, Sharding, apply
 from longlive.engine.sharding import full_state
+from longlive.generation.caches import history_cache
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
 from longlive.generation.transition import Transition
@@ -31,6 +29,7 @@ from longlive.training.networks import TrainableNetwork, load_network, write_tra
 from longlive.training.prompts import PromptPair, PromptSampler
 from longlive.training.trainer import Checkpoints
 from longlive.training.validation import Preview
+from tests.processes import run_ranks
 
 PAIRS = [PromptPair(f"old {n}", f"new {n}") for n in range(6)]
 WORDS = {text: torch.randn(5, 8, generator=torch.Generator().manual_seed(n)) for n, text in enumerate(sum(PAIRS, ()))}
@@ -52,9 +51,9 @@ def embed(texts):
 class Watched(Rollout):
     """Writes down noise and exit step of every block."""
 
-    def block(self, noise, text, *, stop_at=None, grad=False, guided=True):
-        self.blocks.append((self.end, stop_at, noise.sum().item()))
-        return super().block(noise, text, stop_at=stop_at, grad=grad, guided=guided)
+    def block(self, noise, text, *, num_passes=None, grad=False, guided=True):
+        self.blocks.append((self.end, num_passes, noise.sum().item()))
+        return super().block(noise, text, num_passes=num_passes, grad=grad, guided=guided)
 
 
 class Recording(DMD):
@@ -200,7 +199,7 @@ def everything(stage):
         for n, weight in enumerate(learner.weights):
             found |= {f"{part}/{n}/{name}": value.clone() for name, value in learner.optimizer.state[weight].items()}
     if stage.average is not None:
-        found |= {f"average/{name}": value.clone() for name, value in stage.averaged_generator.state_dict().items()}
+        found |= {f"average/{name}": value.clone() for name, value in stage.exported_generator.state_dict().items()}
     return found
 
 
@@ -222,7 +221,7 @@ def test_resumed_anywhere_a_run_goes_on_bit_for_bit(rank):
         resumed.step(0)  # leaves traces, which must all be gone
         resumed.load(torch.load(files[cut][0], weights_only=False))
         assert resumed.between_videos == files[cut][1]
-        assert (resumed.averaged_generator is resumed.generator.network) == (rank is not None or cut < 3)
+        assert (resumed.exported_generator is resumed.generator.network) == (rank is not None or cut < 3)
         assert [resumed.step(number) for number in range(cut, 6)] == metrics[cut:]
         found = everything(resumed)
         assert found.keys() == whole.keys() and not [name for name in whole if not torch.equal(found[name], whole[name])]
@@ -236,9 +235,9 @@ def test_the_average_begins_at_its_step_and_follows_updates_of_the_generator_onl
     stage = make_stage(critic_updates=2, ema_start=2)
     first = stage.generator.network.head.head.weight
     for number in range(5):
-        before = stage.averaged_generator.head.head.weight.clone()
+        before = stage.exported_generator.head.head.weight.clone()
         stage.step(number)
-        now = stage.averaged_generator.head.head.weight
+        now = stage.exported_generator.head.head.weight
         if number < 2:
             assert now is first
         elif number == 2:
@@ -309,7 +308,7 @@ def test_a_stage_exports_what_inference_wants(tmp_path, rank):
         network = merge_lora(base, store.load_lora(tmp_path / "lora.pt"))
         critic = merge_lora(small_network(1), store.load_lora(tmp_path / "lora.pt", which="critic_lora"))
         torch.testing.assert_close(answer(critic), answer(stage.critic.network), atol=1e-5, rtol=0)
-    torch.testing.assert_close(answer(network), answer(stage.averaged_generator), atol=1e-5, rtol=0)
+    torch.testing.assert_close(answer(network), answer(stage.exported_generator), atol=1e-5, rtol=0)
     assert (answer(network) - answer(small_network(0))).abs().max() > 1e-3
 
 
@@ -343,10 +342,8 @@ def make_preview():
     )
 
 
-def rank_of_two(rank, port, folder):
+def rank_of_two(folder):
     """What each of two processes does; the first leaves what both found in `folder`."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     world = get_world()
     with joined(world, torch.device("cpu")):
         settings = {"critic_updates": 2, "ema_start": 2, "world": world}
@@ -374,7 +371,7 @@ def rank_of_two(rank, port, folder):
         assert [path.name for path in sorted(folder.glob("*_00*"))] == ["checkpoint_000003.pt", "shards_000003"]
         assert [resumed.step(number) for number in (3, 4)] == own[3:]
         for one, two in ((stage, resumed), (stage.critic, resumed.critic)):
-            network = (one.averaged_generator if one is stage else one.network, two.averaged_generator if two is resumed else two.network)
+            network = (one.exported_generator if one is stage else one.network, two.exported_generator if two is resumed else two.network)
             torch.testing.assert_close(*map(full_state, network), atol=0, rtol=0)
 
         rounded = TrainableNetwork(small_network(), lr=1e-3, recipe=Recipe(sharding=Sharding(param_dtype=torch.bfloat16))).network
@@ -387,11 +384,7 @@ def rank_of_two(rank, port, folder):
 
 
 def test_two_processes_go_in_step_with_prompts_and_noise_of_their_own(tmp_path):
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.unit.test_distillation"])
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(rank_of_two, args=(port, tmp_path), nprocs=2, start_method="forkserver")
+    run_ranks(rank_of_two, tmp_path)
     found = torch.load(tmp_path / "found.pt", weights_only=False)
     one, two = found["ranks"]
     assert len(one["clips"]) == 8

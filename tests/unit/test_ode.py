@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from longlive.cache.window import Window
+from longlive.generation.caches import history_cache
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import Euler
 from longlive.training.flow_matching import FlowMatching
@@ -89,7 +89,7 @@ def test_regression_of_a_perfect_network_is_zero_and_carries_gradients(model, fr
         def __call__(self, x, t, text, view):
             x, t = x[:, -frames:], t[:, -frames:, None, None, None] / 1000
             velocity = (x - states[:, -1] - offset) / t
-            return torch.cat([torch.full((1, len(view.rope.cos) // 4 - frames, 4, 4, 4), torch.nan), velocity], 1)
+            return torch.cat([torch.full((1, len(view.rotation.cos) // 4 - frames, 4, 4, 4), torch.nan), velocity], 1)
 
     chosen = torch.arange(frames // 3).view(1, -1)
     for clean_history in (True, False):

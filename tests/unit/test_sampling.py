@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from longlive.cache.window import Window
+from longlive.generation.caches import history_cache, ring_cache
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import history_cache, ring_cache
 from longlive.generation.sampling import sample
 from longlive.generation.transition import Transition
 

@@ -204,8 +204,8 @@ class SlowEncoder:
 def test_prompts_are_encoded_in_another_thread_and_only_the_newest_of_many(pipe):
     encoder = SlowEncoder(pipe._text.text_encoder)
     conditioner = Conditioner(encoder, pipe.transformer)
-    futures = [conditioner.begin(f"prompt {n}") for n in range(100)]
-    assert conditioner.begin("prompt 99") is futures[99] and not futures[99].done()
+    futures = [conditioner.submit(f"prompt {n}") for n in range(100)]
+    assert conditioner.submit("prompt 99") is futures[99] and not futures[99].done()
     encoder.go.set()
     newest = conditioner.project("prompt 99")
     assert len(encoder.asked) <= 6 and encoder.asked[-1] == "prompt 99"

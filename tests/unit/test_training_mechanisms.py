@@ -8,8 +8,8 @@ import torch
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.engine.apply import Recipe
+from longlive.generation.caches import history_cache
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import history_cache
 from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
 from longlive.generation.transition import Transition
@@ -37,9 +37,9 @@ class Watched(Rollout):
 
     stops: list[int]
 
-    def block(self, noise, text, *, stop_at=None, grad=False, guided=True):
-        self.stops.append(stop_at)
-        return super().block(noise, text, stop_at=stop_at, grad=grad, guided=guided)
+    def block(self, noise, text, *, num_passes=None, grad=False, guided=True):
+        self.stops.append(num_passes)
+        return super().block(noise, text, num_passes=num_passes, grad=grad, guided=guided)
 
 
 def make_tuner(network, *, clip_frames=12, switch_at=(), keep_sink=False, steps=STEPS, noise=None):
@@ -66,7 +66,7 @@ class Shown:
     """What a span sees, listed by hand: keys and values of others as constants, and its own."""
 
     def __init__(self, frames, others):
-        self.rope, self.others, self.own = Rope(2, 2, 12).at(frames), others, {}
+        self.rotation, self.others, self.own = Rope(2, 2, 12).at(frames), others, {}
 
     def at(self, layer):
         def attend(q, k, v, attend):
@@ -155,7 +155,7 @@ def test_values_of_clips_ended_early_are_those_of_inference(model):
         if number * BLOCK == 12:
             text = TEXTS["new"][None]
             rollout.switch(text, Transition(True))
-        made.append(rollout.block(torch.randn(1, BLOCK, 4, 4, 4, generator=random), text, stop_at=stop))
+        made.append(rollout.block(torch.randn(1, BLOCK, 4, 4, 4, generator=random), text, num_passes=stop))
         rollout.remember(made[-1], text)
     video = torch.cat(made, 1)
     for clip in clips:

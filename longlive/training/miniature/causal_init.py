@@ -15,9 +15,9 @@ from torch import Tensor
 
 from longlive.cache.window import Window
 from longlive.config import CausalInitConfig
+from longlive.generation.caches import ring_cache
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser
-from longlive.generation.memory import ring_cache
 from longlive.generation.sampling import sample
 from longlive.miniature.captions import canonical
 from longlive.miniature.world import validation_set

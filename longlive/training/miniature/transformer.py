@@ -36,7 +36,9 @@ class TransformerStage(PretrainingStage):
         steps: int,
         seed: int,
     ) -> None:
-        super().__init__(network, steps=steps, lr=config.lr, ema_decay=config.ema_decay, bfloat16=config.bfloat16, seed=seed)
+        super().__init__(
+            network, steps=steps, lr=config.lr, ema_decay=config.ema_decay, bfloat16_linears=config.bfloat16_linears, seed=seed
+        )
         self.vae, self.text_encoder, self.data, self.seed = vae, text_encoder, data, seed
         self.captions = training_set(NUM_HELD_OUT + len(validation_set()))
         self.weights = caption_weights(self.captions, config.oversampled, config.oversampling)

@@ -1,4 +1,4 @@
-"""The caches a network needs, and the bytes a video needs."""
+"""Makes the caches of a network, and counts the bytes that a video needs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def history_cache(
     *,
     window: Window,
     batch: int = 1,
-    rows: int | None = None,
+    slots: int | None = None,
 ) -> HistoryCache:
-    """An empty cache of training, in the type in which the network computes; `rows`: see `HistoryCache`."""
+    """An empty cache of training, in the type in which the network computes; `slots`: see `HistoryCache`."""
     dtype = compute_dtype(network)
-    return HistoryCache(**_shape(network, height, width), window=window, batch=batch, dtype=dtype, rows=rows)
+    return HistoryCache(**_shape(network, height, width), window=window, batch=batch, dtype=dtype, slots=slots)
 
 
 def _shape(network: WanTransformer, height: int, width: int) -> dict[str, Any]:
@@ -44,13 +44,13 @@ def weight_bytes(*modules: torch.nn.Module) -> int:
     return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
 
 
-def cache_bytes(network: WanTransformer, height: int, width: int, *, visible: int, turned: int = 0, batch: int = 1) -> int:
-    """Bytes of the keys and values of `visible` frames of `height` x `width` latents, and of the keys of `turned` of them once more: the
-    infinite mode keeps the sink's as they were written.
+def cache_bytes(network: WanTransformer, height: int, width: int, *, visible: int, sink_copies: int = 0, batch: int = 1) -> int:
+    """Bytes of the keys and values of `visible` frames of `height` x `width` latents, and of the keys of `sink_copies` of them once
+    more: the infinite mode keeps the sink's as they were recorded.
     """
     config = network.config
     tokens = network.rope(height, width).tokens_per_frame
-    return (2 * visible + turned) * config.num_layers * batch * tokens * config.dim * network.dtype.itemsize
+    return (2 * visible + sink_copies) * config.num_layers * batch * tokens * config.dim * network.dtype.itemsize
 
 
 def activation_bytes(network: WanTransformer, vae: AutoencoderKLWan, height: int, width: int, *, block: int, batch: int) -> int:
