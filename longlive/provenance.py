@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ PACKAGES = ("longlive", "torch", "diffusers", "transformers", "peft", "numpy", "
 log = logging.getLogger(__name__)
 
 
+@cache
 def version(name: str) -> str:
     """Version of an installed package, or "not installed"."""
     try:

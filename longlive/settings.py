@@ -41,20 +41,30 @@ def load(
     escaped = {key: value.replace("${", r"\${") if isinstance(value, str) else value for key, value in (flags or {}).items()}
     layers.append(("the command line", escaped))
 
-    merged = OmegaConf.structured(schema)
     for source, layer in layers:
         for key in _keys(layer, schema):
             _check_key(key, schema, source)
+    defaults = OmegaConf.structured(schema)
+    try:
+        merged = OmegaConf.merge(defaults, *(layer for _, layer in layers))
+    except OmegaConfBaseException:
+        _merge_one_by_one(defaults, layers)
+        raise
+    try:
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ValueError(f"setting {error.full_key}: {_one_line(error)}") from error
+
+
+def _merge_one_by_one(merged: Any, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Raises ValueError for the first setting that cannot be merged. Slow: every merge copies all settings."""
+    for source, layer in layers:
         for key, value in layer.items():
             try:
                 merged = OmegaConf.merge(merged, {key: value})
             except OmegaConfBaseException as error:
                 problem = _one_line(error) if error.full_key else f"{value} has the wrong type"
                 raise ValueError(f"{source}: setting {error.full_key or key}: {problem}") from error
-    try:
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise ValueError(f"setting {error.full_key}: {_one_line(error)}") from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

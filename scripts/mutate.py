@@ -44,7 +44,18 @@ TESTS = {
     "longlive/training/clips.py": "unit/test_clips.py",
     "longlive/training/dmd.py": "unit/test_dmd.py",
 }  # the tests of a file, relative to tests/
-EQUIVALENT: dict[tuple[str, str], str] = {}  # (line, changed line): why no test could notice
+EQUIVALENT = {
+    (
+        "starts = torch.tensor(slots, dtype=torch.long).to(device, non_blocking=True) * tokens",
+        f"starts = torch.tensor(slots, dtype=torch.long).to(device, {argument}) * tokens",
+    ): "only how long the host waits for a GPU"
+    for argument in ("", "non_blocking=False")
+} | {
+    (
+        "n = torch.randint(NUM_TIMESTEPS, (clip.shape[0], 1), generator=generator).float()",
+        "n = torch.randint(NUM_TIMESTEPS, (clip.shape[0], 1), generator=generator)",
+    ): "the division that follows gives float32; the annotation of `timesteps` wants it before",
+}  # (line, changed line): why no test could notice
 
 OPERATORS = {
     ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*"), ast.Mod: ("%", "//"),

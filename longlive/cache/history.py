@@ -128,7 +128,7 @@ class HistoryCache:
         return token_indices(slots, self._tokens, self._rope.device)
 
     def _drop_unseen(self) -> None:
-        oldest = self.end - self.window.recent
+        oldest = self.end + 1 - self.window.recent  # for the next frame alone
         self._slot = {frame: slot for frame, slot in self._slot.items() if frame in self._extent.sink or frame >= oldest}
 
     def _compact(self) -> None:

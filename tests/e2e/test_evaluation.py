@@ -6,10 +6,8 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -23,8 +21,8 @@ from longlive.evaluation.suites import miniature_switches
 from longlive.evaluation.vbench_environment import WEIGHTS, default_environment
 from longlive.evaluation.vbench_run import devices_of, visible
 from longlive.evaluation.vbench_score import DIMENSIONS
+from tests.processes import rank_environments, start_program
 
-ROOT = Path(__file__).parents[2]
 ONLY_PROMPT = [name for name in DIMENSIONS if name not in ("object_class", "temporal_flickering", "human_action")]
 LIST = [
     {"prompt_en": "In a still frame, a stop sign", "dimension": ["temporal_flickering"]},
@@ -143,27 +141,22 @@ def test_prepare_makes_each_video_once(prepare, caplog):
 @pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_killed_and_gone_on_with(prepare, tiny, environment, tmp_path, num_ranks):
     """Ranks are killed in the middle; one process goes on: nothing is made twice, nothing is lost, and all is as if uninterrupted."""
-    whole = prepare("vbench", "num_latent_frames=3", "--samples", "4", folder="whole")[1]
+    videos = ["vbench", "num_latent_frames=3", "--samples", str(num_ranks * 2)]
+    whole = prepare(*videos, folder="whole")[1]
     folder = tmp_path / "videos"
-    arguments = ["prepare", "vbench", "--output", str(folder), "--environment", str(environment), "--samples", "4"]
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}", "-m", "longlive.evaluation"]
-    settings = [f"model={tiny}", "device=cpu", "scale=1", "num_latent_frames=3"]
-    running = subprocess.Popen(
-        [*ranks, *arguments, *settings],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_for(lambda: len(list(folder.glob("records/[!.]*.json"))) >= 3 or running.poll() is not None, 120)
-    for process in (*psutil.Process(running.pid).children(recursive=True), running):
-        process.kill()
-    running.wait()
+    words = ["prepare", "vbench", "--output", folder, "--environment", environment, "--samples", num_ranks * 2]
+    words += [f"model={tiny}", "device=cpu", "scale=1", "num_latent_frames=3"]
+    told = {"output": tmp_path / "said"}
+    ranks = [start_program("longlive.evaluation", *words, **told, environment=rank) for rank in rank_environments(num_ranks)]
+    wait_for(lambda: len(list(folder.glob("records/[!.]*.json"))) >= 3 or not any(rank.is_alive() for rank in ranks), 120)
+    for rank in ranks:
+        rank.kill()
+        rank.join()
     finished = {path.stem: stamps(folder)[f"{path.stem}.mp4"] for path in folder.glob("records/[!.]*.json")}
     assert len(finished) >= 3
-    assert prepare("vbench", "num_latent_frames=3", "--samples", "4")[0] == 0
+    assert prepare(*videos)[0] == 0
     prepared = load_prepared(folder)
-    assert not find_problems(folder, prepared) and len(prepared.names) == 16
+    assert not find_problems(folder, prepared) and len(prepared.names) == 8 * num_ranks
     assert {name: stamps(folder)[f"{name}.mp4"] for name in finished} == finished
     for name in prepared.names:
         assert digest_of_video(folder, name) == digest_of_video(whole, name)
@@ -257,13 +250,15 @@ def test_a_stopped_run_leaves_no_process(prepare, environment, cache):
     sleepy = environment / "lib" / "python3.11" / "site-packages" / "vbench" / "sleepy"
     sleepy.write_text("")
     dimensions = ["--dimensions", "human_action,motion_smoothness", "--device", "cpu"]
-    command = [sys.executable, "-m", "longlive.evaluation", "run", str(folder), "--environment", str(environment), *dimensions]
-    running = subprocess.Popen(command, cwd=ROOT)
+    words = ["run", folder, "--environment", environment, *dimensions]
+    told = {"VBENCH_CACHE_DIR": str(cache)}
+    running = start_program("longlive.evaluation", *words, output=folder / "said", environment=told)
     try:
         wait_for(lambda: sleepy.read_text())
         worker = int(sleepy.read_text())
         running.terminate()
-        assert running.wait(timeout=60) == 130
+        running.join(60)
+        assert running.exitcode == 130
         wait_for(lambda: not psutil.pid_exists(worker))
     finally:
         running.kill()

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import torch
 from longlive import video
 from longlive.programs import inference as programs
 from longlive.programs import loading
+from tests.processes import start_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 def program(tiny, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
 
-    def run(*argv):
+    def run(*argv, **kind):
         caplog.clear()
-        status = programs.main(["--model", str(tiny), *argv], description="a test", default_config=ROOT / "none.yaml")
+        status = programs.main(["--model", str(tiny), *argv], description="a test", default_config=ROOT / "none.yaml", **kind)
         return status, caplog.text
 
     return run
@@ -114,18 +113,15 @@ def test_a_prompt_that_is_too_long_is_cut_where_it_is_said(program):
     assert status == 0 and "reads 32: cut after" in said
 
 
-def start(*argv, **options):
-    return subprocess.Popen([sys.executable, *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
-
-
-def test_interrupted_from_outside(tiny, tmp_path):
+def test_interrupted_from_outside(program, tiny, tmp_path):
     """A process of its own: Ctrl-C in the middle of a video that is typed and has no end."""
-    process = start(
-        ROOT / "interactive_inference.py", "--model", tiny, "--output", tmp_path, "scale=1", stdin=subprocess.PIPE, cwd=tmp_path
-    )
-    for line in ("a red circle\n", "a blue square\n"):
-        process.stdin.write(line)
-        process.stdin.flush()
+    said, typed = tmp_path / "said", tmp_path / "typed"
+    os.mkfifo(typed)
+    words = ["--model", tiny, "--output", tmp_path, "scale=1"]
+    process = start_program("interactive_inference.py", *words, output=said, stdin=typed)
+    terminal = os.open(typed, os.O_WRONLY)  # waits for the process to open it
+    for line in (b"a red circle\n", b"a blue square\n"):
+        os.write(terminal, line)
         size = sum(path.stat().st_size for path in tmp_path.glob("*.mp4"))
         for _ in range(600):
             if sum(path.stat().st_size for path in tmp_path.glob("*.mp4")) > size + 10_000:
@@ -133,17 +129,17 @@ def test_interrupted_from_outside(tiny, tmp_path):
             time.sleep(0.1)
     growing = video.read_video(next(tmp_path.glob("*.mp4")))
     os.kill(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said, said
+    process.join(60)
+    os.close(terminal)
+    assert process.exitcode == 130 and "interrupted" in said.read_text() and "Traceback" not in said.read_text(), said.read_text()
     written = json.loads(next(tmp_path.glob("*[0-9].json")).read_text())
     assert written["complete"] is False and written["images"] >= len(growing) > 0
     shown = video.read_video(next(tmp_path.glob("*.mp4")))
     assert len(shown) == written["images"]
 
     timeline = next(tmp_path.glob("*.timeline.json"))
-    again = start(ROOT / "interactive_inference.py", "--timeline", timeline, "--model", tiny, "--output", "again", "scale=1", cwd=tmp_path)
-    said, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, said
+    again = ["--timeline", str(timeline), "--output", str(tmp_path / "again"), "scale=1"]
+    assert program(*again, interactive=True)[0] == 0
     repeated = video.read_video(next((tmp_path / "again").glob("*.mp4")))
     assert len(repeated) >= len(shown) and (repeated[: len(shown)] == shown).all()
     assert [entry["prompt"] for entry in written["prompts"]] == ["a red circle", "a blue square"]

@@ -281,7 +281,7 @@ def test_beyond_1100_frames_memory_does_not_grow(relative):
             add(again)
     assert [caches[0].keys.data_ptr(), caches[0].values.data_ptr()] == buffers
     if not relative:
-        assert caches[2]._keys[0].shape == (2, 19 * TOKENS, HEADS, HEAD_DIM) and len(caches[2]._slot) <= 9
+        assert caches[2]._keys[0].shape == (2, 19 * TOKENS, HEADS, HEAD_DIM) and len(caches[2]._slot) == 8
 
 
 def test_in_the_ring_nothing_is_copied_to_be_seen():
@@ -334,7 +334,7 @@ def test_wrong_spans_and_gradients_are_refused(model):
         for span in (range(0, 12), range(0)):
             with pytest.raises(ValueError, match=f"a span of {len(span)} frames does not fit a window of 9"):
                 cache.view(span)
-        assert len(cache.view(range(1)).rope.cos) == TOKENS
+        assert len(cache.view(range(1)).rotation.cos) == TOKENS
     with pytest.raises(ValueError, match="3 frames does not fit a window of 5 whose sink has 3"):
         extent = Extent(Window(3, 2))
         extent.end = 3
@@ -464,6 +464,49 @@ def test_history_goes_on_from_its_state(model):
     for stop_at in (0, 1, 4, 5, 6, 7):
         assert torch.equal(made(stop_at), whole), stop_at
     assert {tuple(keys.shape) for keys in history(Window(3, 3)).state()["keys"]} == {(2, 0, HEADS, HEAD_DIM)}
+
+
+def add_frames(cache, num_blocks):
+    """Frame f is 100 + f in every key and -f in every value."""
+    for start in range(cache.end, cache.end + num_blocks * BLOCK, BLOCK):
+        number = torch.arange(start, start + BLOCK).repeat_interleave(TOKENS)[None, :, None, None].expand(2, -1, HEADS, HEAD_DIM)
+        with cache.record(range(start, start + BLOCK)) as view:
+            for layer in range(LAYERS):
+                view.at(layer).attend(number, 100 + number, -number, lambda q, k, v: q)
+
+
+def test_history_holds_what_can_still_be_seen_and_no_more():
+    for change, held in (
+        (lambda cache: None, [0, 1, 2, *range(10, 15)]),  # of the 6 recent frames one will be the next
+        (lambda cache: cache.forget(keep_sink=True), [0, 1, 2]),
+        (lambda cache: cache.forget(keep_sink=False), []),
+        (lambda cache: cache.clear(), []),
+        (lambda cache: cache.reset(), []),
+    ):
+        cache = history(Window(3, 6))
+        add_frames(cache, 5)
+        change(cache)
+        state = cache.state()
+        assert state["frames"] == held
+        for keys, values in zip(state["keys"], state["values"], strict=True):
+            assert keys[0, ::TOKENS, 0, 0].tolist() == [100 + frame for frame in held]
+            assert values[0, ::TOKENS, 0, 0].tolist() == [-frame for frame in held]
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        HistoryCache(**SHAPE | {"num_layers": 1}, batch=2, window=Window(3, 6)).load(state)
+
+
+def test_where_room_is_reserved_nothing_is_copied():
+    cache = history(Window(3, 6), slots=12)
+    first = cache._keys
+    add_frames(cache, 4)
+    assert cache._keys is first
+    cache.reserve(30)
+    assert cache._keys[0].shape[1] == (8 + 30 + 1) * TOKENS  # what can be seen, what will be made, what is not remembered
+    second = cache._keys
+    add_frames(cache, 10)
+    assert cache._keys is second
+    add_frames(cache, 1)
+    assert cache._keys is not second and cache._keys[0].shape == second[0].shape
 
 
 def test_one_graph_serves_every_layer_block_and_switch(model):

@@ -1,8 +1,6 @@
 """Which clip trains which network; a run goes on bit for bit, alone and as two processes; what is exported is what was trained."""
 
 import io
-import os
-import socket
 from itertools import pairwise
 
 import pytest
@@ -31,6 +29,7 @@ from longlive.training.networks import TrainableNetwork, load_network, write_tra
 from longlive.training.prompts import PromptPair, PromptSampler
 from longlive.training.trainer import Checkpoints
 from longlive.training.validation import Preview
+from tests.processes import run_ranks
 
 PAIRS = [PromptPair(f"old {n}", f"new {n}") for n in range(6)]
 WORDS = {text: torch.randn(5, 8, generator=torch.Generator().manual_seed(n)) for n, text in enumerate(sum(PAIRS, ()))}
@@ -343,10 +342,8 @@ def make_preview():
     )
 
 
-def rank_of_two(rank, port, folder):
+def rank_of_two(folder):
     """What each of two processes does; the first leaves what both found in `folder`."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     world = get_world()
     with joined(world, torch.device("cpu")):
         settings = {"critic_updates": 2, "ema_start": 2, "world": world}
@@ -387,11 +384,7 @@ def rank_of_two(rank, port, folder):
 
 
 def test_two_processes_go_in_step_with_prompts_and_noise_of_their_own(tmp_path):
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.unit.test_distillation"])
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(rank_of_two, args=(port, tmp_path), nprocs=2, start_method="forkserver")
+    run_ranks(rank_of_two, tmp_path)
     found = torch.load(tmp_path / "found.pt", weights_only=False)
     one, two = found["ranks"]
     assert len(one["clips"]) == 8

@@ -221,8 +221,10 @@ def test_a_leaky_cache_has_the_values_of_a_plain_one_and_a_gradient_to_earlier_b
     assert not rollout.cache._leak
 
 
-def test_a_quick_experiment_from_end_to_end(tmp_path, monkeypatch):
+def test_every_experiment_runs(tmp_path, monkeypatch):
+    """One from the command line to its page, then all of them on the networks that it trained and their own."""
     monkeypatch.setattr("experiments.command.QUICK", replace(QUICK, seeds=(0,)))
+    monkeypatch.setattr("experiments.state_model.NUM_PAIRS", 20)
     asked = ["--quick", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "docs")]
     assert main({"c_length": c_length.experiment}, asked) == 0
     found = json.loads((tmp_path / "docs" / "c_length.json").read_text())
@@ -242,9 +244,7 @@ def test_a_quick_experiment_from_end_to_end(tmp_path, monkeypatch):
         Trained(tmp_path / "runs", replace(QUICK, batch=3, long_steps=4)).generator("long", 0)
     assert {arm.start for arm in ARMS.values()} == {None, "init"}
 
-
-def test_every_experiment_runs(tmp_path):
-    trained = Trained(tmp_path, replace(QUICK, seeds=(0,)))
+    trained = Trained(tmp_path / "runs", replace(QUICK, seeds=(0,)))
     for name, experiment in EXPERIMENTS.items():
         report = experiment(trained)
         assert report.name == name and report.claims and report.tables and report.panels

@@ -1,7 +1,5 @@
 """Sharded over two processes a network learns what it learns in one; recomputed activations give the same gradients; ranks choose alike."""
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from longlive.models.lora import add_lora, lora_state
 from longlive.models.wan import TransformerBlock, WanTransformer
 from longlive.parallel.shards import located, read_shards, write_shards
 from longlive.parallel.world import SharedChoices, World, choose_device, get_world, joined, mean_over_ranks, rank_generator
+from tests.processes import run_ranks
 
 BATCH, STEPS = 4, 2
 
@@ -86,12 +85,11 @@ def whole_of(tree):
     return tree.full_tensor() if isinstance(tree, DTensor) else tree
 
 
-def rank_of_two(rank: int, port: int, folder: Path) -> None:
+def rank_of_two(folder: Path) -> None:
     """What each of two processes does; the first leaves what it found in `folder`."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     found = {}
     world = get_world()
+    rank = world.rank
     with joined(world, choose_device("cpu", world)):
         choices = SharedChoices(7 + rank, world)  # rank 0's seed counts
         found["choices"] = mean_over_ranks({str(n): choices.integer(1000) for n in range(5)}, world)
@@ -155,11 +153,7 @@ def rank_of_two(rank: int, port: int, folder: Path) -> None:
 def of_two(tmp_path_factory):
     """What two processes found."""
     folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.unit.test_parallel"])
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(rank_of_two, args=(port, folder), nprocs=2, start_method="forkserver")
+    run_ranks(rank_of_two, folder)
     return torch.load(folder / "found.pt")
 
 

@@ -153,6 +153,7 @@ def test_gradient_flows_through_the_last_pass_only_and_never_to_earlier_blocks(m
     rollout = Rollout(Denoiser(model), history_cache(model, 4, 4, window=Window(3, 6)), FewStep(STEPS, torch.zeros_like))
     first = rollout.block(noise[0], text, grad=True)
     rollout.remember(first, text)
+    assert not rollout.state()["recent"].requires_grad
     first.square().sum().backward()  # frees what it needed: a later block that led back to it would fail
     second = rollout.block(noise[1], text, grad=True)
     model.zero_grad()
@@ -185,15 +186,51 @@ def test_one_stream_of_12_blocks_equals_12_calls(model):
     torch.testing.assert_close(torch.cat([part.latents for part in made], 1), torch.cat(parts, 1), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("context_t", [{}, {"context_t": 20.0}], ids=str)
+def test_finished_frames_are_recorded_clean_at_the_context_timestep(model, context_t):
+    x0, text, by_hand = gaussian(2)(1, 3, 4, 4, 4), gaussian(3)(1, 5, 8), ring()
+    rollout = Rollout(Denoiser(model), ring(), Euler(STEPS), **context_t)
+    rollout.remember(x0, text)
+    with torch.no_grad(), by_hand.record(range(3)) as view:
+        model(x0, torch.full((1, 3), context_t.get("context_t", 0.0)), text, view)
+    assert torch.equal(rollout.cache.keys, by_hand.keys) and torch.equal(rollout.cache.values, by_hand.values)
+
+
+def test_a_rollout_goes_on_from_its_state(model):
+    """Also to a switch that reads the frames again block by block; before the first block too."""
+    blocks, texts = gaussian(4)(3, 1, 3, 4, 4, 4), gaussian(5)(2, 1, 5, 8)
+    for stop_at in (0, 2):
+        found = []
+        for stops in (False, True):
+            rollout = Rollout(Denoiser(model), ring(), Euler(STEPS))
+            for number, block in enumerate(blocks):
+                if stops and number == stop_at:
+                    stopped, rollout = rollout, Rollout(rollout.denoiser, rollout.cache, rollout.solver)
+                    rollout.load(stopped.state())
+                rollout.remember(block, texts[0])
+            rollout.switch(texts[1], Transition(recache="causal"))
+            found.append(rollout.cache.keys)
+        assert torch.equal(*found)
+    rollout.load(rollout.state(), device="meta")
+    assert rollout._recent is not None and rollout._recent.device.type == "meta"
+
+
 def test_latents_that_are_not_finite_stop_and_say_where(model):
     rollout = Rollout(
         Denoiser(model),
         ring(),
         FewStep(STEPS, torch.zeros_like),
-        on_step=lambda number, t, x0: x0 * torch.nan if number == 0 else None,
+        on_step=lambda number, t, x0: x0 * torch.nan if number == 0 and rollout.end in bad else None,
     )
-    rollout.remember(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+    bad = {0}
     rollout.check_finite()
+    rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+    with pytest.raises(FloatingPointError, match=r"block 0 \(frames 0-2\), step 2"):
+        rollout.check_finite()
+    bad = {3}
+    rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+    rollout.check_finite()
+    rollout.remember(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
     rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
     with pytest.raises(FloatingPointError, match=r"block 1 \(frames 3-5\), step 2"):
         rollout.check_finite()

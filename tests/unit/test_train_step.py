@@ -146,7 +146,7 @@ def test_live_bytes_are_of_what_was_made_and_is_there():
 
 def test_command_line_measures_the_bundled_miniature(tmp_path, capsys):
     output = tmp_path / "result.json"
-    settings = of_long(*SMALL, "critic_updates=2", "batch=2")
+    settings = of_long(*SMALL, "critic_updates=2", "batch=1", "denoising_steps=[1000,500]")
     assert train_step.main(["--steps", "2", "--output", str(output), "device=cpu", *settings]) == 0
     printed = capsys.readouterr().out
     result = json.loads(output.read_text())
@@ -171,7 +171,7 @@ def test_command_line_measures_the_bundled_miniature(tmp_path, capsys):
 
 def test_command_line_counts(tmp_path, capsys):
     output = tmp_path / "result.json"
-    settings = of_long("height=32", "width=32", *SMALL, "lora_rank=4", "anchor_context=1")
+    settings = of_long("height=32", "width=32", *SMALL, "critic_updates=2", "denoising_steps=[1000,500]", "lora_rank=4", "anchor_context=1")
     assert train_step.main(["--count", "miniature", "--teacher", "miniature", *settings, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     result = json.loads(output.read_text())

@@ -2,11 +2,9 @@
 
 import json
 import logging
-import multiprocessing
 import os
 import random
 import signal
-import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +19,8 @@ from longlive.provenance import commit
 from longlive.settings import load
 from longlive.training.metrics import LossWatch
 from longlive.training.trainer import Terminated, train, weights_digest
+from tests import processes
+from tests.processes import run_ranks
 
 ASKED_ONCE = commit()
 EVERY = {"save_every": 3, "validate_every": 4, "log_every": 1}
@@ -273,10 +273,9 @@ class Ranked(Walk):
         super().load(state["all"][get_world().rank])
 
 
-def rank_of_two(rank: int, port: int, folder: Path) -> None:
+def rank_of_two(folder: Path) -> None:
     """Trains with another rank: whole, and stopped by what happens on one of them."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    rank = get_world().rank
 
     def go(run, *, steps=10, events=()):
         stage = Ranked()
@@ -297,11 +296,7 @@ def rank_of_two(rank: int, port: int, folder: Path) -> None:
 
 
 def test_two_ranks_stop_together_and_go_on_each_with_its_own_draws(tmp_path):
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.unit.test_trainer"])
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(rank_of_two, args=(port, tmp_path), nprocs=2, start_method="forkserver")
+    run_ranks(rank_of_two, tmp_path)
     weights = [torch.load(tmp_path / f"weight{rank}.pt") for rank in range(2)]
     assert not torch.equal(*weights)
     assert [line["step"] for line in metrics(tmp_path / "whole")] == sorted([*range(1, 11), 4, 8, 10])
@@ -336,14 +331,11 @@ def run_program(words, dies):
 def start(run, tmp_path, dies=None):
     (tmp_path / "empty.yaml").write_text("")
     words = ["--config", str(tmp_path / "empty.yaml"), *WORDS, f"run={run}"]
-    process = multiprocessing.get_context("forkserver").Process(target=run_program, args=(words, dies))
-    process.start()
-    return process
+    return processes.start(run_program, words, dies)
 
 
 def test_a_killed_program_goes_on_bit_for_bit(tmp_path):
     """Killed once before there is a checkpoint and once while one is written; then it may finish."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.unit.test_trainer"])
     whole = start(tmp_path / "whole", tmp_path)
     for dies, lines in (("update", 2), ("save", 15)):
         process = start(tmp_path / "killed", tmp_path, dies)

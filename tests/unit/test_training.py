@@ -21,10 +21,13 @@ from longlive.generation.solver import Euler
 from longlive.miniature.prompt_pairs import write_pairs
 from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
+from longlive.models.zoo import ZOO
 from longlive.ops.flow_matching import add_noise
 from longlive.parallel.world import World
 from longlive.settings import load
 from longlive.training.dmd import DMD
+from longlive.training.miniature import autoencoder
+from longlive.training.miniature import transformer as transformer_stages
 from longlive.training.miniature.autoencoder import EndlessVideos
 from longlive.training.networks import load_network
 from longlive.training.optimizer import MatrixOptimizer, Muon, orthogonalized, warmup_cosine
@@ -199,15 +202,23 @@ def words_of(stage: str, exports: dict, folder: Path) -> list[str]:
     components = folder / "components"
     for earlier in ("language", "autoencoder"):
         shutil.copytree(exports[earlier], components, dirs_exist_ok=True)
-    files = write_pairs(folder / "prompts", num=8, seed=0)
+    files = write_pairs(folder / "prompts", num=8, seed=0, phrasings=2)
     given = {"generator": exports["causal_init" if stage == "init" else "init"], "teacher": exports["teacher"], "components": components}
     given |= {"prompts": files.prompts, "embeddings": folder / "embeddings"} | ({"switch_prompts": files.switch} if stage == "long" else {})
     return SMALL[stage] + [f"{stage}.{word}" for word in (*DISTILLED, *(f"{name}={value}" for name, value in given.items()))]
 
 
-def run_stage(config, runs, upto, monkeypatch):
-    """Train, validating on next to nothing."""
+def run_stage(config, runs, upto, monkeypatch, *, copy=None):
+    """Train, without validation. `copy`: a step before which the run's folder is copied, and where to."""
     stage = build(config, World(), torch.device("cpu")).stage
+    step = stage.step
+
+    def copied(number):
+        if copy and number == copy[0]:
+            shutil.copytree(runs, copy[1])
+        return step(number)
+
+    monkeypatch.setattr(stage, "step", copied)
     monkeypatch.setattr(stage, "validate", lambda folder, number: {})
     train(stage, run=runs, name=config.stage, steps=upto, save_every=1, validate_every=100, log_every=1, settings={})
     return stage
@@ -228,16 +239,20 @@ def tensors_of(state) -> dict[str, torch.Tensor]:
 
 
 def test_every_stage_resumes_bit_for_bit_and_the_exports_make_a_pipeline(tmp_path, monkeypatch, caplog):
+    """A run is resumed from a copy that is made of its folder on the way."""
     caplog.set_level(logging.ERROR)
+    monkeypatch.setitem(ZOO, "miniature", ZOO["miniature"] | {"dim": 48, "ffn_dim": 64, "num_layers": 2})
+    for module, name in ((autoencoder, "all_captioned"), (transformer_stages, "training_set")):
+        everything = vars(module)[name]
+        monkeypatch.setattr(module, name, lambda *omitted, everything=everything: everything(*omitted)[::60])
     exports = {}
     for name in SMALL:
         losses, words = {}, words_of(name, exports, tmp_path)
         stop_at = 1 + sum(map(ord, name)) % 3  # somewhere else for every stage
-        for kind, stops in (("whole", [4]), ("resumed", [stop_at, 4])):
+        for kind in ("whole", "resumed"):
             runs = tmp_path / name / kind
-            for stop in stops:
-                config = load(TrainConfig, None, [f"stage={name}", f"run={runs}", *words])
-                run_stage(config, runs, stop, monkeypatch)
+            config = load(TrainConfig, None, [f"stage={name}", f"run={runs}", *words])
+            run_stage(config, runs, 4, monkeypatch, copy=(stop_at, tmp_path / name / "resumed") if kind == "whole" else None)
             lines = [json.loads(line) for line in (runs / "metrics.jsonl").read_text().splitlines()]
             losses[kind] = [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in lines]
             exports[name] = runs / "export"
@@ -279,7 +294,7 @@ def test_a_run_folder_of_another_stage_is_refused_and_a_bad_loss_stops(tmp_path,
 
 def test_the_causal_start_from_trajectories_resumes_bit_for_bit(tmp_path, monkeypatch):
     """With the bundled model as teacher: pairs are made once, the student is exported, a resumed run is the uninterrupted one."""
-    model, files = BUNDLED["miniature"], write_pairs(tmp_path / "prompts", num=4, seed=0)
+    model, files = BUNDLED["miniature"], write_pairs(tmp_path / "prompts", num=4, seed=0, phrasings=2)
     given = {
         "teacher": model,
         "components": model,
@@ -290,10 +305,9 @@ def test_the_causal_start_from_trajectories_resumes_bit_for_bit(tmp_path, monkey
     small = ["num_pairs=4", "height=64", "width=64", "clip_frames=6", "window=6", "num_steps=4", "lr=1e-3", "validation_videos=1"]
     words = [f"ode.{word}" for word in (*small, "validation_frames=6", *(f"{name}={value}" for name, value in given.items()))]
     lines = {}
-    for kind, stops in (("whole", [3]), ("resumed", [1, 3])):
-        for stop in stops:
-            config = load(TrainConfig, None, ["stage=causal_init", "causal_init.objective=ode", f"run={tmp_path / kind}", *words])
-            run_stage(config, tmp_path / kind, stop, monkeypatch)
+    for kind in ("whole", "resumed"):
+        config = load(TrainConfig, None, ["stage=causal_init", "causal_init.objective=ode", f"run={tmp_path / kind}", *words])
+        run_stage(config, tmp_path / kind, 3, monkeypatch, copy=(1, tmp_path / "resumed") if kind == "whole" else None)
         written = [json.loads(line) for line in (tmp_path / kind / "metrics.jsonl").read_text().splitlines()]
         lines[kind] = [line["causal_init/ode_loss"] for line in written]
     assert len(list((tmp_path / "pairs").glob("*.safetensors"))) == 4
