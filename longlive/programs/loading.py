@@ -57,7 +57,7 @@ def load_pipeline(config: InferenceConfig, dtype: torch.dtype) -> LongLivePipeli
     """The model that the settings name, on the CPU. Raises ValueError, with what to download, when it is missing."""
     for path in filter(None, (config.wan_dir, config.checkpoint, config.lora)):
         if not Path(path).exists():
-            raise ValueError(f"{path} is not there; {DOWNLOAD_HINT}")
+            raise ValueError(f"{path} does not exist; {DOWNLOAD_HINT}")
     sampling = {name: getattr(config, name) for name in SAMPLING_SETTINGS if getattr(config, name) is not None}
     if config.wan_dir is not None:
         if config.checkpoint is None:
@@ -67,7 +67,7 @@ def load_pipeline(config: InferenceConfig, dtype: torch.dtype) -> LongLivePipeli
         )
     model = config.model or "miniature"
     if model != "miniature" and not Path(model).is_dir():
-        raise ValueError(f"there is no model folder {model}; {DOWNLOAD_HINT}")
+        raise ValueError(f"the model folder {model} does not exist; {DOWNLOAD_HINT}")
     pipe = LongLivePipeline.from_pretrained(model, torch_dtype=dtype, attention=config.attention, **sampling)
     if config.lora is not None:
         pipe.load_lora_weights(config.lora)
