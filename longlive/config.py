@@ -25,7 +25,7 @@ class InferenceConfig:
     device: str = "auto"  # auto: cuda if available, else cpu
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on cuda, float32 on cpu
     threads: int | None = None  # CPU threads; None: one for a small model, else torch's default
-    text_encoder: Literal["resident", "on_demand"] = "resident"  # on_demand: on the CPU except while it encodes a prompt
+    text_encoder: Literal["resident", "on_demand", "cpu"] = "resident"  # on_demand: on the GPU only while it encodes; cpu: never
     attention: str = "auto"  # fa3, fa2, cudnn or sdpa; auto: the first of them that is available here, see ops/attention.py
 
     # the video

@@ -62,7 +62,7 @@ class RingCache:
         """See `KVCache`. A pass writes into the span's own slots, whose old frames the span may not see anyway."""
         sink, recent = self._extent.visible(span)
         if self.relative:
-            self._move_sink(self._extent.oldest_recent(span))
+            self._shift_sink(self._extent.oldest_recent(span))
         slots = {self._slot(frame) for frame in (*sink, *recent)}
         length, own = len(slots) * self._tokens, self._indices([self._slot(frame) for frame in span])
         keys, values = self.keys, self.values
@@ -92,7 +92,7 @@ class RingCache:
     def _indices(self, slots: Sequence[int]) -> TokenIndices:
         return token_indices(slots, self._tokens, self.keys.device)
 
-    def _move_sink(self, oldest: int) -> None:
+    def _shift_sink(self, oldest: int) -> None:
         """Move the sink's keys to the positions just before frame `oldest`."""
         assert self._sink_keys is not None
         by = oldest - self._extent.sink.stop  # 0 for a span that records the sink: what is moved back then is overwritten

@@ -51,7 +51,7 @@ class KVCache(Protocol):
 
     @property
     def end(self) -> int:
-        """Frames remembered: the position where the video goes on."""
+        """Frames remembered: the position where the video continues."""
         ...
 
     @property
@@ -80,7 +80,7 @@ class KVCache(Protocol):
         ...
 
     def clear(self) -> None:
-        """Drop everything; the video goes on at the same position as if it began there, its next frames being the sink."""
+        """Drop everything; the video continues at the same position as if it began there, its next frames being the sink."""
         ...
 
 
@@ -97,7 +97,7 @@ class Extent:
 
     def reset(self) -> None:
         """Start a new video."""
-        self.end = 0  # frames remembered: the position where the video goes on
+        self.end = 0  # frames remembered: the position where the video continues
         self._begin(0)
 
     def _begin(self, frame: int) -> None:

@@ -21,14 +21,11 @@ from longlive.evaluation.vbench_score import DIMENSIONS, markdown_table, normali
 from longlive.files import write_json, write_text
 
 LOWER_IS_BETTER = {"block_flicker", "switch_flicker", "size_drift", "switch_seconds"}
-# it depends on the prompt
+# these depend on the prompt
 NEITHER_IS_BETTER = {"temporal_flickering_of_all", "motion", "colour_drift", "sink_similarity", "loop_similarity"}
-OF_SOME_VIDEOS = {
-    "color",
-    "temporal_flickering",
-}  # those with the object, or those that stand still: videos that both folders have are compared
+OF_SOME_VIDEOS = {"color", "temporal_flickering"}  # those with the object, or that stand still; what both folders have is compared
 MIN_PROMPTS = 5  # for a verdict
-MUST_AGREE = ("suite", "prompt_list", "entries", "num_latent_frames", "fps", "seed")
+MUST_AGREE = ("suite", "prompt_list", "entries", "num_latent_frames", "temporal_stride", "fps", "seed")
 
 
 class Compared(NamedTuple):
@@ -61,7 +58,7 @@ def check_paired(first: Prepared, second: Prepared, both: Sequence[Path]) -> Non
     contents = first.content(), second.content()
     differ = [name for name in MUST_AGREE if contents[0][name] != contents[1][name]]
     if first.seed is None or second.seed is None:  # of other programs, whose noise is not known
-        differ = [name for name in differ if name not in ("seed", "num_latent_frames", "fps")]
+        differ = [name for name in differ if name not in ("seed", "num_latent_frames", "temporal_stride", "fps")]
     if differ:
         raise ValueError(
             f"{both[0]} and {both[1]} cannot be compared video by video: they differ in {', '.join(differ)}; "
@@ -160,8 +157,8 @@ def write(rows: Sequence[Compared], names: Sequence[str], output: Path, about: d
 
 def check_measured_alike(both: Sequence[Path], prepared: Sequence[Prepared]) -> None:
     """Raises ValueError when something was measured on other videos than the present ones, or not in the same way in both folders."""
-    for folder, of_folder in zip(both, prepared):
-        if old := report.stale(folder, of_folder):
+    for folder, each in zip(both, prepared):
+        if old := report.stale(folder, each):
             raise ValueError(f"{folder}: {old[0]}")
     for dimension in DIMENSIONS:
         runs = [vbench_run.read_run(folder, dimension) for folder in both]
@@ -185,8 +182,8 @@ def compare_folders(first: Path, second: Path, *, resamples: int) -> tuple[list[
     about = {
         "measured_on_one_only": sorted(measured[0].keys() ^ measured[1].keys()),
         "folders": [str(first), str(second)],
-        "models": [of_folder.model for of_folder in prepared],
-        "weights": [of_folder.weights for of_folder in prepared],
+        "models": [each.model for each in prepared],
+        "weights": [each.weights for each in prepared],
         "interval": f"95 %, Bayesian bootstrap over prompts, {resamples} resamples",
     }
     return rows, about

@@ -64,7 +64,7 @@ PUBLISHED = _published()
 """Table -> model -> values as the papers print them.
 
 `vbench` (5 s) and `vbench_long` (30 s): Total, Quality, Semantic, in percent. `interactive` (60 s, table 2 of the LongLive paper): Quality,
-and the CLIP score of six stretches of ten seconds. `switch` (10 s, its ablation): background and subject consistency, and the CLIP score.
+and the CLIP score of six prompts of ten seconds. `switch` (10 s, its ablation): background and subject consistency, and the CLIP score.
 """
 
 

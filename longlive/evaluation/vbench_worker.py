@@ -64,11 +64,11 @@ def still(entries, device, cache):
 
     static_filter.DEVICE = device
     model = cache / "raft_model" / "models" / "raft-things.pth"
-    judge = Filter(EasyDict(model=str(model), small=False, mixed_precision=False, alternate_corr=False), device)
+    raft = Filter(EasyDict(model=str(model), small=False, mixed_precision=False, alternate_corr=False), device)
     for entry in entries:
         kept = []
         for path in entry["video_list"]:
-            if len(kept) < STATIC_KEPT and judge.infer(path):
+            if len(kept) < STATIC_KEPT and raft.infer(path):
                 kept.append(path)
         entry["video_list"] = kept
     if not any(entry["video_list"] for entry in entries):

@@ -146,7 +146,7 @@ def write_lines(
     lines: Lines,
     *,
     request: object,
-    review: Callable[[Sequence[str]], Mapping[str, Any]] = lambda lines: {},
+    review: Callable[[Sequence[str]], dict[str, Any]] = lambda lines: {},
     **settings: Any,
 ) -> str:
     """Write a line for each prompt to `arguments.output`, `arguments.batch` at a time; returns a sentence for the terminal.

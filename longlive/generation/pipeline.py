@@ -39,7 +39,7 @@ from longlive.generation.stream import LatentBlock
 from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Recache, Transition
 from longlive.models.lora import merge_lora
-from longlive.models.text import TextEncoder
+from longlive.models.text import TextEncoder, TextEncoderMode
 from longlive.models.vae import StreamDecoder, decode_video, decoder_width, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow_matching import warp_steps
@@ -148,7 +148,7 @@ class LongLivePipeline(DiffusionPipeline):
             width=width,
             fps=fps,
         )
-        self._text_mode: Literal["resident", "on_demand"] = "resident"
+        self._text_mode: TextEncoderMode = "resident"
         self._conditioner: Conditioner | None = None
 
     @classmethod
@@ -247,9 +247,11 @@ class LongLivePipeline(DiffusionPipeline):
         return StreamDecoder(self.vae)
 
     def memory_needed(self, num_latent_frames: int, height: int | None = None, width: int | None = None, batch: int = 1) -> int:
-        """Estimated bytes at work: weights, key-value cache, activations of the transformer and of the decoder for one block."""
+        """Estimated bytes on the device at most: weights (the text encoder's unless it stays on the CPU), key-value cache, activations of
+        the transformer and of the decoder for one block.
+        """
         height, width = self._size(height, width)
-        parts = [self.transformer, self.vae] + ([self.text_encoder] if self._text_mode == "resident" else [])
+        parts = [self.transformer, self.vae, *([] if self._text_mode == "cpu" else [self.text_encoder])]
         size = height // self._spatial_stride, width // self._spatial_stride
         visible = num_latent_frames if self.config.window == EVERYTHING else self.config.window
         cache = self._cache_bytes(*size, visible=visible, batch=batch)
@@ -461,6 +463,10 @@ class LongLivePipeline(DiffusionPipeline):
         decoder = 2 * decoder_width(self.vae) * 8 * height * width * self.vae.dtype.itemsize  # two frames before every convolution
         return cache + decoder
 
+    def transient_bytes(self) -> int:
+        """Bytes that are needed on the device now and then, beyond what it holds: those of a text encoder that is moved there on demand."""
+        return weight_bytes(self.text_encoder) if self._text_mode == "on_demand" and self._device.type != "cpu" else 0
+
     def load_lora_weights(self, path: str | Path, *, alpha: float | None = None) -> None:
         """Merge a LoRA (`lora.pt`, a peft folder or safetensors file) into the transformer, for good. `alpha` defaults to its rank.
 
@@ -476,13 +482,19 @@ class LongLivePipeline(DiffusionPipeline):
         Transformer and VAE take turns at every block, so they stay on the device; moving them would cost more than it saves.
         """
         device = torch.device(device if gpu_id is None else f"cuda:{gpu_id}")
-        self._text_mode = "on_demand"
+        self.place_text_encoder("on_demand")
         self.to(device)
 
+    def place_text_encoder(self, mode: TextEncoderMode) -> None:
+        """Where the text encoder is after the next `to`: "resident" on the device, "on_demand" there only while it encodes a prompt, or
+        always on the "cpu".
+        """
+        self._text_mode = mode
+
     def to(self, *args: Any, **kwargs: Any) -> LongLivePipeline:
-        """As in diffusers; with `enable_model_cpu_offload` the text encoder stays on the CPU."""
+        """As in diffusers; the text encoder stays on the CPU if `place_text_encoder` or `enable_model_cpu_offload` says so."""
         kept = self.text_encoder
-        if self._text_mode == "on_demand":
+        if self._text_mode != "resident":
             self.text_encoder = None
         try:
             super().to(*args, **kwargs)

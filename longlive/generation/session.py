@@ -190,7 +190,7 @@ class SteppedSession:
         self._encode(text)
 
     def prompt_when_encoded(self, text: str, *, transition: Transition | None = None) -> Future[bool]:
-        """As `prompt`, but blocks go on with the active prompt until `text` is encoded.
+        """As `prompt`, but blocks continue with the active prompt until `text` is encoded.
 
         Returns a future: True once the next block will switch to `text`, False when a newer prompt has replaced it before that; it has
         the encoder's exception when `text` cannot be encoded.

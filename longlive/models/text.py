@@ -13,7 +13,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import ftfy
 import torch
@@ -41,12 +41,15 @@ def embed(encoder: UMT5EncoderModel, ids: Tokens, mask: Tokens) -> Text:
     return hidden.masked_fill(mask[..., None] == 0, 0)
 
 
+TextEncoderMode = Literal["resident", "on_demand", "cpu"]
+
+
 class TextEncoder:
     """Prompts to embeddings `[B, L, E]` on `device`, L = `text_len`; what was encoded is remembered, `cached_prompts` of them, on the CPU.
 
-    `mode="resident"` keeps the encoder on `device`. `mode="on_demand"` keeps it on the CPU and moves it only while a prompt is encoded,
-    so that UMT5-XXL's 11 GB are not held while video is made. The encoder computes in its own dtype; `dtype` is that of the result
-    (None: the encoder's). May be called from several threads.
+    `mode="resident"` keeps the encoder on `device`. `mode="on_demand"` keeps it on the CPU and moves it to `device` while a prompt is
+    encoded, so that UMT5-XXL's 11 GB are held there only then. `mode="cpu"` encodes on the CPU. The encoder computes in its own dtype;
+    `dtype` is that of the result (None: the encoder's). May be called from several threads.
     """
 
     def __init__(
@@ -57,11 +60,11 @@ class TextEncoder:
         text_len: int = 512,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
-        mode: Literal["resident", "on_demand"] = "resident",
+        mode: TextEncoderMode = "resident",
         cached_prompts: int = 64,
     ):
-        if mode not in ("resident", "on_demand"):
-            raise ValueError(f'text encoder mode {mode!r} is unknown; choose "resident" or "on_demand"')
+        if mode not in get_args(TextEncoderMode):
+            raise ValueError(f"text encoder mode {mode!r} is unknown; choose from {', '.join(get_args(TextEncoderMode))}")
         if text_len < 2:
             raise ValueError(f"text_len {text_len} leaves no room for a prompt; Wan uses 512")
         self.encoder = encoder.eval().requires_grad_(False)
@@ -115,9 +118,10 @@ class TextEncoder:
             return []
         tokens = [self._tokens(prompt) for prompt in prompts]
         home = [parameter.data for parameter in self.encoder.parameters()]
-        Module.to(self.encoder, self.device)
+        device = torch.device("cpu") if self.mode == "cpu" else self.device
+        Module.to(self.encoder, device)
         try:
-            return [embed(self.encoder, ids, torch.ones_like(ids))[0].cpu() for ids in (t.to(self.device) for t in tokens)]
+            return [embed(self.encoder, ids, torch.ones_like(ids))[0].cpu() for ids in (t.to(device) for t in tokens)]
         finally:
             if self.mode == "on_demand":  # the weights are still on the CPU (perhaps mapped from a file): nothing to copy back
                 for parameter, data in zip(self.encoder.parameters(), home):

@@ -57,7 +57,7 @@ def load_pipeline(config: InferenceConfig, dtype: torch.dtype) -> LongLivePipeli
     """The model that the settings name, on the CPU. Raises ValueError, with what to download, when it is missing."""
     for path in filter(None, (config.wan_dir, config.checkpoint, config.lora)):
         if not Path(path).exists():
-            raise ValueError(f"{path} is not there; {DOWNLOAD_HINT}")
+            raise ValueError(f"{path} does not exist; {DOWNLOAD_HINT}")
     sampling = {name: getattr(config, name) for name in SAMPLING_SETTINGS if getattr(config, name) is not None}
     if config.wan_dir is not None:
         if config.checkpoint is None:
@@ -67,7 +67,7 @@ def load_pipeline(config: InferenceConfig, dtype: torch.dtype) -> LongLivePipeli
         )
     model = config.model or "miniature"
     if model != "miniature" and not Path(model).is_dir():
-        raise ValueError(f"there is no model folder {model}; {DOWNLOAD_HINT}")
+        raise ValueError(f"the model folder {model} does not exist; {DOWNLOAD_HINT}")
     pipe = LongLivePipeline.from_pretrained(model, torch_dtype=dtype, attention=config.attention, **sampling)
     if config.lora is not None:
         pipe.load_lora_weights(config.lora)
@@ -85,10 +85,8 @@ def move_to_device(config: InferenceConfig, pipe: LongLivePipeline, device: torc
         torch.set_num_threads(config.threads)
     elif device.type == "cpu" and sum(weight.numel() for weight in _weights(pipe)) < SMALL_MODEL:
         torch.set_num_threads(1)
-    if config.text_encoder == "on_demand":
-        pipe.enable_model_cpu_offload(device=device)
-    else:
-        pipe.to(device)
+    pipe.place_text_encoder(config.text_encoder)
+    pipe.to(device)
 
 
 def video_length(config: InferenceConfig, pipe: LongLivePipeline) -> int | None:
@@ -139,9 +137,8 @@ def check_resources(config: InferenceConfig, requests: Sequence[VideoRequest], p
         what = words if length else "until the prompts end"
         log.info("%d video%s: %s, %dx%d at %g fps", count, "s"[: count > 1], what, height, width, info.fps)
     longest = max(request.num_latent_frames or max(info.window, info.block) for request in requests)
+    pipe.place_text_encoder(config.text_encoder)
     needed = pipe.memory_needed(longest, height, width)
-    if config.text_encoder == "on_demand":
-        needed -= sum(weight.numel() * weight.element_size() for weight in pipe.components["text_encoder"].parameters())
     loaded = sum(weight.numel() * weight.element_size() for weight in _weights(pipe)) if device.type == "cpu" else 0
     available = free_memory(device) + loaded
     log.info("memory on %s: about %.2f GiB needed, %.2f GiB available", device, needed / 2**30, available / 2**30)

@@ -51,7 +51,7 @@ def load_scheduler(config: ServeConfig, metrics: Metrics) -> SessionScheduler:
     pipe = loading.load_pipeline(config.video, choose_dtype(config.video.dtype, device))
     height, width = loading.video_size(config.video, pipe)
     loading.move_to_device(config.video, pipe, device)
-    per_session, free = pipe.session_bytes(height, width), free_memory(device)
+    per_session, free = pipe.session_bytes(height, width), free_memory(device) - pipe.transient_bytes()
     fit = int(0.8 * free // per_session)
     if fit < 1:
         raise ValueError(f"a session needs about {per_session / 2**30:.2f} GiB on {device}; {free / 2**30:.2f} GiB are free")

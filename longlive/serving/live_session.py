@@ -143,7 +143,7 @@ class LiveSession:
         self.stepped.prompt_when_encoded(text, transition=transition).add_done_callback(on_queued)
 
     def pause(self, paused: bool) -> None:
-        """Make no more blocks, or go on with them."""
+        """Make no more blocks, or continue."""
         self.last_activity = time.monotonic()
         if paused:
             self.stepped.pause()
@@ -211,7 +211,7 @@ class LiveSession:
         due_at = self.flow.begin_block()
         try:
             step = self.stepped.advance()
-        except Exception as error:  # whatever it is, the other sessions go on
+        except Exception as error:  # whatever it is, the other sessions continue
             log.exception("session %s: a block failed", self.name)
             self.end("failed", f"the model failed: {type(error).__name__}: {error}")
             return
@@ -248,7 +248,7 @@ class LiveSession:
             video, block, due_at = item
             try:
                 segment = self._make_segment(index, video.decode(block), due_at)
-            except Exception as error:  # the encoder's, mostly; the other sessions go on
+            except Exception as error:  # the encoder's, mostly; the other sessions continue
                 log.exception("session %s: a segment failed", self.name)
                 self.end("failed", f"the video cannot be encoded: {type(error).__name__}: {error}")
                 break

@@ -45,6 +45,9 @@ class StandIn:
 
     timing = Timing()
 
+    def place_text_encoder(self, mode):
+        assert mode == "resident"
+
     def memory_needed(self, num_latent_frames, height, width, batch=1):
         return 1000 * height * width
 
@@ -291,7 +294,7 @@ BAD = {
     "no prompts file": (["--prompts", "none.txt"], "the prompt file none.txt does not exist"),
     "other kind of file": (["--prompts", "a.csv"], ".txt (one per line) or .jsonl"),
     "no model": (["--model", "nowhere", "--prompt", "a"], "hf download Efficient-Large-Model/LongLive-1.3B --local-dir longlive_models"),
-    "no released weights": (["--config", str(ROOT / "configs/inference.yaml")], "wan_models/Wan2.1-T2V-1.3B is not there"),
+    "no released weights": (["--config", str(ROOT / "configs/inference.yaml")], "wan_models/Wan2.1-T2V-1.3B does not exist"),
     "no prompt": (["prompts=null"], "no prompt"),
     "device": (["device=tpu9"], "there is no device 'tpu9'"),
     "unwritable": (["--output", "/dev/null/videos"], "cannot write to /dev/null/videos"),

@@ -91,7 +91,7 @@ def test_broken_weights_stop_with_block_and_step(program, monkeypatch):
         (["window=4"], "no room for a block"),
         (["attention=fa9"], "attention backend 'fa9' is unknown"),
         (["denoising_steps=[1000,1000]"], "decreasing"),
-        (["lora=nowhere.pt"], "nowhere.pt is not there"),
+        (["lora=nowhere.pt"], "nowhere.pt does not exist"),
         (["device=cuda:99"], "cuda:99"),
     ],
 )

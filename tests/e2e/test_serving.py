@@ -406,5 +406,5 @@ def test_health_says_why_the_model_could_not_be_loaded(tmp_path):
     server = Served(tmp_path / "nothing", tmp_path)
     time.sleep(0.1)
     status, why, _ = server.get("/health")
-    assert status == 503 and b"there is no model folder" in why
+    assert status == 503 and b"the model folder" in why
     server.end()

@@ -43,8 +43,8 @@ class Watched(StandIn):
     def to(self, device):
         self.facts["on"] = str(device)
 
-    def enable_model_cpu_offload(self, *, device):
-        self.facts["offloaded to"] = str(device)
+    def place_text_encoder(self, mode):
+        self.facts["text encoder"] = mode
 
     @property
     def components(self):
@@ -93,7 +93,7 @@ TABLE = {
     "lora": (["lora=lora.pt"], {"lora": "lora.pt"}),
     "dtype": (["dtype=bfloat16"], {"dtype": torch.bfloat16}),
     "threads": (["threads=2"], {"threads": 2}),
-    "text_encoder": (["text_encoder=on_demand"], {"offloaded to": "cpu", "on": None}),
+    "text_encoder": (["text_encoder=on_demand"], {"text encoder": "on_demand"}),
     "attention": (["attention=sdpa"], {"attention": "sdpa"}),
     "prompt": (["prompt=b c"], one(prompts=["b c"])),
     "prompts": (["prompts=a.txt"], {"videos": one(prompts=["one"])["videos"] + one(prompts=["two"], seed=10_000)["videos"]}),

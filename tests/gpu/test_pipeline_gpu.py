@@ -135,9 +135,11 @@ def test_text_encoder_on_demand_leaves_nothing_on_the_device(on_cpu):
     assert all(tensor.device.type == "cpu" for tensor in (*on_cpu.text_encoder.parameters(), *on_cpu.text_encoder.buffers()))
 
 
-def test_offload_makes_the_same_video(on_cpu, on_gpu):
+@pytest.mark.parametrize("mode", ["on_demand", "cpu"])
+def test_offload_makes_the_same_video(on_cpu, on_gpu, mode):
     wanted = on_gpu(PROMPT, num_latent_frames=6, generator=generator(), output_type="latent").frames
-    on_cpu.enable_model_cpu_offload(device=DEVICE)
+    on_cpu.place_text_encoder(mode)
+    on_cpu.to(DEVICE)
     torch.testing.assert_close(
         on_cpu(PROMPT, num_latent_frames=6, generator=generator(), output_type="latent").frames, wanted, atol=1e-5, rtol=0
     )

@@ -126,3 +126,8 @@ def test_on_demand_gives_the_same_and_leaves_the_weights_where_they_were(folder)
     assert [parameter.data_ptr() for parameter in text.encoder.parameters()] == before
     with pytest.raises(ValueError, match="on_demand"):
         text_encoder(folder, mode="lazy")
+
+
+def test_an_encoder_on_the_cpu_stays_there(folder):
+    text = text_encoder(folder, mode="cpu", device="meta")
+    assert text.encode(["a cat"]).device.type == "meta" and text.encoder.device.type == "cpu"

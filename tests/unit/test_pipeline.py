@@ -9,6 +9,7 @@ import torch
 
 from longlive import Cue, LongLivePipeline, PromptQueue, PromptSchedule
 from longlive.checkpoints import store
+from longlive.generation.caches import weight_bytes
 from longlive.models.lora import add_lora, lora_state, merge_lora
 from longlive.models.vae import set_spatial_padding
 
@@ -210,7 +211,11 @@ def test_text_encoder_stays_behind_with_offload(tiny):
     resident = pipe.memory_needed(3)
     pipe.enable_model_cpu_offload(device="cpu")
     assert torch.equal(latents(pipe, num_latent_frames=3), expected)
-    assert pipe.memory_needed(3) < resident
+    assert pipe.memory_needed(3) == resident  # it is on the device while a prompt is encoded
+    pipe.place_text_encoder("cpu")
+    pipe.to("cpu")
+    assert torch.equal(latents(pipe, num_latent_frames=3), expected)
+    assert pipe.memory_needed(3) == resident - weight_bytes(pipe.text_encoder)
 
 
 @pytest.mark.parametrize("relative", [False, True])

@@ -56,6 +56,16 @@ def test_round_trip(folder):
     assert scripted.videos[0].num_latent_frames == 9 and scripted.prompt_starts(scripted.entries[0]) == [(0, "a"), (9, "b")]
 
 
+def test_a_folder_of_an_earlier_version_has_temporal_stride_4(folder):
+    content = json.loads((folder / "prepared.json").read_text())
+    assert content.pop("temporal_stride") == 4 and dataclasses.replace(PREPARED, temporal_stride=2).videos[0].num_frames == 5
+    (folder / "prepared.json").write_text(json.dumps(content))
+    assert load_prepared(folder) == PREPARED
+    claim(folder, PREPARED)
+    with pytest.raises(ValueError, match="temporal_stride 4, this is 2"):
+        claim(folder, dataclasses.replace(PREPARED, temporal_stride=2))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -14,7 +14,7 @@ def starting_vae(config: AutoencoderConfig) -> AutoencoderKLWan:
     """The autoencoder that the settings describe.
 
     Raises:
-        ValueError: for a decoder that is to be trained alone, or to be made anew, without an encoder that stays.
+        ValueError: for a decoder that is to be trained alone, or to be replaced by a new one, without an encoder that stays.
     """
     if config.initial is None:
         if config.decoder_only:
