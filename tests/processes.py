@@ -4,6 +4,7 @@ import importlib.util
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 IMPORTED = ["longlive.evaluation.commands", "longlive.programs.inference", "longlive.serving.app", "longlive.training.stages"]
 
-assert all(map(importlib.util.find_spec, IMPORTED))  # the server would pass over what is not there
+assert all(map(importlib.util.find_spec, IMPORTED))  # the server would pass over a module that does not exist
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pytest", *IMPORTED])
@@ -81,6 +82,7 @@ def _run_rank(target: Callable[..., None], arguments: Sequence[Any], output: Pat
 
 def _set_up(output: Path, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
     os.environ |= environment
     said = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):

@@ -74,7 +74,7 @@ def sample(teacher, text, shape, generator, **past):
         noisy = add_noise(x0, torch.randn(shape, generator=generator), torch.full(shape[:2], following))
 
 
-@pytest.mark.parametrize("t", [20.0, 400.0, 833.0, 937.5, 980.0, 1000.0, "per frame"])
+@pytest.mark.parametrize("t", [20.0, 833.0, 1000.0, "per frame"])
 def test_equals_enumeration(t):
     captions, _, x0, generator = scene(2, 4)
     captions = [captions[0], [captions[1]] * 2 + [captions[1].with_one_change("motion", "up")] * 2]
@@ -107,6 +107,7 @@ def test_past_is_weighed_as_enumeration_does():
     assert (got - ExactTeacher()(noisy, levels, text_of(captions)).x0).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_text_that_says_nothing_is_the_mixture_of_all_captions():
     captions, _, x0, generator = scene(2, 2)
     levels = torch.tensor([[930.0, 960.0], [800.0, 990.0]])

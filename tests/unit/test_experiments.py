@@ -221,8 +221,7 @@ def test_a_leaky_cache_has_the_values_of_a_plain_one_and_a_gradient_to_earlier_b
     assert not rollout.cache._leak
 
 
-def test_every_experiment_runs(tmp_path, monkeypatch):
-    """One from the command line to its page, then all of them on the networks that it trained and their own."""
+def test_an_experiment_from_the_command_line_to_its_page(tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.command.QUICK", replace(QUICK, seeds=(0,)))
     monkeypatch.setattr("experiments.state_model.NUM_PAIRS", 20)
     asked = ["--quick", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "docs")]
@@ -244,6 +243,10 @@ def test_every_experiment_runs(tmp_path, monkeypatch):
         Trained(tmp_path / "runs", replace(QUICK, batch=3, long_steps=4)).generator("long", 0)
     assert {arm.start for arm in ARMS.values()} == {None, "init"}
 
+
+@pytest.mark.slow
+def test_every_experiment_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.state_model.NUM_PAIRS", 20)
     trained = Trained(tmp_path / "runs", replace(QUICK, seeds=(0,)))
     for name, experiment in EXPERIMENTS.items():
         report = experiment(trained)

@@ -144,6 +144,7 @@ def test_live_bytes_are_of_what_was_made_and_is_there():
         assert (live.bytes, live.peak) == (0, 800)
 
 
+@pytest.mark.slow
 def test_command_line_measures_the_bundled_miniature(tmp_path, capsys):
     output = tmp_path / "result.json"
     settings = of_long(*SMALL, "critic_updates=2", "batch=1", "denoising_steps=[1000,500]")
@@ -169,6 +170,7 @@ def test_command_line_measures_the_bundled_miniature(tmp_path, capsys):
     assert checkpointed["clips"][3]["alive"] < plain["clips"][3]["alive"] / 3
 
 
+@pytest.mark.slow
 def test_command_line_counts(tmp_path, capsys):
     output = tmp_path / "result.json"
     settings = of_long("height=32", "width=32", *SMALL, "critic_updates=2", "denoising_steps=[1000,500]", "lora_rank=4", "anchor_context=1")
