@@ -79,7 +79,7 @@ class Cable:
 def served(tmp_path_factory):
     server = Served("miniature", tmp_path_factory.mktemp("live"), "scale=4")
     yield server
-    assert server.process.poll() is None, server.output
+    assert server.process.is_alive(), server.output
     server.end(signal.SIGINT)
     assert "Traceback" not in server.output, server.output
 
