@@ -95,10 +95,11 @@ def by_hand(q, k, v, mask):
 def test_a_sequence_without_a_past_attends_to_itself_through_its_mask(mask):
     rope = Rope(2, 2, 8).at((0,))
     view = attention.SequenceView(rope) if mask is None else attention.SequenceView(rope, mask)
-    expected = by_hand(*heads(), torch.ones(4, 6, dtype=torch.bool) if mask is None else mask)
+    q, k, v = heads()
+    expected = by_hand(q, k, v, torch.ones(4, 6, dtype=torch.bool) if mask is None else mask)
     assert view.rotation is rope
     for layer in (0, 1):
-        torch.testing.assert_close(view.at(layer).attend(*heads(), attention.BACKENDS["sdpa"]), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(view.at(layer).attend(q, k, v, attention.BACKENDS["sdpa"]), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", attention.BACKENDS)
