@@ -1,7 +1,7 @@
 """Every setting of inference, serving and training, with its default: what a YAML file or `key=value` on the command line may set.
 
 Evaluation, benchmarks and experiments have command-line options of their own (`--help`). `longlive.settings` fills these classes; this
-module knows nothing about what the settings do.
+module knows nothing about what the settings do. A long file, so that all of them are found in one place.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Every operator, comparison, constant, condition, statement, argument and slice bound of a file is changed, one at a time, and the tests
 listed for the file run until one fails: first those that execute the changed line, then the others, quick ones first. Nothing is
 written: the changed source takes the file's place when a forked interpreter, in which torch is already loaded, imports it.
+
+A long file, because it imports nothing of the package that it changes.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ rewrite          write longer prompts with a language model of your own
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
+from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ from longlive.parallel.world import get_world
 from longlive.programs.status import exit_status
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """The command line."""
-    raw = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser("python -m longlive.evaluation", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    top = ArgumentParser(
+        "python -m longlive.evaluation", description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     kinds = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, do: Callable[..., int], text: str) -> Callable[..., argparse.Action]:
+    def command(name: str, do: Callable[..., int], text: str) -> Callable[..., Action]:
         added = kinds.add_parser(name, help=text)
         added.set_defaults(command=do)
         return added.add_argument
@@ -68,8 +69,8 @@ def parser() -> argparse.ArgumentParser:
     add("--long", action="store_true", help="the results are of VBench-Long, for a folder without prepared.json")
 
     add = command("compare", commands.compare, "compare two folders with the same prompts and seeds")
-    for name in ("first", "second"):
-        add(name, type=Path)
+    add("first", type=Path)
+    add("second", type=Path)
     add("--names", nargs=2, metavar=("A", "B"))
     add("--resamples", type=int, default=10_000, help="of the bootstrap (default %(default)s)")
     add("--output", type=Path, metavar="FOLDER", help="for table, JSON and charts (default: SECOND/results/compared)")
@@ -86,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> Namespace:
     """The options; for `prepare` with `settings`, all further arguments `key=value`, which may stand anywhere between its options."""
     top = parser()
     options, rest = top.parse_known_args(argv)

@@ -301,10 +301,7 @@ class LongLivePipeline(DiffusionPipeline):
             raise ValueError(f"output_type {output_type!r} is unknown; choose np, pt, pil or latent")
         num_latent_frames = self.timing.resolve(seconds, num_latent_frames, num_frames) or self.timing.latent_frames_for(5.0)
         on_step = None if callback_on_step_end is None else self._on_step(callback_on_step_end)
-        prompts = [prompt] if isinstance(prompt, (str, PromptSchedule)) else list(prompt)
-        if not prompts:
-            raise ValueError("no prompt; give at least one")
-        plans = [PromptSchedule.single(one) if isinstance(one, str) else one for one in prompts]
+        plans = _schedules(prompt)
         for plan in plans:
             plan.validate(num_latent_frames)
         videos = []
@@ -562,3 +559,10 @@ class LongLivePipeline(DiffusionPipeline):
 
     def _postprocess(self, images: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image]]:
         return VideoProcessor(vae_scale_factor=self._spatial_stride).postprocess_video(images.float(), output_type=output_type)
+
+
+def _schedules(prompt: str | Sequence[str] | PromptSchedule) -> list[PromptSchedule]:
+    prompts = [prompt] if isinstance(prompt, (str, PromptSchedule)) else list(prompt)
+    if not prompts:
+        raise ValueError("no prompt; give at least one")
+    return [PromptSchedule.single(one) if isinstance(one, str) else one for one in prompts]
