@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 import sys
-from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentParser, Namespace
+from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,7 @@ from longlive.programs.status import exit_status
 
 def parser() -> ArgumentParser:
     """The command line."""
-    top = ArgumentParser(
-        "python -m longlive.evaluation", description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    top = ArgumentParser("python -m longlive.evaluation", description=__doc__, formatter_class=AS_WRITTEN, allow_abbrev=False)
     kinds = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, do: Callable[..., int], text: str) -> Callable[..., Action]:
