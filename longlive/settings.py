@@ -47,7 +47,7 @@ def load(
     defaults = OmegaConf.structured(schema)
     try:
         merged = OmegaConf.merge(defaults, *(layer for _, layer in layers))
-    except OmegaConfBaseException:
+    except (OmegaConfBaseException, TypeError):  # TypeError: an element of a list that has a whole value
         _merge_one_by_one(defaults, layers)
         raise
     try:
@@ -62,6 +62,8 @@ def _merge_one_by_one(merged: Any, layers: Sequence[tuple[str, Mapping[str, Any]
         for key, value in layer.items():
             try:
                 merged = OmegaConf.merge(merged, {key: value})
+            except TypeError as error:
+                raise ValueError(f"{source}: setting {key}: {value} has the wrong type") from error
             except OmegaConfBaseException as error:
                 problem = _one_line(error) if error.full_key else f"{value} has the wrong type"
                 raise ValueError(f"{source}: setting {error.full_key or key}: {problem}") from error

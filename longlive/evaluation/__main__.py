@@ -35,7 +35,7 @@ def parser() -> ArgumentParser:
         return added.add_argument
 
     environment: Any = {"type": Path, "metavar": "FOLDER", "help": "of vbench (default: $LONGLIVE_VBENCH, else .venv-vbench)"}
-    dimensions: Any = {"type": lambda names: names.split(","), "metavar": "NAME,NAME"}
+    dimensions: Any = {"type": lambda names: [name.strip() for name in names.split(",")], "metavar": "NAME,NAME"}
 
     add = command("prepare", commands.prepare, "generate the videos of a suite")
     add("suite", choices=SUITES, metavar="SUITE", help="; ".join(f"{name}: {suite.title}" for name, suite in SUITES.items()))
@@ -87,7 +87,7 @@ def parser() -> ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    """The options; for `prepare` with `settings`, all further arguments `key=value`, which may stand anywhere between its options."""
+    """The options; for `prepare` with `settings`, all further arguments `key=value`, which stand after the suite."""
     top = parser()
     options, rest = top.parse_known_args(argv)
     if options.command is commands.prepare:

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -484,14 +484,17 @@ class LongLivePipeline(DiffusionPipeline):
 
     def place_text_encoder(self, mode: TextEncoderMode) -> None:
         """Where the text encoder is after the next `to`: "resident" on the device, "on_demand" there only while it encodes a prompt, or
-        always on the "cpu".
+        always on the "cpu". Raises ValueError for another mode.
         """
+        if mode not in get_args(TextEncoderMode):
+            raise ValueError(f"text encoder mode {mode!r} is unknown; choose from {', '.join(get_args(TextEncoderMode))}")
         self._text_mode = mode
 
     def to(self, *args: Any, **kwargs: Any) -> LongLivePipeline:
         """As in diffusers; the text encoder stays on the CPU if `place_text_encoder` or `enable_model_cpu_offload` says so."""
         kept = self.text_encoder
         if self._text_mode != "resident":
+            torch.nn.Module.to(kept, "cpu")
             self.text_encoder = None
         try:
             super().to(*args, **kwargs)

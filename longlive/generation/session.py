@@ -55,6 +55,8 @@ class SessionPrompts:
     def put(self, prompt: str, transition: Transition | None) -> None:
         """Make `prompt` active from the next block on, instead of one that is still pending. Raises ValueError when it is empty."""
         check_prompt(prompt)
+        if not isinstance(transition, Transition | None):
+            raise ValueError(f"{transition!r} is no Transition; write Transition(keep_sink=…)")
         with self._lock:
             self._given = prompt, transition
 

@@ -21,13 +21,15 @@ class Transition:
             text; "clear" drops the past. These two do not use `keep_sink`.
 
     Raises:
-        ValueError: for an unknown `recache`.
+        ValueError: for an unknown `recache`, or a `keep_sink` that is no truth value.
     """
 
     keep_sink: bool = True
     recache: Recache = "joint"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.keep_sink, bool):
+            raise ValueError(f"keep_sink {self.keep_sink!r} is neither True nor False")
         if self.recache not in get_args(Recache):
             raise ValueError(f"recache {self.recache!r} is unknown; choose from {', '.join(get_args(Recache))}")
 

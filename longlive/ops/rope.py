@@ -68,7 +68,7 @@ def rope_for(rows: int, columns: int, head_dim: int, theta: float, device: torch
 
 
 def rotate(x: Float[Tensor, "*B N A D"], rotation: Rotation) -> Float[Tensor, "*B N A D"]:
-    """Turn neighbouring pairs of the last dimension of `[B, N, A, D]`; computed in float32, returned in the dtype of `x`."""
+    """Rotate adjacent pairs of the last dimension of `[B, N, A, D]`; computed in float32, returned in the dtype of `x`."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # explicitly: gradients are then summed in float32
     cos, sin = rotation.cos[:, None, :], rotation.sin[:, None, :]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

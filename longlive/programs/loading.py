@@ -137,7 +137,7 @@ def check_resources(config: InferenceConfig, requests: Sequence[VideoRequest], p
         what = words if length else "until the prompts end"
         log.info("%d video%s: %s, %dx%d at %g fps", count, "s"[: count > 1], what, height, width, info.fps)
     longest = max(request.num_latent_frames or max(info.window, info.block) for request in requests)
-    pipe.place_text_encoder(config.text_encoder)
+    pipe.place_text_encoder("resident" if device.type == "cpu" else config.text_encoder)  # a CPU has one memory for everything
     needed = pipe.memory_needed(longest, height, width)
     loaded = sum(weight.numel() * weight.element_size() for weight in _weights(pipe)) if device.type == "cpu" else 0
     available = free_memory(device) + loaded

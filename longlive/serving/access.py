@@ -55,9 +55,7 @@ class RateLimiter:
 
     def allow(self) -> bool:
         """Count one message; whether it is allowed."""
-        now = time.monotonic()
-        self._left = min(self._capacity, self._left + (now - self._updated_at) * self._rate)
-        self._updated_at = now
+        self._refill()
         if self._left < 1:
             return False
         self._left -= 1
@@ -66,4 +64,10 @@ class RateLimiter:
     @property
     def wait(self) -> float:
         """Seconds until the next message is allowed."""
+        self._refill()
         return max(0.0, (1 - self._left) / self._rate)
+
+    def _refill(self) -> None:
+        now = time.monotonic()
+        self._left = min(self._capacity, self._left + (now - self._updated_at) * self._rate)
+        self._updated_at = now

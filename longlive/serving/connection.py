@@ -12,7 +12,20 @@ from fastapi import WebSocket, WebSocketDisconnect
 from longlive.config import ServeConfig
 from longlive.serving.access import RateLimiter
 from longlive.serving.live_session import LiveSession, segment_messages
-from longlive.serving.messages import VERSION, Ack, Format, Refused, Resume, Start, Stop, Update, parse_first, parse_later, prompt_text
+from longlive.serving.messages import (
+    VERSION,
+    Ack,
+    Format,
+    LaterMessage,
+    Refused,
+    Resume,
+    Start,
+    Stop,
+    Update,
+    parse_first,
+    parse_later,
+    prompt_text,
+)
 from longlive.serving.metrics import Metrics
 from longlive.serving.scheduler import SessionScheduler
 
@@ -123,25 +136,21 @@ class Connection:
         return text
 
     async def _receive_messages(self) -> None:
-        limiter = RateLimiter(self._config.messages_per_second)
-        deferred: Update | None = None  # what updates that came too fast ask for
+        limiter, deferred = RateLimiter(self._config.messages_per_second), None  # deferred: the updates that came too fast, as one
         while True:
             try:
-                text = await asyncio.wait_for(self._receive_text(), limiter.wait if deferred is not None else None)
-                message = parse_later(text)
+                message = await self._next_message(None if deferred is None else limiter.wait)
                 if isinstance(message, Stop):
                     if self._session is None:
                         return
                     self._session.end("stopped")  # once the recording is complete the client is told, and the connection ends
                 elif isinstance(message, Ack):
                     self._acknowledge(message)
-                elif deferred is not None or not limiter.allow():
-                    if deferred is None:
+                elif isinstance(message, Update):
+                    self._check(message)
+                    if deferred is None and limiter.wait > 0:
                         self.send(Refused("rate_limited", "too many messages; their newest values take effect soon").to_message())
                     deferred = message if deferred is None else deferred.merged(message)
-                else:
-                    self._update(message)
-            except asyncio.TimeoutError:
                 if deferred is not None and limiter.allow():
                     update, deferred = deferred, None
                     self._update(update)
@@ -152,23 +161,35 @@ class Connection:
                 if limiter.allow():
                     self.send(refused.to_message())
 
+    async def _next_message(self, seconds: float | None) -> LaterMessage | None:
+        """The next message; None when there is none within so many seconds. Raises Refused when it is no such message."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            return parse_later(await asyncio.wait_for(self._receive_text(), seconds))
+        return None
+
     def _acknowledge(self, ack: Ack) -> None:
         if self._session is not None:
             self._session.acknowledge(min(ack.segment, self._next_segment - 1), ack.buffered)
 
+    def _check(self, update: Update) -> None:
+        """Raises Refused unless an update can take effect, alone or merged with others."""
+        if self._session is None:
+            raise Refused("busy", "the session has not started; wait until it is admitted")
+        if update.prompts is not None:
+            prompt_text(update.prompts, self._config.prompt_chars)
+        elif update.transition is not None:
+            raise Refused("bad_message", "a transition belongs in the same message as the prompts that it is for")
+        if update.seed is not None and not update.reset_cache:
+            raise Refused("bad_message", "a seed takes effect with reset_cache; send both")
+
     def _update(self, update: Update) -> None:
         session = self._session
-        if session is None:
-            raise Refused("busy", "the session has not started; wait until it is admitted")
+        assert session is not None  # `_check` was asked
         if update.prompts is not None:
             keep_sink = update.transition.keep_sink if update.transition else None
             session.update_prompt(prompt_text(update.prompts, self._config.prompt_chars), session.transition.with_sink(keep_sink))
-        elif update.transition is not None:
-            raise Refused("bad_message", "a transition belongs in the same message as the prompts that it is for")
         if update.reset_cache:
             session.restart(update.seed)
-        elif update.seed is not None:
-            raise Refused("bad_message", "a seed takes effect with reset_cache; send both")
         if update.paused is not None:
             session.pause(update.paused)
 

@@ -59,9 +59,11 @@ class Update(_Message):
 
     def merged(self, newer: Update) -> Update:
         """Both as one message; where both give a value, the newer one's. A transition stays with its prompts."""
-        given = {name: getattr(newer, name) for name in newer.model_fields_set}
+        given = {name: value for name in newer.model_fields_set if (value := getattr(newer, name)) is not None}
         if newer.prompts is not None:
             given["transition"] = newer.transition
+        if newer.reset_cache:
+            given["seed"] = newer.seed
         return self.model_copy(update=given)
 
 

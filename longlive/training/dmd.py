@@ -21,7 +21,7 @@ class GeneratorLoss(NamedTuple):
 
 
 class DMD:
-    """X0Predictor distillation between a frozen teacher and a critic that follows the generator (DMD2, Yin et al. 2024).
+    """Score distillation between a frozen teacher and a critic that follows the generator (DMD2, Yin et al. 2024).
 
     Args:
         teacher: the real score, bidirectional, guided: r = r_n + s (r_c - r_n) with s = `guidance_scale` (1: no guidance).

@@ -239,6 +239,25 @@ def test_a_message_that_is_too_large_ends_its_connection_only(served):
     run(go())
 
 
+def test_a_bad_update_among_too_many_is_refused_alone(served):
+    """The client stays connected, and what it asked for before takes effect."""
+
+    async def go():
+        async with connected(served) as client:
+            await client.receive_segments(1)
+            for _ in range(60):
+                await client.send(type="update", paused=False)
+            await client.send(type="update", prompts=[OTHER])
+            await client.send(type="update", prompts=[""])
+            await asyncio.sleep(0.5)  # until it would be answered
+            for bad in ({"seed": 5}, {"transition": {}}):
+                await client.send(type="update", **bad)
+                assert not (await client.until(type="error", code="bad_message"))["fatal"]
+            await client.until(type="segment", prompt=OTHER)
+
+    run(go())
+
+
 def test_a_thousand_prompts_at_once(served):
     async def go():
         async with connected(served) as good, connected(served) as bad:

@@ -138,6 +138,7 @@ def test_text_encoder_on_demand_leaves_nothing_on_the_device(on_cpu):
 @pytest.mark.parametrize("mode", ["on_demand", "cpu"])
 def test_offload_makes_the_same_video(on_cpu, on_gpu, mode):
     wanted = on_gpu(PROMPT, num_latent_frames=6, generator=generator(), output_type="latent").frames
+    on_cpu.to(DEVICE)
     on_cpu.place_text_encoder(mode)
     on_cpu.to(DEVICE)
     torch.testing.assert_close(

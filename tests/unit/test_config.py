@@ -78,6 +78,7 @@ def test_nested_schemas(tmp_path):
         ("num_samples=0", "at least one"),
         ("denoising_steps=[500,1000]", "decreasing"),
         ("denoising_steps=[]", "decreasing"),
+        ("denoising_steps.0=3", "setting denoising_steps: "),
         ("checkpoint=a.pt", "without wan_dir"),
         ("crf=70", "51"),
         ("seed=-1", "choose one from 0"),

@@ -56,3 +56,16 @@ def test_no_drawer_for_everything():
     assert not {"utils", "common", "misc", "helpers", "base", "manager"} & {
         part for path in FILES for part in (*path.relative_to(ROOT).parts, path.stem)
     }
+
+
+def test_functions_and_files_are_short():
+    """A longer file says so in its docstring."""
+    folders = ("longlive", "experiments", "scripts", "benchmarks")
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for name in folders for path in (ROOT / name).rglob("*.py")}
+    assert trees
+    for path, tree in trees.items():
+        length = len(path.read_text(encoding="utf-8").splitlines())
+        assert length <= 350 or "long file" in (ast.get_docstring(tree) or "").lower(), f"{path}: {length} lines"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name} has more than 60 lines"

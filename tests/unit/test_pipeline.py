@@ -216,6 +216,8 @@ def test_text_encoder_stays_behind_with_offload(tiny):
     pipe.to("cpu")
     assert torch.equal(latents(pipe, num_latent_frames=3), expected)
     assert pipe.memory_needed(3) == resident - weight_bytes(pipe.text_encoder)
+    with pytest.raises(ValueError, match="'gpu' is unknown; choose from resident, on_demand, cpu"):
+        pipe.place_text_encoder("gpu")
 
 
 @pytest.mark.parametrize("relative", [False, True])

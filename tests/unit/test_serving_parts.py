@@ -106,6 +106,7 @@ def test_updates_that_come_too_fast_are_merged():
     assert prompt_text(paused.prompts, 3) == "one" and paused.transition.keep_sink is True and paused.paused is False
     again = first.merged(parse_later('{"type": "update", "prompts": [{"text": "two"}], "reset_cache": true}'))
     assert prompt_text(again.prompts, 3) == "two" and again.transition is None and again.paused is True and again.reset_cache is True
+    assert first.merged(parse_later('{"type": "update", "prompts": null, "paused": null}')) == first  # a null is nothing
 
 
 def test_access():
@@ -125,7 +126,7 @@ def test_rate_limiter():
     limiter = RateLimiter(50, burst=0.1)
     assert limiter.allow() and [limiter.allow() for _ in range(20)].count(True) <= 6
     time.sleep(limiter.wait + 0.01)
-    assert limiter.allow()
+    assert limiter.wait == 0 and limiter.allow()
 
 
 class Watcher:

@@ -138,6 +138,14 @@ def test_a_block_is_made_again_with_a_prompt_that_comes_meanwhile(pipe, monkeypa
     assert torch.equal(images(again), images(blocks))
 
 
+def test_a_transition_is_one(pipe):
+    session = pipe.session(PROMPT, seed=0)
+    with pytest.raises(ValueError, match="True is no Transition; write Transition"):
+        session.prompt(OTHER, transition=True)
+    with pytest.raises(ValueError, match="keep_sink 'yes' is neither True nor False"):
+        Transition("yes")
+
+
 def test_a_stepped_session_switches_once_the_prompt_is_encoded_and_the_newest_wins(pipe):
     session, encodings = pipe.stepped_session(PROMPT, seed=0), {}
     session._encode = lambda text: encodings.setdefault(text, Future())
