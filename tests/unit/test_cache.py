@@ -287,11 +287,12 @@ def test_beyond_1100_frames_memory_does_not_grow(relative):
 def test_in_the_ring_nothing_is_copied_to_be_seen():
     """Neither while it fills nor when it is full, also where sink and window are no multiples of the block."""
     cache = ring(Window(4, 7))
-    q = torch.zeros(2, BLOCK * TOKENS, HEADS, HEAD_DIM)
+    q, seen = torch.zeros(2, BLOCK * TOKENS, HEADS, HEAD_DIM), []
     for start in range(0, 30, BLOCK):
         with cache.record(range(start, start + BLOCK)) as view:
             for layer in range(LAYERS):
-                _, keys, values = view.at(layer).attend(q, q, q, lambda *qkv: qkv)
+                view.at(layer).attend(q, q, q, lambda q, *kv: (seen.append(kv), q)[1])
+                keys, values = seen.pop()
                 assert keys.data_ptr() == cache.keys[layer].data_ptr() and values.data_ptr() == cache.values[layer].data_ptr()
                 assert keys.shape[1] == min(start + BLOCK, 11) * TOKENS
 
@@ -469,7 +470,7 @@ def test_history_goes_on_from_its_state(model):
 def add_frames(cache, num_blocks):
     """Frame f is 100 + f in every key and -f in every value."""
     for start in range(cache.end, cache.end + num_blocks * BLOCK, BLOCK):
-        number = torch.arange(start, start + BLOCK).repeat_interleave(TOKENS)[None, :, None, None].expand(2, -1, HEADS, HEAD_DIM)
+        number = torch.arange(start, start + BLOCK).float().repeat_interleave(TOKENS)[None, :, None, None].expand(2, -1, HEADS, HEAD_DIM)
         with cache.record(range(start, start + BLOCK)) as view:
             for layer in range(LAYERS):
                 view.at(layer).attend(number, 100 + number, -number, lambda q, k, v: q)
