@@ -511,13 +511,13 @@ def test_where_room_is_reserved_nothing_is_copied():
 
 
 def test_one_graph_serves_every_layer_block_and_switch(model):
-    """7 blocks with two switches through the compiled layer: one graph, and every call runs it, ring and history alike.
+    """14 blocks with two switches through the compiled layer: one graph, and every call runs it, ring and history alike.
 
     Sizes are symbols, and two that happen to be equal are not taken for one (in a first block all that is visible is its own).
     """
-    shape = {**SHAPE, "rope": Rope(2, 3, HEAD_DIM), "batch": 2, "window": Window(3, 3)}  # 18 tokens of a block: no size of the model
+    shape = {**SHAPE, "rope": Rope(2, 3, HEAD_DIM), "batch": 2, "window": Window(3, 9)}  # 18 tokens of a block: no size of the model
     for kind in (RingCache, HistoryCache):
-        expected = run(model, kind(**shape), num_blocks=7, switches=(3, 15), width=6)
+        expected = run(model, kind(**shape), num_blocks=14, switches=(15, 30), width=6)
         torch.compiler.reset()
         graphs, calls = [], []
 
@@ -530,9 +530,9 @@ def test_one_graph_serves_every_layer_block_and_switch(model):
         for block in model.blocks:
             block.forward = partial(compiled, block)
         with use_duck_shape(False):
-            found = run(model, kind(**shape), num_blocks=7, switches=(3, 15), width=6)
+            found = run(model, kind(**shape), num_blocks=14, switches=(15, 30), width=6)
         for block, forward in zip(model.blocks, forwards):
             block.forward = forward
-        passes = 7 * (len(STEPS) + 1) + 2
+        passes = 14 * (len(STEPS) + 1) + 2
         assert (len(graphs), len(calls)) == (1, passes * LAYERS), kind.__name__
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
