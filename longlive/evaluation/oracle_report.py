@@ -28,7 +28,7 @@ MIN_RUN = 8  # consecutive frames that must show a new attribute before it count
 
 
 class Seen(NamedTuple):
-    """A video as the oracle saw it: `correct` `[T, 4]`, whether each frame shows each attribute of the prompt in force (order of
+    """A video as the oracle saw it: `correct` `[T, 4]`, whether each frame shows each attribute of the active prompt (order of
     `ATTRIBUTES`); `radius` `[T]` in pixels, NaN without a subject; `iou` `[T]` of the subject with the most similar shape of the world."""
 
     correct: np.ndarray
@@ -63,7 +63,7 @@ def read_small(path: Path) -> Tensor:
 
 
 def look(path: Path, captions: Captions) -> Seen:
-    """Read a video and compare each frame with the caption in force."""
+    """Read a video and compare each frame with the active caption."""
     images = read_small(path)
     reading = oracle.read(images[None])
     ends = [first for first, _ in captions[1:]] + [len(images)]
@@ -149,5 +149,5 @@ def _draw(adherence: np.ndarray, prepared: Prepared, path: Path) -> None:
         low, high = (np.clip(mean + sign * margin, 0, 100).tolist() for sign in (-1, 1))
         lines.append(charts.Line(name, seconds.tolist(), mean.tolist(), low, high))
     marks = {start.image / prepared.fps: "next prompt" for start in prepared.prompt_starts(prepared.entries[0])[1:]}
-    panel = charts.Panel("Frames that show what the prompt in force describes", "seconds", "percent", lines, (0.0, 103.0), marks)
+    panel = charts.Panel("Frames that show what the active prompt describes", "seconds", "percent", lines, (0.0, 103.0), marks)
     charts.over_time([panel], path, title=f"{report.name_of(prepared)}, {len(adherence)} videos", columns=1)

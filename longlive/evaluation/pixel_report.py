@@ -74,7 +74,7 @@ def draw_over_time(traces: Traces, prompts: Sequence[PromptStart], path: Path, *
 
 
 def _contact_sheet(path: Path, num_frames: int, prompts: Sequence[PromptStart], target: Path, *, fps: float) -> None:
-    """Twelve frames of a video, evenly spaced, each with its second and the prompt in force."""
+    """Twelve frames of a video, evenly spaced, each with its second and the active prompt."""
     shown = video.evenly_spaced(num_frames, TILES)
     in_force = [next((start.prompt for start in reversed(prompts) if start.image <= index), "") for index in shown]
     captions = [f"{index / fps:.1f} s\n{prompt}".strip() for index, prompt in zip(shown, in_force)]

@@ -105,13 +105,13 @@ class Prepared:
         return [planned.name for planned in self.videos]
 
     def schedule_of(self, entry: Entry) -> PromptSchedule:
-        """When each prompt is in force in the videos of an entry."""
+        """When each prompt is active in the videos of an entry."""
         return entry.script.schedule(self.timing)
 
     def prompt_starts(self, entry: Entry) -> list[PromptStart]:
         """The frames with which the prompts of an entry's videos begin."""
         cues = self.schedule_of(entry).cues
-        return [PromptStart(self.timing.num_frames(cue.latent_frame) if cue.latent_frame else 0, cue.prompt) for cue in cues]
+        return [PromptStart(self.timing.first_frame(cue.latent_frame), cue.prompt) for cue in cues]
 
     def content(self) -> dict[str, Any]:
         """As JSON stores it."""
