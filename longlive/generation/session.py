@@ -43,6 +43,12 @@ class DecodedBlock:
     video_index: int = 0
 
 
+def _check_given(prompt: str, transition: Transition | None) -> None:
+    check_prompt(prompt)
+    if not isinstance(transition, Transition | None):
+        raise ValueError(f"{transition!r} is no Transition; write Transition(keep_sink=…)")
+
+
 class SessionPrompts:
     """The prompts of a session: those of its plan, until another one is given. Thread-safe."""
 
@@ -54,9 +60,7 @@ class SessionPrompts:
 
     def put(self, prompt: str, transition: Transition | None) -> None:
         """Make `prompt` active from the next block on, instead of one that is still pending. Raises ValueError when it is empty."""
-        check_prompt(prompt)
-        if not isinstance(transition, Transition | None):
-            raise ValueError(f"{transition!r} is no Transition; write Transition(keep_sink=…)")
+        _check_given(prompt, transition)
         with self._lock:
             self._given = prompt, transition
 
@@ -197,7 +201,7 @@ class SteppedSession:
         Returns a future: True once the next block will switch to `text`, False when a newer prompt has replaced it before that; it has
         the encoder's exception when `text` cannot be encoded.
         """
-        check_prompt(text)
+        _check_given(text, transition)
         queued: Future[bool] = Future()
         with self._lock:
             self._request = queued

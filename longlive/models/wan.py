@@ -207,9 +207,9 @@ class WanTransformer(ModelMixin, ConfigMixin):
         if view is None:
             view = attention.SequenceView(rope.at(range(num_frames)))
         prompt = text if isinstance(text, TextKV) else self.project_text(text)
-        tokens = rearrange(
-            self.patch_embedding(x.to(self.dtype).transpose(1, 2)), "B M F h w -> B (F h w) M"
-        ).contiguous()  # the memory format of later layers' inputs: one compiled graph serves all
+        patches = self.patch_embedding(x.to(self.dtype).transpose(1, 2))
+        # contiguous, as the inputs of later layers are: one compiled graph serves all
+        tokens = rearrange(patches, "B M F h w -> B (F h w) M").contiguous()
         if len(view.rotation.cos) != tokens.shape[1]:
             raise ValueError(
                 f"{tokens.shape[1]} tokens of {num_frames} frames of {height} x {width} do not fit a view of {len(view.rotation.cos)}"
