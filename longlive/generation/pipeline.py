@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from longlive.generation.stream import LatentBlock
 from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Recache, Transition
 from longlive.models.lora import merge_lora
-from longlive.models.text import TextEncoder, TextEncoderMode
+from longlive.models.text import TextEncoder, TextEncoderMode, check_mode
 from longlive.models.vae import StreamDecoder, decode_video, decoder_width, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow_matching import warp_steps
@@ -246,16 +246,24 @@ class LongLivePipeline(DiffusionPipeline):
         """A new decoder of one video's latents, block by block."""
         return StreamDecoder(self.vae)
 
+    @property
+    def counted_parts(self) -> list[torch.nn.Module]:
+        """The networks whose weights `memory_needed` counts."""
+        return [self.transformer, self.vae, *([] if self._text_mode == "cpu" else [self.text_encoder])]
+
     def memory_needed(self, num_latent_frames: int, height: int | None = None, width: int | None = None, batch: int = 1) -> int:
         """Estimated bytes on the device at most: weights (the text encoder's unless it stays on the CPU), key-value cache, activations of
         the transformer and of the decoder for one block.
         """
         height, width = self._size(height, width)
-        parts = [self.transformer, self.vae, *([] if self._text_mode == "cpu" else [self.text_encoder])]
         size = height // self._spatial_stride, width // self._spatial_stride
         visible = num_latent_frames if self.config.window == EVERYTHING else self.config.window
         cache = self._cache_bytes(*size, visible=visible, batch=batch)
-        return weight_bytes(*parts) + cache + activation_bytes(self.transformer, self.vae, *size, block=self.config.block, batch=batch)
+        return (
+            weight_bytes(*self.counted_parts)
+            + cache
+            + activation_bytes(self.transformer, self.vae, *size, block=self.config.block, batch=batch)
+        )
 
     def _cache_bytes(self, height: int, width: int, *, visible: int, batch: int) -> int:
         copies = self.config.sink if self.config.relative_rope else 0
@@ -486,8 +494,7 @@ class LongLivePipeline(DiffusionPipeline):
         """Where the text encoder is after the next `to`: "resident" on the device, "on_demand" there only while it encodes a prompt, or
         always on the "cpu". Raises ValueError for another mode.
         """
-        if mode not in get_args(TextEncoderMode):
-            raise ValueError(f"text encoder mode {mode!r} is unknown; choose from {', '.join(get_args(TextEncoderMode))}")
+        check_mode(mode)
         self._text_mode = mode
 
     def to(self, *args: Any, **kwargs: Any) -> LongLivePipeline:

@@ -44,6 +44,12 @@ def embed(encoder: UMT5EncoderModel, ids: Tokens, mask: Tokens) -> Text:
 TextEncoderMode = Literal["resident", "on_demand", "cpu"]
 
 
+def check_mode(mode: str) -> None:
+    """Raises ValueError when a text encoder has no such mode."""
+    if mode not in get_args(TextEncoderMode):
+        raise ValueError(f"text encoder mode {mode!r} is unknown; choose from {', '.join(get_args(TextEncoderMode))}")
+
+
 class TextEncoder:
     """Prompts to embeddings `[B, L, E]` on `device`, L = `text_len`; what was encoded is remembered, `cached_prompts` of them, on the CPU.
 
@@ -63,8 +69,7 @@ class TextEncoder:
         mode: TextEncoderMode = "resident",
         cached_prompts: int = 64,
     ):
-        if mode not in get_args(TextEncoderMode):
-            raise ValueError(f"text encoder mode {mode!r} is unknown; choose from {', '.join(get_args(TextEncoderMode))}")
+        check_mode(mode)
         if text_len < 2:
             raise ValueError(f"text_len {text_len} leaves no room for a prompt; Wan uses 512")
         self.encoder = encoder.eval().requires_grad_(False)

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import transformers.utils.logging
 
 from longlive import video
 from longlive.config import InferenceConfig
+from longlive.generation.caches import weight_bytes
 from longlive.generation.cues import PromptQueue, PromptSchedule
 from longlive.generation.dimensions import check_size
 from longlive.generation.pipeline import LongLivePipeline
@@ -62,15 +63,17 @@ def load_pipeline(config: InferenceConfig, dtype: torch.dtype) -> LongLivePipeli
     if config.wan_dir is not None:
         if config.checkpoint is None:
             raise ValueError("wan_dir is given without checkpoint; give longlive_base.pt or another checkpoint of the same layout")
-        return LongLivePipeline.from_original(
+        pipe = LongLivePipeline.from_original(
             config.wan_dir, config.checkpoint, config.lora, torch_dtype=dtype, attention=config.attention, **sampling
         )
-    model = config.model or "miniature"
-    if model != "miniature" and not Path(model).is_dir():
-        raise ValueError(f"the model folder {model} does not exist; {DOWNLOAD_HINT}")
-    pipe = LongLivePipeline.from_pretrained(model, torch_dtype=dtype, attention=config.attention, **sampling)
-    if config.lora is not None:
-        pipe.load_lora_weights(config.lora)
+    else:
+        model = config.model or "miniature"
+        if model != "miniature" and not Path(model).is_dir():
+            raise ValueError(f"the model folder {model} does not exist; {DOWNLOAD_HINT}")
+        pipe = LongLivePipeline.from_pretrained(model, torch_dtype=dtype, attention=config.attention, **sampling)
+        if config.lora is not None:
+            pipe.load_lora_weights(config.lora)
+    pipe.place_text_encoder(config.text_encoder)
     return pipe
 
 
@@ -83,9 +86,8 @@ def move_to_device(config: InferenceConfig, pipe: LongLivePipeline, device: torc
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    elif device.type == "cpu" and sum(weight.numel() for weight in _weights(pipe)) < SMALL_MODEL:
+    elif device.type == "cpu" and sum(weight.numel() for part in pipe.counted_parts for weight in part.parameters()) < SMALL_MODEL:
         torch.set_num_threads(1)
-    pipe.place_text_encoder(config.text_encoder)
     pipe.to(device)
 
 
@@ -137,9 +139,8 @@ def check_resources(config: InferenceConfig, requests: Sequence[VideoRequest], p
         what = words if length else "until the prompts end"
         log.info("%d video%s: %s, %dx%d at %g fps", count, "s"[: count > 1], what, height, width, info.fps)
     longest = max(request.num_latent_frames or max(info.window, info.block) for request in requests)
-    pipe.place_text_encoder("resident" if device.type == "cpu" else config.text_encoder)  # a CPU has one memory for everything
     needed = pipe.memory_needed(longest, height, width)
-    loaded = sum(weight.numel() * weight.element_size() for weight in _weights(pipe)) if device.type == "cpu" else 0
+    loaded = weight_bytes(*pipe.counted_parts) if device.type == "cpu" else 0  # and are no part of the free memory
     available = free_memory(device) + loaded
     log.info("memory on %s: about %.2f GiB needed, %.2f GiB available", device, needed / 2**30, available / 2**30)
     if needed > available:
@@ -148,14 +149,6 @@ def check_resources(config: InferenceConfig, requests: Sequence[VideoRequest], p
             "choose a smaller height and width, another dtype or another device"
         )
     video.check_disk(config.output, disk)
-
-
-def _weights(pipe: LongLivePipeline) -> Iterable[torch.Tensor]:
-    """Parameters and buffers of every network of a pipeline."""
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            yield from part.parameters()
-            yield from part.buffers()
 
 
 def quiet_libraries() -> None:

@@ -32,7 +32,7 @@ class StandIn:
     """What the programs see of a pipeline. Images are a colour that the generator draws, one chunk a block of 3 frames."""
 
     info = PipelineInfo(32, 32, 16, 3, 4, 16, 12, 3, (1000,), 5.0, False, True, "joint")
-    components: ClassVar[dict] = {}
+    counted_parts = ()
     pause = 0.0  # seconds a block takes
     breaks_at: ClassVar[dict[int, BaseException]] = {}  # number of the block -> what happens instead
 

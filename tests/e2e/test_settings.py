@@ -46,10 +46,6 @@ class Watched(StandIn):
     def place_text_encoder(self, mode):
         self.facts["text encoder"] = mode
 
-    @property
-    def components(self):
-        return {"text_encoder": torch.nn.Linear(1, 1)}
-
     def session(self, prompts, **settings):
         made = self.facts.setdefault("videos", [])
         made.append({"prompts": [cue.prompt for cue in prompts.cues], "length": settings["num_latent_frames"], "seed": settings["seed"]})

@@ -220,6 +220,22 @@ def test_text_encoder_stays_behind_with_offload(tiny):
         pipe.place_text_encoder("gpu")
 
 
+@pytest.mark.parametrize("mode", ["resident", "on_demand", "cpu"])
+def test_a_text_encoder_that_is_on_the_device_moves_back(tiny, mode, monkeypatch):
+    """Where each part is sent can be seen without a GPU."""
+    pipe, sent = LongLivePipeline.from_pretrained(tiny), {}
+
+    def to(module, device, *_, **__):
+        sent[module] = str(device)
+        return module
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    pipe.place_text_encoder(mode)
+    pipe.to("meta")
+    assert sent[pipe.transformer] == sent[pipe.vae] == "meta"
+    assert sent[pipe.text_encoder] == ("meta" if mode == "resident" else "cpu")
+
+
 @pytest.mark.parametrize("relative", [False, True])
 def test_memory_needed_counts_the_cache_it_will_allocate(tiny, relative):
     pipe = LongLivePipeline.from_pretrained(tiny, relative_rope=relative)
