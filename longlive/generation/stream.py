@@ -17,7 +17,7 @@ from longlive.types import Latents, TextKV
 
 @dataclass
 class BlockSeconds:
-    """Wall-clock seconds of one block, by part."""
+    """Wall-clock seconds of one block, by part; `remember` is the clean pass of the block before, unless a switch has made it needless."""
 
     text: float = 0.0
     switch: float = 0.0
@@ -98,6 +98,8 @@ def stream(
         if prompt is None:
             raise ValueError("there is no prompt for the first block")
         (cue, text), clock = prompt, now()
+        rollout.catch_up()
+        seconds.remember, clock = now() - clock, now()
         restore = snapshot() if snapshot is not None else lambda: None
         try:  # a block that begins a prompt is never abandoned: its recache has changed the past already
             guided, abort = guided_blocks is None or age < guided_blocks, should_abort if new is None else None
@@ -107,11 +109,9 @@ def stream(
             continue
         rollout.check_finite()
         seconds.denoise = now() - clock
-        made, clock = LatentBlock(x0, frames, cue, new is not None, seconds, _recorded_event(x0)), now()
-        rollout.remember(x0, text)
-        seconds.remember = now() - clock
+        rollout.defer(x0, text)  # the images need not wait for it, and the last block of a video needs no clean pass
         after, age = frames.start, age + 1
-        yield made
+        yield LatentBlock(x0, frames, cue, new is not None, seconds, _recorded_event(x0))
 
 
 def _recorded_event(latents: Latents) -> torch.cuda.Event | None:

@@ -20,8 +20,8 @@ from longlive.ops.rope import Rope
 STEPS = [1000.0, 937.5, 625.0]
 
 
-def ring():
-    return RingCache(num_layers=2, batch=1, num_heads=2, rope=Rope(2, 2, 12), window=Window(3, 6))
+def ring(**settings):
+    return RingCache(num_layers=2, batch=1, num_heads=2, rope=Rope(2, 2, 12), window=Window(3, 6), **settings)
 
 
 def gaussian(seed):
@@ -194,6 +194,45 @@ def test_finished_frames_are_recorded_clean_at_the_context_timestep(model, conte
     with torch.no_grad(), by_hand.record(range(3)) as view:
         model(x0, torch.full((1, 1), context_t.get("context_t", 0.0)), text, view)
     assert torch.equal(rollout.cache.keys, by_hand.keys) and torch.equal(rollout.cache.values, by_hand.values)
+
+
+@pytest.mark.parametrize("kind", ["joint", "causal", "none", "clear"])
+@pytest.mark.parametrize("make_cache", ["ring", "relative ring", "history"])
+def test_a_deferred_clean_pass_changes_nothing(model, kind, make_cache):
+    """It is made before the next block, left out before a switch that reads the block again, and left out at the end of the video."""
+    text, keep = gaussian(21)(2, 1, 5, 8), iter([True, False, True] * 2)
+    runs = []
+    for deferred in (True, False):
+        cache = history_cache(model, 4, 4, window=Window(3, 6)) if make_cache == "history" else ring(relative=make_cache == "relative ring")
+        passes, denoiser, noise = [], Denoiser(model), gaussian(22)
+        write = denoiser.write_kv
+        denoiser.write_kv = lambda *inputs, passes=passes, write=write: (passes.append(inputs[0].shape[1]), write(*inputs))
+        rollout, made = Rollout(denoiser, cache, FewStep(STEPS[:2], torch.ones_like)), []
+        for number in range(9):
+            if number in (1, 5, 7):
+                rollout.switch(text[number % 2], Transition(next(keep), kind))
+            assert rollout.end == 3 * number
+            made.append(rollout.block(noise(1, 3, 4, 4, 4), text[number // 4 % 2]))
+            (rollout.defer if deferred else rollout.remember)(made[-1], text[number // 4 % 2])
+        runs.append((torch.cat(made, 1), len(passes)))
+    torch.testing.assert_close(runs[0][0], runs[1][0], atol=0, rtol=0)
+    assert runs[1][1] - runs[0][1] == (1 if kind == "none" else 4)
+
+
+def test_a_state_holds_the_deferred_block(model):
+    block, later, text = gaussian(23)(1, 3, 4, 4, 4), gaussian(24)(1, 3, 4, 4, 4), gaussian(25)(1, 5, 8)
+    found = []
+    for deferred in (True, False):
+        rollout = Rollout(Denoiser(model), history_cache(model, 4, 4, window=Window(3, 6)), Euler(STEPS))
+        (rollout.defer if deferred else rollout.remember)(block, text)
+        state = rollout.state(), rollout.cache.state()
+        other = Rollout(rollout.denoiser, history_cache(model, 4, 4, window=Window(3, 6)), rollout.solver)
+        other.defer(later, text)  # of a video that is given up
+        other.load(state[0])
+        other.cache.load(state[1])
+        assert other.end == 3
+        found.append(other.block(later, text))
+    assert torch.equal(*found)
 
 
 def test_a_rollout_goes_on_from_its_state(model):
