@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from longlive.cache.window import KVCache
+from longlive.generation.clock import clock
 from longlive.generation.denoiser import Denoiser, Prediction
 from longlive.generation.solver import Solver
 from longlive.generation.transition import Transition
@@ -60,7 +61,7 @@ class Rollout:
     ) -> Latents:
         """The clean latents of the next block. Does not change what is remembered; `remember` does. A deferred block is remembered first.
 
-        Does not check that they are finite, which would make the host wait for the GPU: `check_finite` does, when the caller can wait.
+        Does not check that they are finite, which would make the host wait for the GPU: `finite_check` does, when the caller can wait.
 
         Args:
             noise: `[B, F, C, H, W]`, Gaussian.
@@ -98,16 +99,23 @@ class Rollout:
             prediction = prediction.edited(edited)
         return prediction
 
-    def check_finite(self) -> None:
-        """Check the newest block, before it is remembered.
+    def finite_check(self) -> Callable[[], None]:
+        """A check of the newest block, for when the caller can wait for the device: to be called before or after it is remembered.
 
-        Raises:
-            FloatingPointError: with block and step, when a pass gave a value that is not finite.
+        It raises FloatingPointError, with block and step, when a pass gave a value that is not finite.
         """
-        finite = torch.stack(self._finite).tolist() if self._finite else []
-        if not all(finite):
-            where = f"block {self.end // self._block} (frames {self.end}-{self.end + self._block - 1}), step {finite.index(False) + 1}"
-            raise FloatingPointError(f"latents are not finite in {where}")
+        flags, frames, block = self._finite, range(self.end, self.end + self._block), self.end // max(1, self._block)
+        on_host = torch.stack(flags).to("cpu", non_blocking=True) if flags else torch.ones(1, dtype=torch.bool)
+        copied = clock(flags[0].device)() if flags else None
+
+        def check() -> None:
+            if copied is not None and copied.event is not None:
+                copied.event.synchronize()
+            if not all(finite := on_host.tolist()):
+                where = f"block {block} (frames {frames.start}-{frames.stop - 1}), step {finite.index(False) + 1}"
+                raise FloatingPointError(f"latents are not finite in {where}")
+
+        return check
 
     def remember(self, x0: Latents, text: Text | TextKV) -> None:
         """Pass the clean latents of the next frames through the network at the context timestep, so that later blocks see them."""

@@ -9,9 +9,10 @@ import torch
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.generation.caches import history_cache, ring_cache
-from longlive.generation.cues import PromptSchedule
+from longlive.generation.cues import Cue, PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.rollout import BlockAborted, Rollout
+from longlive.generation.sampling import sample
 from longlive.generation.solver import Euler, FewStep
 from longlive.generation.stream import stream
 from longlive.generation.transition import Transition
@@ -262,17 +263,27 @@ def test_latents_that_are_not_finite_stop_and_say_where(model):
         on_step=lambda number, t, x0: x0 * torch.nan if number == 0 and rollout.end in bad else None,
     )
     bad = {0}
-    rollout.check_finite()
+    rollout.finite_check()()
     rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
     with pytest.raises(FloatingPointError, match=r"block 0 \(frames 0-2\), step 2"):
-        rollout.check_finite()
+        rollout.finite_check()()
     bad = {3}
     rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
-    rollout.check_finite()
+    rollout.finite_check()()
     rollout.remember(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
     rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+    later = rollout.finite_check()
+    rollout.defer(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
     with pytest.raises(FloatingPointError, match=r"block 1 \(frames 3-5\), step 2"):
-        rollout.check_finite()
+        later()
+    rollout.reset()
+    bad = set()
+    rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+    rollout.remember(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+    bad = {3}
+    rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+    with pytest.raises(FloatingPointError, match=r"block 1 \(frames 3-5\), step 2"):
+        rollout.finite_check()()
     video = stream(
         rollout,
         PromptSchedule.single("a"),
@@ -314,3 +325,22 @@ def test_frames_that_are_no_whole_blocks_are_refused(model):
     rollout = Rollout(Denoiser(model), ring(), Euler(STEPS))
     with pytest.raises(ValueError, match="7 latent frames cannot be cut into blocks of 3; choose a multiple, 6"):
         next(stream(rollout, PromptSchedule.single("a"), project_text=lambda _: None, noise=lambda _: None, block=3, num_latent_frames=7))
+
+
+def test_the_host_reads_nothing_while_blocks_are_made(model, monkeypatch):
+    """On a device without data every read raises; only the check of finiteness reads, and on a GPU that comes a block later."""
+    monkeypatch.setattr(Rollout, "finite_check", lambda self: lambda: None)
+    network, text = model.to("meta"), torch.empty(2, 1, 5, 8, device="meta")
+    for kind in ("joint", "causal", "none", "clear"):
+        blocks = sample(
+            Denoiser(network),
+            PromptSchedule((Cue(0, "a"), Cue(15, "b", Transition(False, kind)), Cue(30, "a", Transition(True, kind)))),
+            lambda prompt: network.project_text(text["ab".index(prompt)]),
+            cache=ring_cache(network, 4, 4, window=Window(3, 6), relative=kind == "none"),
+            latent_size=(4, 4),
+            timesteps=STEPS,
+            generator=torch.Generator().manual_seed(0),
+            block=3,
+            num_latent_frames=42,
+        )
+        assert sum(made.latents.shape[1] for made in blocks) == 42
