@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import psutil
 import torch
 
 from longlive.generation.pipeline import LongLivePipeline
@@ -73,6 +74,11 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes now: of tensors on a GPU; of the whole process on a CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 def clocks_under_load(device: torch.device, work: Callable[[], object]) -> dict[str, str] | None:

@@ -3,6 +3,9 @@
 A pipeline of random weights makes an ordinary session: once to warm up, once to be measured, and only blocks that see a
 full window count. The parts of a block are the session's own seconds, whose clock waits for the device. The prompts are
 read by a stand-in of one layer, as wide as the model's text: the speed of a text encoder is not measured here.
+
+`--engine` says how the transformer runs: `reference` is the plain way (benchmarks/reference.py, with an unmerged LoRA), `eager` the
+package as it is, `compiled` and `graphs` what `accelerate` makes of it. All are measured in the same way.
 """
 
 from __future__ import annotations
@@ -12,79 +15,23 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKLWan
 from flops import PEAK_TFLOPS, flops_of_block
-from machine import Setup, clocks_under_load, describe, peak_memory, report
-from torch import nn
-from transformers import UMT5Config, UMT5EncoderModel
+from machine import Setup, clocks_under_load, describe, memory_in_use, peak_memory, report
+from random_model import ENGINES, accelerate, build
 
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.session import Session
 from longlive.generation.stream import BlockSeconds
-from longlive.miniature.language import build_tokenizer
-from longlive.models.wan import WanTransformer
-from longlive.models.zoo import ZOO, arguments
+from longlive.models.zoo import ZOO
 from longlive.ops import attention
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 PROMPTS = ("a red circle moving right on a black background", "a blue square moving up on a white background")
-
-MINIATURE_VAE: dict[str, Any] = {  # the sizes that configs/miniature/autoencoder.yaml trains
-    "base_dim": 32,
-    "dim_mult": [1, 1, 1],
-    "num_res_blocks": 0,
-    "temperal_downsample": [True, True],
-    "is_residual": True,
-    "patch_size": 2,
-    "in_channels": 12,
-    "out_channels": 12,
-}
-
-
-@contextmanager
-def building(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """New weights are created on `device` in `dtype` directly."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@torch.no_grad()
-def randomise(module: nn.Module) -> nn.Module:
-    """Set weights to a standard deviation of 0.02, as trained ones have: on zeros a GPU draws less power and runs faster."""
-    for part in module.modules():
-        if isinstance(part, (nn.Linear, nn.Conv2d, nn.Conv3d)):
-            nn.init.normal_(part.weight, std=0.02)
-    return module.eval().requires_grad_(False)
-
-
-def build(
-    size: str, *, device: torch.device, dtype: torch.dtype, attention_backend: str = "auto", seed: int = 0, **settings: Any
-) -> LongLivePipeline:
-    """A pipeline of random weights of a named size, with Wan's autoencoder (the miniature with its own)."""
-    torch.manual_seed(seed)
-    with building(device, dtype):
-        transformer = WanTransformer(**arguments(size))
-        vae = AutoencoderKLWan(**(MINIATURE_VAE if size == "miniature" else {}))
-    randomise(transformer)
-    randomise(vae)
-    transformer.use_attention(attention_backend)
-    tokenizer = build_tokenizer()
-    width = transformer.config.text_dim
-    reader = UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, num_heads=1, d_ff=8, num_layers=1))
-    torch.nn.Module.to(reader, dtype)
-    return LongLivePipeline(transformer, vae, reader, tokenizer, **settings)
 
 
 class Spread(NamedTuple):
@@ -113,9 +60,14 @@ class Lap(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Milliseconds are per block with a full window; FPS are pixel frames per second at the median block."""
+    """Milliseconds are per block with a full window; FPS are pixel frames per second at the median block.
+
+    `warm_up_s`: the whole first video, compilation and recording included. `flat_ratio`: the median of the last tenth of the steady
+    blocks over that of the first tenth. `memory_growth_bytes`: what is allocated after the steady blocks and was not before.
+    """
 
     blocks: int
+    warm_up_s: float
     block_ms: Spread
     denoise_ms: Spread
     remember_ms: Spread
@@ -124,8 +76,12 @@ class Speed:
     end_to_end_fps: float
     first_images_ms: float
     first_images_cold_ms: float
+    switches: int
     switch_recache_ms: float
     switch_block_ms: float
+    switch_block_worst_ms: float
+    flat_ratio: float
+    memory_growth_bytes: int
     block_tflop: float
     network_tflops: float
     clocks: dict[str, str] | None
@@ -138,7 +94,23 @@ def laps(session: Session) -> Iterator[Lap]:
         began = time.perf_counter()
 
 
-def measure(pipe: LongLivePipeline, *, height: int, width: int, blocks: int, switches: int, seed: int = 0) -> Speed:
+def flatness(seconds: list[float]) -> float:
+    """The median of the last tenth over that of the first tenth."""
+    tenth = max(1, len(seconds) // 10)
+    return statistics.median(seconds[-tenth:]) / statistics.median(seconds[:tenth])
+
+
+def steady_laps(running: Iterator[Lap], blocks: int, max_seconds: float | None) -> list[Lap]:
+    """`blocks` laps, or as many as `max_seconds` allow, at least one."""
+    began, laps = time.perf_counter(), [next(running)]
+    while len(laps) < blocks and (max_seconds is None or time.perf_counter() - began < max_seconds):
+        laps.append(next(running))
+    return laps
+
+
+def measure(
+    pipe: LongLivePipeline, *, height: int, width: int, blocks: int, switches: int, seed: int = 0, max_seconds: float | None = None
+) -> Speed:
     """Warm up with a video that fills the window and switches its prompt, then time a second one."""
     info = pipe.info
     filling = -(-info.window // info.block) + 1  # from this block on every one overwrites a frame of a full window
@@ -156,17 +128,21 @@ def measure(pipe: LongLivePipeline, *, height: int, width: int, blocks: int, swi
         assert lap.switched
         return lap
 
+    began = time.perf_counter()
     session, running, cold = start()
     for _ in range(filling + 1):
         next(running)
     switch(session, running, 0)
     next(running)
+    warm_up = time.perf_counter() - began
     del session, running
 
     session, running, first = start()
     for _ in range(filling):
         next(running)
-    steady = list(islice(running, blocks))
+    before = memory_in_use(pipe.transformer.device)
+    steady = steady_laps(running, blocks, max_seconds)
+    growth = memory_in_use(pipe.transformer.device) - before
     clocks = clocks_under_load(pipe.transformer.device, lambda: next(running))
     switched = []
     for number in range(switches):
@@ -183,6 +159,7 @@ def measure(pipe: LongLivePipeline, *, height: int, width: int, blocks: int, swi
     flops = flops_of_block(pipe.transformer, height=rows, width=columns, block=info.block, window=info.window, steps=steps)
     return Speed(
         blocks=len(steady),
+        warm_up_s=warm_up,
         block_ms=Spread.of([1000 * lap.wall for lap in steady]),
         denoise_ms=milliseconds("denoise"),
         remember_ms=milliseconds("remember"),
@@ -192,7 +169,11 @@ def measure(pipe: LongLivePipeline, *, height: int, width: int, blocks: int, swi
         first_images_ms=1000 * first,
         first_images_cold_ms=1000 * cold,
         switch_recache_ms=1000 * statistics.median(lap.parts.switch for lap in switched),
+        switches=len(switched),
         switch_block_ms=1000 * statistics.median(lap.wall for lap in switched),
+        switch_block_worst_ms=1000 * max(lap.wall for lap in switched),
+        flat_ratio=flatness([lap.wall for lap in steady]),
+        memory_growth_bytes=growth,
         block_tflop=flops / 1e12,
         network_tflops=flops / network / 1e12,
         clocks=clocks,
@@ -226,9 +207,11 @@ def table(setup: Setup, speed: Speed, memory: int, used: float | None) -> str:
         "",
         f"{'FPS, transformer only':32} {speed.network_fps:10.2f}",
         f"{'FPS, pixels in host memory':32} {speed.end_to_end_fps:10.2f}",
+        f"{'warm-up video, s':32} {speed.warm_up_s:10.1f}   (compilation and recording included)",
         f"{'first images, ms':32} {speed.first_images_ms:10.1f}   (the first video of the process: {speed.first_images_cold_ms:.1f})",
         f"{'prompt switch, recache, ms':32} {speed.switch_recache_ms:10.1f}",
         f"{'prompt switch, whole block, ms':32} {speed.switch_block_ms:10.1f}",
+        f"{'last blocks over first ones':32} {speed.flat_ratio:10.3f}   (memory grew by {speed.memory_growth_bytes / 2**20:.1f} MiB)",
         f"{'peak memory, GiB':32} {memory / 2**30:10.2f}",
         f"{'transformer, TFLOP per block':32} {speed.block_tflop:10.4g}",
         f"{'transformer, TFLOP/s':32} {speed.network_tflops:10.4g}{share}",
@@ -241,7 +224,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", choices=list(ZOO), default="1.3b")
     parser.add_argument("--height", type=int, default=480, help="pixels")
     parser.add_argument("--width", type=int, default=832, help="pixels")
+    parser.add_argument("--engine", choices=ENGINES, default="eager", help="how the transformer runs")
+    parser.add_argument("--quantize", choices=("int8", "int8-weights", "fp8"), help="its linear layers in 8 bits")
+    parser.add_argument("--quantize-cache", choices=("int8", "fp8"), help="its key-value cache in 8 bits")
+    parser.add_argument("--decoder", choices=("full", "tiny"), default="full")
     parser.add_argument("--blocks", type=int, default=60, help="steady blocks to measure")
+    parser.add_argument("--max-seconds", type=float, help="measure fewer steady blocks when they take longer than this")
     parser.add_argument("--switches", type=int, default=3, help="prompt switches to measure, after the steady blocks")
     parser.add_argument("--window", type=int, default=12, help="latent frames a block sees, sink and itself included")
     parser.add_argument("--sink", type=int, default=3, help="latent frames")
@@ -268,6 +256,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         dtype=DTYPES[options.dtype],
         attention_backend=options.attention,
         seed=options.seed,
+        reference=options.engine == "reference",
         window=options.window,
         sink=options.sink,
         block=options.block,
@@ -275,12 +264,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         height=options.height,
         width=options.width,
     )
+    how = {name: getattr(options, name) for name in ("engine", "quantize", "quantize_cache", "decoder")}
+    accelerate(pipe, size=options.size, **how)
     setup = describe(pipe, size=options.size, height=options.height, width=options.width, attention_backend=options.attention)
-    speed = measure(pipe, height=options.height, width=options.width, blocks=options.blocks, switches=options.switches, seed=options.seed)
+    speed = measure(
+        pipe,
+        height=options.height,
+        width=options.width,
+        blocks=options.blocks,
+        switches=options.switches,
+        seed=options.seed,
+        max_seconds=options.max_seconds,
+    )
     memory, used = peak_memory(device), utilisation(speed, setup)
+    print(", ".join(f"{name} {value}" for name, value in how.items() if value is not None))
     print(table(setup, speed, memory, used), end="\n\n")
     spreads = {name: value._asdict() for name, value in vars(speed).items() if isinstance(value, Spread)}
-    return {**asdict(setup), **asdict(speed), **spreads, "peak_memory_bytes": memory, "utilisation": used}
+    return {**asdict(setup), **how, **asdict(speed), **spreads, "peak_memory_bytes": memory, "utilisation": used}
 
 
 def main(arguments: list[str] | None = None) -> int:
