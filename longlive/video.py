@@ -26,6 +26,7 @@ from torch import Tensor
 
 from longlive.files import replacing
 
+SMALL_PICTURE = 480 * 480  # pixels; below this x264's threads cost more than they save
 BT709 = 1  # the number of ITU-R BT.709 in the colour fields of H.264
 
 
@@ -90,9 +91,10 @@ class VideoWriter:
         # a fragment an image and an encoder that keeps none back: what was written is on the disk
         fragmented = {"movflags": "empty_moov+default_base_moof+frag_every_frame", "flush_packets": "1"}
         container = av.open(str(self.path), "w", format="mp4", options=fragmented)
-        options = {"crf": str(self.crf), "preset": "medium", "tune": "zerolatency"}
+        options = {"crf": str(self.crf), "preset": "veryfast", "tune": "zerolatency"}
         stream = container.add_stream("libx264", rate=self.fps, options=options)
         stream.codec_context.gop_size = max(1, round(self.fps))
+        stream.codec_context.thread_count = 1 if height * width < SMALL_PICTURE else 0  # 0: as many as there are cores
         set_picture(stream.codec_context, height, width, self.fps)
         return container, stream
 
@@ -119,11 +121,22 @@ def set_picture(context: av.VideoCodecContext, height: int, width: int, fps: Fra
 
 
 def video_frame(image: np.ndarray, number: int, *, fps: Fraction, scale: int) -> av.VideoFrame:
-    """Image `[H, W, 3]`, number `number` of its video, every pixel `scale` times, as H.264 wants it."""
-    enlarged = image.repeat(scale, axis=0).repeat(scale, axis=1)
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(enlarged), format="rgb24").reformat(
-        format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-    )
+    """Image `[H, W, 3]`, number `number` of its video, every pixel `scale` times, as H.264 wants it.
+
+    The image is converted first and enlarged then: less to convert, and for an even `scale` no colour is averaged with a neighbour's.
+    """
+    colours = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
+    rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    if scale % 2:  # colours of 2 x 2 pixels are one, which must be of the enlarged image
+        enlarged = image.repeat(scale, axis=0).repeat(scale, axis=1)
+        frame = av.VideoFrame.from_ndarray(enlarged, format="rgb24") if scale > 1 else rgb
+        frame = frame.reformat(format="yuv420p", **colours)
+    else:
+        frame = av.VideoFrame(image.shape[1] * scale, image.shape[0] * scale, "yuv420p")
+        for plane, values, times in zip(frame.planes, rgb.reformat(format="yuv444p", **colours).to_ndarray(), (scale, scale // 2, scale // 2)):
+            rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)  # the frame's own memory
+            rows[:, : plane.width] = values.repeat(times, axis=0).repeat(times, axis=1)
+        frame.colorspace, frame.color_range = Colorspace.ITU709, ColorRange.MPEG
     frame.pts, frame.time_base = number, 1 / fps
     return frame
 

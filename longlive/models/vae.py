@@ -116,6 +116,7 @@ def _convolve(layer: WanCausalConv3d, x: Tensor, past: Tensor | None = None) -> 
     padding = (0, top, left)
     if layer.padding_mode == "circular":
         x, padding = _wrap(x, left, right, top, bottom), (0, 0, 0)
+    x = _channels_last(x)  # which attention was not
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return torch.nn.functional.conv3d(x, layer.weight, layer.bias, layer.stride, padding)
     return torch.mkldnn_convolution(x, layer.weight, layer.bias, padding, layer.stride, layer.dilation, layer.groups)  # type: ignore[arg-type]  # numbers, never words
