@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from longlive.ops.transfer import to_device
 from longlive.types import AttentionBackend, Heads, Memory, Rotation, Visible
 
 TokenIndices = Int[Tensor, " n"]
@@ -21,7 +22,7 @@ TokenIndices = Int[Tensor, " n"]
 
 def token_indices(slots: Sequence[int], tokens: int, device: torch.device) -> TokenIndices:
     """Positions in a buffer of the tokens of the frames in these slots, `tokens` per slot."""
-    starts = torch.tensor(slots, dtype=torch.long).to(device, non_blocking=True) * tokens
+    starts = to_device(torch.tensor(slots, dtype=torch.long), device) * tokens
     return (starts[:, None] + torch.arange(tokens, device=device)).flatten()
 
 
@@ -38,12 +39,15 @@ class RingMemory(NamedTuple):
     own: TokenIndices
     visible: TokenIndices | None = None
 
-    def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
+    def write(self, k: Heads, v: Heads) -> None:
         if torch.is_grad_enabled() and k.requires_grad:
             raise RuntimeError("a RingCache is overwritten in place and cannot carry gradients; use a HistoryCache")
+        self.keys[:, self.own] = k.to(self.keys.dtype)  # under autocast they may differ
+        self.values[:, self.own] = v.to(self.values.dtype)
+
+    def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
+        self.write(k, v)
         keys, values = self.keys, self.values
-        keys[:, self.own] = k.to(keys.dtype)  # under autocast they may differ
-        values[:, self.own] = v.to(values.dtype)
         if self.visible is not None:
             keys, values = keys.index_select(1, self.visible), values.index_select(1, self.visible)
         return backend(q, keys, values)
@@ -72,10 +76,13 @@ class HistoryMemory(NamedTuple):
         values[:, self.own] = v.to(values.dtype)
         return keys, values
 
+    def write(self, k: Heads, v: Heads) -> None:
+        self.keys[:, self.written] = k.detach().to(self.keys.dtype)
+        self.values[:, self.written] = v.detach().to(self.values.dtype)
+
     def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
         keys, values = self.gathered(k, v)
-        self.keys[:, self.written] = k.detach().to(keys.dtype)
-        self.values[:, self.written] = v.detach().to(values.dtype)
+        self.write(k, v)
         return backend(q, keys, values)
 
 

@@ -78,6 +78,9 @@ class RingCache:
         if self._sink_keys is not None and span.start < self._extent.sink.stop:
             self._sink_keys.copy_(self.keys[:, :, : self._sink_keys.shape[2]])
 
+    def skip(self, num_frames: int) -> None:
+        self._extent.end += num_frames
+
     def forget(self, *, keep_sink: bool) -> range:
         return self._extent.forget(keep_sink=keep_sink)
 

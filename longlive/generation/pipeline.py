@@ -6,7 +6,6 @@ A long file: the one class of the Python interface, with the documentation of it
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ from longlive.models.text import TextEncoder, TextEncoderMode, check_mode
 from longlive.models.vae import StreamDecoder, decode_video, decoder_width, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow_matching import warp_steps
-from longlive.types import Decoder, Latents
+from longlive.types import Decoder, Latents, TextKV
 
 BUNDLED = {"miniature": Path(__file__).parents[1] / "miniature" / "weights"}
 EVERYTHING = -1  # the released configurations' word for "no window"
@@ -386,12 +385,11 @@ class LongLivePipeline(DiffusionPipeline):
         if isinstance(cues, PromptSchedule) and num_latent_frames is not None:
             cues.validate(num_latent_frames)
         settings = {**self.info._asdict(), "height": height, "width": width, "context_timestep": self.config.context_timestep}
-        wait_for_device = self._clock()
 
         def begin(index: int, prompts: SessionPrompts, seed: int) -> SessionVideo:
             def should_abort() -> bool:
                 assert preempt is not None
-                wait_for_device()  # denoising passes that are only queued cannot be taken back
+                self._wait_for_device()  # denoising passes that are only queued cannot be taken back
                 return prompts.pending and preempt()
 
             blocks = self.stream(
@@ -424,8 +422,13 @@ class LongLivePipeline(DiffusionPipeline):
         latents: Latents | None = None,
         on_step: OnStep | None = None,
         should_abort: Callable[[], bool] | None = None,
+        project_text: Callable[[str], TextKV] | None = None,
     ) -> Iterable[LatentBlock]:
-        """Latents block by block: what `__call__` and `session` are made of. `should_abort`: see `generation.stream`."""
+        """Latents block by block: what `__call__` and `session` are made of. `should_abort`: see `generation.stream`.
+
+        `project_text`: text keys and values of a cue's prompt, which may stand for another sentence in each video of the batch (see
+        `project_prompts`); None: the prompt's own, for all of them.
+        """
         height, width = self._size(height, width)
         if num_latent_frames is not None:
             self.timing.check_blocks(num_latent_frames)
@@ -437,7 +440,7 @@ class LongLivePipeline(DiffusionPipeline):
         return sample(
             self._denoiser(batch),
             cues,
-            lambda prompt: self._text.project(prompt, batch),
+            project_text or (lambda prompt: self._text.project(prompt, batch)),
             cache=self._cache(num_latent_frames, height, width, batch),
             latent_size=shape[3:],
             timesteps=warp_steps(self.config.denoising_steps, self.config.timestep_shift),
@@ -452,12 +455,16 @@ class LongLivePipeline(DiffusionPipeline):
             guided_blocks=self.config.guided_blocks,
             on_step=on_step,
             should_abort=should_abort,
-            now=self._clock(),
         )
 
     def prepare_prompt(self, prompt: str, *, batch: int = 1) -> Future[Any]:
         """Begin to encode a prompt in another thread; done when a session can switch to it without waiting."""
         return self._text.submit(prompt, batch)
+
+    @torch.no_grad()
+    def project_prompts(self, prompts: Sequence[str]) -> TextKV:
+        """Text keys and values of a batch of videos, one prompt each."""
+        return self.transformer.project_text(self._text.text_encoder.encode(list(prompts)))
 
     def session_bytes(self, height: int | None = None, width: int | None = None) -> int:
         """Estimated bytes that every further session holds: its key-value cache, and what its decoder remembers."""
@@ -554,15 +561,9 @@ class LongLivePipeline(DiffusionPipeline):
         with torch.no_grad():
             return Denoiser(self.transformer, guidance_scale=self.config.guidance_scale, negative=self.transformer.project_text(no_text))
 
-    def _clock(self) -> Callable[[], float]:
-        device = self._device
-
-        def now() -> float:
-            if device.type == "cuda":
-                torch.cuda.current_stream(device).synchronize()  # not the device: another thread may be decoding on it
-            return time.perf_counter()
-
-        return now
+    def _wait_for_device(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()  # not the device: another thread may be decoding on it
 
     def _on_step(self, callback: Callback) -> OnStep:
         return lambda number, t, x0: (callback(self, number, t, {"latents": x0}) or {}).get("latents")

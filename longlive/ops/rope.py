@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from longlive.ops.transfer import to_device
 from longlive.types import Rotation
 
 
@@ -46,7 +47,7 @@ class Rope:
         with torch.inference_mode(False):  # it may be kept and later be used under autograd
             angles = torch.tensor(list(frames))[:, None] * self._time
             cos, sin = (
-                self._over_frames(time.float().to(self.device), spatial)
+                self._over_frames(to_device(time.float(), self.device), spatial)
                 for time, spatial in zip((angles.cos(), angles.sin()), self._spatial)
             )
         return Rotation(cos, sin)
@@ -54,7 +55,7 @@ class Rope:
     def time_shift(self, num_frames: int) -> Rotation:
         """The rotation that moves keys `num_frames` later (earlier when negative) at the same place in the frame, `[1, D / 2]`."""
         angles = torch.cat([num_frames * self._time, torch.zeros(self.head_dim // 2 - len(self._time))])[None]
-        return Rotation(angles.cos().float().to(self.device), angles.sin().float().to(self.device))
+        return Rotation(to_device(angles.cos().float(), self.device), to_device(angles.sin().float(), self.device))
 
     def _over_frames(self, time: Tensor, spatial: Tensor) -> Tensor:
         tokens = self.tokens_per_frame
@@ -69,6 +70,9 @@ def rope_for(rows: int, columns: int, head_dim: int, theta: float, device: torch
 
 def rotate(x: Float[Tensor, "*B N A D"], rotation: Rotation) -> Float[Tensor, "*B N A D"]:
     """Rotate adjacent pairs of the last dimension of `[B, N, A, D]`; computed in float32, returned in the dtype of `x`."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # explicitly: gradients are then summed in float32
+    pairs = x.float().unflatten(-1, (-1, 2))  # explicitly float32: gradients are then summed in it
     cos, sin = rotation.cos[:, None, :], rotation.sin[:, None, :]
+    if not torch.compiler.is_compiling():  # a compiler fuses the real numbers, and knows no complex ones
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
+    even, odd = pairs.unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
