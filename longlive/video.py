@@ -26,7 +26,7 @@ from torch import Tensor
 
 from longlive.files import replacing
 
-SMALL_PICTURE = 480 * 480  # pixels; below this x264's threads cost more than they save
+SMALL_PICTURE = 300_000  # pixels
 BT709 = 1  # the number of ITU-R BT.709 in the colour fields of H.264
 
 
@@ -91,10 +91,8 @@ class VideoWriter:
         # a fragment an image and an encoder that keeps none back: what was written is on the disk
         fragmented = {"movflags": "empty_moov+default_base_moof+frag_every_frame", "flush_packets": "1"}
         container = av.open(str(self.path), "w", format="mp4", options=fragmented)
-        options = {"crf": str(self.crf), "preset": "veryfast", "tune": "zerolatency"}
-        stream = container.add_stream("libx264", rate=self.fps, options=options)
+        stream = container.add_stream("libx264", rate=self.fps, options=encoder_options(height, width, crf=self.crf))
         stream.codec_context.gop_size = max(1, round(self.fps))
-        stream.codec_context.thread_count = 1 if height * width < SMALL_PICTURE else 0  # 0: as many as there are cores
         set_picture(stream.codec_context, height, width, self.fps)
         return container, stream
 
@@ -108,6 +106,12 @@ class VideoWriter:
         finally:
             container.close()
         index_in_front(self.path)
+
+
+def encoder_options(height: int, width: int, *, crf: int) -> dict[str, str]:
+    """x264's: no image is kept back. Small images are encoded by one thread, because more cost more than they save."""
+    threads = {"threads": "1"} if height * width < SMALL_PICTURE else {}
+    return {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"} | threads
 
 
 def set_picture(context: av.VideoCodecContext, height: int, width: int, fps: Fraction) -> None:
@@ -133,7 +137,8 @@ def video_frame(image: np.ndarray, number: int, *, fps: Fraction, scale: int) ->
         frame = frame.reformat(format="yuv420p", **colours)
     else:
         frame = av.VideoFrame(image.shape[1] * scale, image.shape[0] * scale, "yuv420p")
-        for plane, values, times in zip(frame.planes, rgb.reformat(format="yuv444p", **colours).to_ndarray(), (scale, scale // 2, scale // 2)):
+        converted = rgb.reformat(format="yuv444p", **colours).to_ndarray()
+        for plane, values, times in zip(frame.planes, converted, (scale, scale // 2, scale // 2)):
             rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)  # the frame's own memory
             rows[:, : plane.width] = values.repeat(times, axis=0).repeat(times, axis=1)
         frame.colorspace, frame.color_range = Colorspace.ITU709, ColorRange.MPEG
