@@ -272,7 +272,7 @@ class DistillationConfig:
     embeddings: str = "runs/embeddings"  # folder of text embeddings, computed once
 
     # data
-    prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt, one per line, or .jsonl of pairs
+    prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt, one per line, or .jsonl of chains
     switch_prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt, line i continues line i of prompts
     negative_prompt: str | None = None  # for the teacher's guidance; None: no text
     height: int = 480
@@ -288,7 +288,8 @@ class DistillationConfig:
     clip_frames: int = 21  # what teacher and critic judge at a time
     overlap: int = 3  # with the previous clip
     max_frames: tuple[int, ...] = (21,)  # lengths of videos, one chosen for each
-    switch_at: tuple[int, ...] = ()  # frames at which the prompt may switch, one chosen for each video; empty: never
+    switch_at: tuple[int, ...] = ()  # frames at which the prompt may switch; empty: never
+    num_switches: int = 1  # how many of them are chosen for each video; each takes the next prompt of its chain
     keep_sink: bool = False  # at a switch; false: it is recached too
     recache: Literal["joint", "causal", "none", "clear"] = "joint"
     anchor_context: int | None = None  # frames decoded to get the first image of a clip; None: the whole previous clip
