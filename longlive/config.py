@@ -314,10 +314,10 @@ class DistillationConfig:
     bfloat16_linears: bool | None = False  # for CPUs, None: for one with instructions for it; GPUs compute in bfloat16 anyway
 
     # validation
-    validation_prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt or .jsonl; None: the first prompts
+    validation_prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt or .jsonl; None: see oracle
     validation_videos: int = 4
     validation_frames: int = 21
-    oracle: bool = False  # for the miniature, whose prompts are captions of its world: judge validation videos by its oracle
+    oracle: bool = False  # for the miniature: validation videos of its world, judged by its oracle; false: of the first prompts
 
     def __post_init__(self) -> None:
         for name in ("gradient_accumulation", "critic_updates"):
@@ -339,6 +339,7 @@ class TrainConfig:
     validate_every: int = 500
     log_every: int = 25
     keep_checkpoints: int = 0  # how many of the newest are also kept under their own names; the newest is always kept
+    keep_best: str | None = None  # a metric of validation, "oracle/shape" for example: its best export is kept in `best`
     loss_spike_factor: float | None = 100.0  # a loss this many times its running median stops the run; None: only one that is not finite
     wandb: Literal["off", "offline", "online"] = "off"  # whether metrics also go to wandb
     wandb_project: str = "longlive"

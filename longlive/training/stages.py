@@ -45,7 +45,7 @@ from longlive.training.ode_init import OdeInitStage
 from longlive.training.ode_pairs import OdePairs
 from longlive.training.prompts import Chain, PromptSampler, read_chains
 from longlive.training.trainer import Stage, Tuning, weights_digest
-from longlive.training.validation import Preview, read_by_oracle
+from longlive.training.validation import Preview, miniature_schedules, read_by_oracle
 from longlive.types import Latents, Text
 
 
@@ -254,11 +254,18 @@ def _tuner(
 
 
 def _schedules(config: DistillationConfig, chains: list[Chain]) -> list[PromptSchedule]:
-    """What validation videos show: the scripts of a file, or the first prompts of the data, switching after equal parts if they can."""
+    """What validation videos show: the scripts of a file, or the first prompts of the data, switching after equal parts if they can.
+
+    With an oracle that judges them, without a file: combinations of the miniature's world that are kept for validation.
+    """
     if config.validation_prompts is not None:
         scripts = read_scripts(config.validation_prompts)[: config.validation_videos]
         return [script.schedule(Timing(block=config.block)) for script in scripts]
     blocks = config.validation_frames // config.block
+    if config.oracle:
+        return miniature_schedules(
+            config.validation_videos, switch_at=config.block * (blocks // 2) if config.switch_at and blocks > 1 else None
+        )
     schedules = []
     for chain in chains[: config.validation_videos]:
         prompts = chain[: min(config.num_switches + 1, blocks)] if config.switch_at and blocks > 1 else chain[:1]
@@ -288,6 +295,7 @@ def _preview(
         transition=Transition(config.keep_sink, config.recache) if isinstance(config, DistillationConfig) else Transition(),
         context_t=config.context_timestep if isinstance(config, DistillationConfig) else 0.0,
         seed=run.seed,
+        batch=16 if config.oracle else 1,  # the miniature's videos are small
         measure=read_by_oracle if config.oracle else None,
         write=world.is_main,
     )

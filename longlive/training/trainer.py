@@ -26,6 +26,7 @@ from longlive.files import replacing, write_json
 from longlive.parallel.shards import located, write_shards
 from longlive.parallel.world import World, barrier, gather, get_world, mean_over_ranks
 from longlive.provenance import made_with, versions
+from longlive.training.best import BestExport
 from longlive.training.metrics import LossWatch, RunLog, Tracking
 
 Tuning = Literal["full", "lora"]
@@ -214,6 +215,15 @@ def _step(
     return metrics, ending
 
 
+def _validate(stage: Stage, run: Path, done: int, journal: RunLog, best: BestExport | None) -> None:
+    """Measure the stage after `done` steps, and keep its export if it is the best."""
+    if measured := stage.validate(run, done):
+        journal.write(done, measured)
+        log.info("step %d: %s", done, ", ".join(f"{key} {value:.4g}" for key, value in measured.items()))
+    if best is not None:
+        best.offer(done, measured, stage.export)
+
+
 def train(
     stage: Stage,
     *,
@@ -228,6 +238,7 @@ def train(
     base: str | None = None,
     loss_spike_factor: float | None = None,
     keep_checkpoints: int = 0,
+    keep_best: str | None = None,
     wandb: Tracking = "off",
     project: str = "longlive",
 ) -> None:
@@ -235,9 +246,10 @@ def train(
 
     Several ranks must have joined (`parallel.world`). A loss is known only after its step was taken, so the last checkpoint is the good
     state, not the networks in memory. For `tuning`, `base` and `keep_checkpoints` see `Checkpoints`, for `loss_spike_factor` `LossWatch`.
+    `keep_best` names a validation metric: the export with its highest value so far is kept in `run/best`, see `BestExport`.
 
     Raises:
-        ValueError: when the checkpoint in `run` has another stage, tuning, base or number of ranks.
+        ValueError: when the checkpoint in `run` has another stage, tuning, base or number of ranks, or `keep_best` is not measured.
         FloatingPointError: on all ranks, when a loss is not finite or spikes; its batch is saved.
         Terminated: after SIGTERM, once the current step is finished; its message says which step is saved.
     """
@@ -250,6 +262,7 @@ def train(
     if world.is_main:
         write_json(run / "settings.json", {"stage": name, "tuning": tuning, "base": base, "settings": settings, **made_with(world.size)})
     watch = LossWatch(loss_spike_factor)
+    best = None if keep_best is None else BestExport(run, keep_best, start=start, world=world)
     tracking = {"wandb": wandb, "project": project, "settings": settings}
     journal = RunLog(run, name=name, start=start, steps=steps, log_every=log_every, writes=world.is_main, **tracking)
     with journal, termination() as requested:
@@ -261,9 +274,8 @@ def train(
             metrics, ending = _step(stage, step, watch, requested, checkpoints, world)
             watch.remember(journal.step(done, metrics, time.perf_counter() - began))
             # Before the checkpoint: a run that resumes from it then has all lines up to it, and none twice.
-            if (done % validate_every == 0 or done == steps) and (measured := stage.validate(run, done)):
-                journal.write(done, measured)
-                log.info("step %d: %s", done, ", ".join(f"{key} {value:.4g}" for key, value in measured.items()))
+            if done % validate_every == 0 or done == steps:
+                _validate(stage, run, done, journal, best)
             save_due = save_due or ending or done % save_every == 0 or done == steps
             if save_due and (stage.between_videos or world.size == 1):  # several ranks save only between videos
                 checkpoints.save(stage, done)
