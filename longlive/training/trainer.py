@@ -245,8 +245,8 @@ def train(
     """Run `stage` up to step `steps`, from the newest checkpoint in folder `run` if there is one, then export it to `run/export`.
 
     Several ranks must have joined (`parallel.world`). A loss is known only after its step was taken, so the last checkpoint is the good
-    state, not the networks in memory. For `tuning`, `base` and `keep_checkpoints` see `Checkpoints`, for `loss_spike_factor` `LossWatch`.
-    `keep_best` names a validation metric: the export with its highest value so far is kept in `run/best`, see `BestExport`.
+    state, not the networks in memory. For `tuning`, `base` and `keep_checkpoints` see `Checkpoints`, for `loss_spike_factor` `LossWatch`,
+    for `keep_best`, the name of a validation metric, `BestExport`.
 
     Raises:
         ValueError: when the checkpoint in `run` has another stage, tuning, base or number of ranks, or `keep_best` is not measured.
@@ -261,14 +261,13 @@ def train(
         log.info("resuming %s at step %d of %d", name, start, steps)
     if world.is_main:
         write_json(run / "settings.json", {"stage": name, "tuning": tuning, "base": base, "settings": settings, **made_with(world.size)})
-    watch = LossWatch(loss_spike_factor)
+    watch, save_due = LossWatch(loss_spike_factor), False
     best = None if keep_best is None else BestExport(run, keep_best, start=start, world=world)
     tracking = {"wandb": wandb, "project": project, "settings": settings}
     journal = RunLog(run, name=name, start=start, steps=steps, log_every=log_every, writes=world.is_main, **tracking)
+    for line in journal.past:
+        watch.remember(line)
     with journal, termination() as requested:
-        for line in journal.past:
-            watch.remember(line)
-        save_due = False
         for step in range(start, steps):
             began, done = time.perf_counter(), step + 1
             metrics, ending = _step(stage, step, watch, requested, checkpoints, world)
