@@ -50,6 +50,7 @@ def run(config: TrainConfig, world: World) -> None:
             settings=dataclasses.asdict(config),
             loss_spike_factor=config.loss_spike_factor,
             keep_checkpoints=config.keep_checkpoints,
+            keep_best=config.keep_best,
             wandb=config.wandb,
             project=config.wandb_project,
         )

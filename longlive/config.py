@@ -296,7 +296,7 @@ class DistillationConfig:
     embeddings: str = "runs/embeddings"  # folder of text embeddings, computed once
 
     # data
-    prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt, one per line, or .jsonl of pairs
+    prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt, one per line, or .jsonl of chains
     switch_prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt, line i continues line i of prompts
     negative_prompt: str | None = None  # for the teacher's guidance; None: no text
     height: int = 480
@@ -312,7 +312,8 @@ class DistillationConfig:
     clip_frames: int = 21  # what teacher and critic judge at a time
     overlap: int = 3  # with the previous clip
     max_frames: tuple[int, ...] = (21,)  # lengths of videos, one chosen for each
-    switch_at: tuple[int, ...] = ()  # frames at which the prompt may switch, one chosen for each video; empty: never
+    switch_at: tuple[int, ...] = ()  # frames at which the prompt may switch; empty: never
+    num_switches: int = 1  # how many of them are chosen for each video; each takes the next prompt of its chain
     keep_sink: bool = False  # at a switch; false: it is recached too
     recache: Literal["joint", "causal", "none", "clear"] = "joint"
     anchor_context: int | None = None  # frames decoded to get the first image of a clip; None: the whole previous clip
@@ -337,10 +338,10 @@ class DistillationConfig:
     bfloat16_linears: bool | None = False  # for CPUs, None: for one with instructions for it; GPUs compute in bfloat16 anyway
 
     # validation
-    validation_prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt or .jsonl; None: the first prompts
+    validation_prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt or .jsonl; None: see oracle
     validation_videos: int = 4
     validation_frames: int = 21
-    oracle: bool = False  # for the miniature, whose prompts are captions of its world: judge validation videos by its oracle
+    oracle: bool = False  # for the miniature: validation videos of its world, judged by its oracle; false: of the first prompts
 
     def __post_init__(self) -> None:
         for name in ("gradient_accumulation", "critic_updates"):
@@ -362,6 +363,7 @@ class TrainConfig:
     validate_every: int = 500
     log_every: int = 25
     keep_checkpoints: int = 0  # how many of the newest are also kept under their own names; the newest is always kept
+    keep_best: str | None = None  # a metric of validation, "oracle/shape" for example: its best export is kept in `best`
     loss_spike_factor: float | None = 100.0  # a loss this many times its running median stops the run; None: only one that is not finite
     wandb: Literal["off", "offline", "online"] = "off"  # whether metrics also go to wandb
     wandb_project: str = "longlive"

@@ -87,10 +87,11 @@ class HistoryMemory(NamedTuple):
 
 
 class CacheView(NamedTuple):
-    """A span's view of a cache: the rotation of its tokens, and a memory for every layer."""
+    """A span's view of a cache: the rotation of its tokens, a memory for every layer, and whether the window is full."""
 
     rotation: Rotation
     memory: Callable[[int], Memory]
+    full: bool = False
 
     def at(self, layer: int) -> Memory:
         """The memory of one layer."""

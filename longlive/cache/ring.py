@@ -67,7 +67,8 @@ class RingCache:
         length, own = len(slots) * self._tokens, self._indices([self._slot(frame) for frame in span])
         keys, values = self.keys, self.values
         if slots == set(range(len(slots))):  # always so, except after `clear` or during a block-by-block recache
-            return CacheView(self._rope.at(span), lambda layer: RingMemory(keys[layer][:, :length], values[layer][:, :length], own))
+            memory = lambda layer: RingMemory(keys[layer][:, :length], values[layer][:, :length], own)  # noqa: E731
+            return CacheView(self._rope.at(span), memory, full=len(slots) == self.window.visible)
         visible = self._indices(sorted(slots))
         return CacheView(self._rope.at(span), lambda layer: RingMemory(keys[layer], values[layer], own, visible))
 
