@@ -6,6 +6,8 @@ frames of one. It reads latents as the DiT makes them, without mean and scale. K
 
 from __future__ import annotations
 
+import math
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -91,7 +93,7 @@ class TinyVAE(ModelMixin, ConfigMixin):
             layers += [nn.Upsample(scale_factor=2), Grow(width, times), conv3(width, following, bias=False)]
         layers += [nn.ReLU(), conv3(widths[-1], 3 * patch_size**2)]
         self.decoder = nn.Sequential(*layers)
-        self.patch_size, self.images_per_latent = patch_size, torch.tensor(growth).prod().item()
+        self.patch_size, self.images_per_latent = patch_size, math.prod(growth)
         self.spatial_stride = patch_size * 2 ** len(widths)
         self.num_memories = num_blocks * len(widths)
 

@@ -15,7 +15,7 @@ from longlive.types import Decoder
 SMALL = {"latent_channels": 4, "widths": (8, 6), "growth": (2, 2), "num_blocks": 2, "patch_size": 2}
 
 
-def taehv_shapes(rows: int = 256) -> dict[str, tuple[int, ...]]:
+def taehv_shapes(rows: int) -> dict[str, torch.Size]:
     """Names and shapes of the decoder in `taew2_1.pth`."""
     shapes = {"decoder.1.weight": (256, 16, 3, 3), "decoder.1.bias": (256,), "decoder.22.weight": (3, 64, 3, 3), "decoder.22.bias": (3,)}
     for first, width in ((3, 256), (9, 128), (15, 64)):
@@ -25,13 +25,13 @@ def taehv_shapes(rows: int = 256) -> dict[str, tuple[int, ...]]:
                 shapes[f"decoder.{layer}.conv.{part}.bias"] = (width,)
     shapes |= {"decoder.7.conv.weight": (rows, 256, 1, 1), "decoder.13.conv.weight": (256, 128, 1, 1)}
     shapes |= {"decoder.19.conv.weight": (128, 64, 1, 1)}
-    return shapes | {"decoder.8.weight": (128, 256, 3, 3), "decoder.14.weight": (64, 128, 3, 3), "decoder.20.weight": (64, 64, 3, 3)}
+    shapes |= {"decoder.8.weight": (128, 256, 3, 3), "decoder.14.weight": (64, 128, 3, 3), "decoder.20.weight": (64, 64, 3, 3)}
+    return {name: torch.Size(shape) for name, shape in shapes.items()}
 
 
 def taehv_weights(rows: int = 256) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = taehv_shapes(rows)
-    return {name: torch.randn(shape, generator=generator) / max(1, shape[-1] ** 2 * 16) ** 0.5 for name, shape in shapes.items()}
+    return {name: torch.randn(shape, generator=generator) / max(4, shape[1:].numel()) ** 0.5 for name, shape in taehv_shapes(rows).items()}
 
 
 def by_the_description(weights: dict[str, torch.Tensor], latents: torch.Tensor) -> torch.Tensor:
@@ -73,12 +73,12 @@ def test_the_published_layout_computes_what_its_description_says(tmp_path):
     latents = torch.randn(1, 5, 16, 2, 3, generator=torch.Generator().manual_seed(1))
     weights["decoder.7.conv.weight"] = weights["decoder.7.conv.weight"][256:].clone()
     save_file(weights, tmp_path / "taew2_1.safetensors")
-    expected = by_the_description(weights, latents)
+    expected = by_the_description({name: weight.double() for name, weight in weights.items()}, latents.double())
     assert expected.shape == (1, 3, 17, 16, 24) and expected.std() > 0.1
     for name in ("taew2_1.pth", "taew2_1.safetensors"):
-        vae = load_tiny_vae(tmp_path / name)
+        vae = load_tiny_vae(tmp_path / name, dtype=torch.float64)
         assert sum(weight.numel() for weight in vae.parameters()) == pytest.approx(9.84e6, rel=1e-3)
-        torch.testing.assert_close(at_once(vae, latents), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(at_once(vae, latents), expected, atol=1e-9, rtol=0)
     assert load_tiny_vae(tmp_path / "taew2_1.pth", dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
