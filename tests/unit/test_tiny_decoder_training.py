@@ -4,11 +4,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from longlive.config import TinyDecoderConfig
+from longlive.config import TinyDecoderConfig, TrainConfig
 from longlive.generation.decoders import load_tiny_vae
 from longlive.models.tiny_vae import TinyDecoder
 from longlive.models.vae import set_spatial_padding
+from longlive.parallel.world import get_world
 from longlive.training.miniature.tiny_decoder import TinyDecoderStage, new_tiny_vae
+from longlive.training.stages import build
 
 SIZES = {
     "base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1], "num_res_blocks": 0, "temperal_downsample": [True, True], "is_residual": True,
@@ -67,3 +69,14 @@ def test_validation_judges_both_decoders(tmp_path):
 def test_sizes_that_make_other_images_are_refused():
     with pytest.raises(ValueError, match=r"make \(8, 2\) pixels and images of a latent; this autoencoder has \(8, 4\)"):
         new_tiny_vae(TinyDecoderConfig(**CONFIG | {"growth": (1, 2)}), autoencoder())
+
+
+def test_the_stage_is_built_from_settings(tmp_path):
+    config = TinyDecoderConfig(**CONFIG, autoencoder=str(tmp_path / "export"))
+    run, cpu = TrainConfig(stage="tiny_decoder", tiny_decoder=config, steps=1), torch.device("cpu")
+    with pytest.raises(ValueError, match=r"run configs/miniature/autoencoder.yaml first, or .* tiny_decoder.autoencoder=…"):
+        build(run, get_world(), cpu)
+    autoencoder().save_pretrained(tmp_path / "export" / "vae")
+    built = build(run, get_world(), cpu).stage
+    assert isinstance(built, TinyDecoderStage) and built.tiny.config["widths"] == (8, 8)
+    assert not any(weight.requires_grad for weight in built.vae.parameters())
