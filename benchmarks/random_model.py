@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from longlive.models.tiny_vae import TinyVAE
 from reference import LORA_RANK, ReferencePipeline, ReferenceTransformer, adapt, random_lora
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.miniature.language import build_tokenizer
+from longlive.models.tiny_vae import TinyVAE
 from longlive.models.wan import WanTransformer
 from longlive.models.zoo import arguments
 
