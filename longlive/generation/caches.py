@@ -8,16 +8,32 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from longlive.cache.history import HistoryCache
+from longlive.cache.quantised import QuantisedRing
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.engine.sharding import compute_dtype
 from longlive.models.vae import decoder_width, settings_of
 from longlive.models.wan import WanTransformer
+from longlive.ops.eight_bits import Format
 
 
-def ring_cache(network: WanTransformer, height: int, width: int, *, window: Window, batch: int = 1, relative: bool = False) -> RingCache:
-    """An empty cache of inference for `network` and latents of `height` x `width`, on its device, in the type in which it computes."""
-    return RingCache(**_shape(network, height, width), window=window, batch=batch, relative=relative, dtype=compute_dtype(network))
+def ring_cache(
+    network: WanTransformer,
+    height: int,
+    width: int,
+    *,
+    window: Window,
+    batch: int = 1,
+    relative: bool = False,
+    quantize: Format | None = None,
+) -> RingCache | QuantisedRing:
+    """An empty cache of inference for `network` and latents of `height` x `width`, on its device, in the type in which it computes, or in
+    8 bits. Raises ValueError for an unknown 8-bit format.
+    """
+    shape = _shape(network, height, width)
+    if quantize is not None:
+        return QuantisedRing(**shape, window=window, batch=batch, relative=relative, kind=quantize)
+    return RingCache(**shape, window=window, batch=batch, relative=relative, dtype=compute_dtype(network))
 
 
 def history_cache(
@@ -44,12 +60,24 @@ def weight_bytes(*modules: torch.nn.Module) -> int:
     return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
 
 
-def cache_bytes(network: WanTransformer, height: int, width: int, *, visible: int, sink_copies: int = 0, batch: int = 1) -> int:
+def cache_bytes(
+    network: WanTransformer,
+    height: int,
+    width: int,
+    *,
+    visible: int,
+    sink_copies: int = 0,
+    batch: int = 1,
+    quantize: Format | None = None,
+) -> int:
     """Bytes of the keys and values of `visible` frames of `height` x `width` latents, and of the keys of `sink_copies` of them once
-    more: the infinite mode keeps the sink's as they were recorded.
+    more: the infinite mode keeps the sink's as they were recorded. In 8 bits it does not need that copy; every frame then has two scales
+    a head and the mean of its keys.
     """
     config = network.config
     tokens = network.rope(height, width).tokens_per_frame
+    if quantize is not None:
+        return visible * config.num_layers * batch * (2 * tokens * config.dim + 4 * (2 * config.num_heads + config.dim))
     return (2 * visible + sink_copies) * config.num_layers * batch * tokens * config.dim * network.dtype.itemsize
 
 
