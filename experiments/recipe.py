@@ -102,7 +102,7 @@ def measure(runs: Path, stage: str, work: Path, num_prompts: int) -> dict[str, A
     model, output = work / stage / "pipeline", work / stage / "results"
     bundle = [sys.executable, "scripts/bundle_miniature.py", "--runs", str(runs), "--stage", stage, "--to", str(model)]
     judge = [sys.executable, "scripts/evaluate_miniature.py", "--model", str(model), "--output", str(output)]
-    for command in (bundle, [*judge, "--parts", "canonical", "--num-prompts", str(num_prompts)]):
+    for command in (bundle, [*judge, "--parts", "prompts", "--num-prompts", str(num_prompts)]):
         subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return json.loads((output / "results.json").read_text(encoding="utf-8"))
 
@@ -128,10 +128,10 @@ def page(stages: dict[str, dict[str, Any]], pictures: Sequence[str]) -> str:
         if videos is None:
             cells += [""] * (2 * len(ATTRIBUTES) + 1)
         else:
-            cells += [f"{videos[part][name]:.0%}" for part in ("canonical", "canonical_last_second") for name in ATTRIBUTES]
-            cells.append(f"{videos['canonical']['seconds_a_video']:.2f}")
+            cells += [f"{videos[part][name][0]:.0%}" for part in ("prompts", "prompts_last_second") for name in ATTRIBUTES]
+            cells.append(f"{videos['prompts']['seconds_per_video']:.2f}")
         lines.append("| " + " | ".join(cells) + " |")
-    measured = [found["videos"]["canonical"] for found in stages.values() if "videos" in found]
+    measured = [found["videos"]["prompts"] for found in stages.values() if "videos" in found]
     if measured:
         lines += ["", f"Shares: {measured[0]['videos']} held-out prompts, {measured[0]['images']} images, the same noise for all stages."]
     for stage in pictures:

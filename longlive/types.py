@@ -15,7 +15,7 @@ from torch import Tensor
 
 Latents = Float[Tensor, "B F C H W"]
 Images = Float[Tensor, "B 3 T Y X"]
-Timesteps = Float[Tensor, "B F"]
+Timesteps = Float[Tensor, "B F"]  # or [1, 1]: the same for all
 Text = Float[Tensor, "B L E"]
 Heads = Float[Tensor, "B N A D"]
 Visible = Float[Tensor, "B K A D"]
@@ -66,6 +66,10 @@ class AttentionBackend(Protocol):
 
 class Memory(Protocol):
     """What one layer may attend to besides its own tokens: a `NamedTuple` of tensors, so that one compiled graph serves every layer."""
+
+    def write(self, k: Heads, v: Heads) -> None:
+        """Store the span's rotated keys and its values where `attend` would store them, if it does."""
+        ...
 
     def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
         """Attention of the span's queries over what it may see, its own keys and values included; may write these into the cache.

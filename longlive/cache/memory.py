@@ -38,12 +38,15 @@ class RingMemory(NamedTuple):
     own: TokenIndices
     visible: TokenIndices | None = None
 
-    def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
+    def write(self, k: Heads, v: Heads) -> None:
         if torch.is_grad_enabled() and k.requires_grad:
             raise RuntimeError("a RingCache is overwritten in place and cannot carry gradients; use a HistoryCache")
+        self.keys[:, self.own] = k.to(self.keys.dtype)  # under autocast they may differ
+        self.values[:, self.own] = v.to(self.values.dtype)
+
+    def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
+        self.write(k, v)
         keys, values = self.keys, self.values
-        keys[:, self.own] = k.to(keys.dtype)  # under autocast they may differ
-        values[:, self.own] = v.to(values.dtype)
         if self.visible is not None:
             keys, values = keys.index_select(1, self.visible), values.index_select(1, self.visible)
         return backend(q, keys, values)
@@ -72,10 +75,13 @@ class HistoryMemory(NamedTuple):
         values[:, self.own] = v.to(values.dtype)
         return keys, values
 
+    def write(self, k: Heads, v: Heads) -> None:
+        self.keys[:, self.written] = k.detach().to(self.keys.dtype)
+        self.values[:, self.written] = v.detach().to(self.values.dtype)
+
     def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
         keys, values = self.gathered(k, v)
-        self.keys[:, self.written] = k.detach().to(keys.dtype)
-        self.values[:, self.written] = v.detach().to(values.dtype)
+        self.write(k, v)
         return backend(q, keys, values)
 
 

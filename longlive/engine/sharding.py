@@ -59,10 +59,12 @@ def shard(network: nn.Module, mesh: DeviceMesh | None = None, *, param_dtype: to
     for block in blocks_of(network):
         fully_shard([block.get_submodule(name) for name in TEXT_MODULES], mesh=mesh, mp_policy=policy)
         fully_shard(block, mesh=mesh, mp_policy=policy)
+        register_fsdp_forward_method(block, "write_kv")
     model = transformer_of(network)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     _COMPUTES_IN[model] = param_dtype
-    register_fsdp_forward_method(model, "project_text")
+    for method in ("project_text", "write_kv"):
+        register_fsdp_forward_method(model, method)
 
 
 def compute_dtype(network: ModelMixin) -> torch.dtype:

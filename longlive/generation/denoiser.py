@@ -56,12 +56,12 @@ class Denoiser:
     ) -> Prediction:
         """Predict at timestep `t` (0 to 1000): one number for all frames, or `[B, F]`. `guided=False` leaves guidance out."""
         if not isinstance(t, torch.Tensor):
-            t = torch.full(noisy.shape[:2], t, dtype=torch.float32, device=noisy.device)
+            t = torch.full((1, 1), t, dtype=torch.float32, device=noisy.device)
         velocity = self.network(noisy, t, text, view)
         if self.negative is not None and guided:
             velocity = velocity + (self.guidance_scale - 1) * (velocity - self.network(noisy, t, self.negative, view))
         return Prediction(noisy, velocity, t)
 
     def write_kv(self, x0: Latents, t: float, text: Text | TextKV, view: KVView) -> None:
-        """Pass clean latents through the network to write their keys and values through `view`; the output is not used."""
-        self.network(x0, torch.full(x0.shape[:2], t, dtype=torch.float32, device=x0.device), text, view)
+        """Pass clean latents through the network to write their keys and values through `view`."""
+        self.network.write_kv(x0, torch.full((1, 1), t, dtype=torch.float32, device=x0.device), text, view)

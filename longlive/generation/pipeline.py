@@ -45,7 +45,7 @@ from longlive.models.vae import StreamDecoder, decode_video, decoder_width, sett
 from longlive.models.wan import WanTransformer
 from longlive.ops.eight_bits import Format, check_device, dtype_of
 from longlive.ops.flow_matching import warp_steps
-from longlive.types import Decoder, Latents
+from longlive.types import Decoder, Latents, TextKV
 
 BUNDLED = {"miniature": Path(__file__).parents[1] / "miniature" / "weights"}
 EVERYTHING = -1  # the released configurations' word for "no window"
@@ -427,8 +427,13 @@ class LongLivePipeline(DiffusionPipeline):
         latents: Latents | None = None,
         on_step: OnStep | None = None,
         should_abort: Callable[[], bool] | None = None,
+        project_text: Callable[[str], TextKV] | None = None,
     ) -> Iterable[LatentBlock]:
-        """Latents block by block: what `__call__` and `session` are made of. `should_abort`: see `generation.stream`."""
+        """Latents block by block: what `__call__` and `session` are made of. `should_abort`: see `generation.stream`.
+
+        `project_text`: text keys and values of a cue's prompt, which may stand for another sentence in each video of the batch (see
+        `project_prompts`); None: the prompt's own, for all of them.
+        """
         height, width = self._size(height, width)
         if num_latent_frames is not None:
             self.timing.check_blocks(num_latent_frames)
@@ -440,7 +445,7 @@ class LongLivePipeline(DiffusionPipeline):
         return sample(
             self._denoiser(batch),
             cues,
-            lambda prompt: self._text.project(prompt, batch),
+            project_text or (lambda prompt: self._text.project(prompt, batch)),
             cache=self._cache(num_latent_frames, height, width, batch),
             latent_size=shape[3:],
             timesteps=warp_steps(self.config.denoising_steps, self.config.timestep_shift),
@@ -461,6 +466,11 @@ class LongLivePipeline(DiffusionPipeline):
     def prepare_prompt(self, prompt: str, *, batch: int = 1) -> Future[Any]:
         """Begin to encode a prompt in another thread; done when a session can switch to it without waiting."""
         return self._text.submit(prompt, batch)
+
+    @torch.no_grad()
+    def project_prompts(self, prompts: Sequence[str]) -> TextKV:
+        """Text keys and values of a batch of videos, one prompt each."""
+        return self.transformer.project_text(self._text.text_encoder.encode(list(prompts)))
 
     def session_bytes(self, height: int | None = None, width: int | None = None) -> int:
         """Estimated bytes that every further session holds: its key-value cache, and what its decoder remembers."""

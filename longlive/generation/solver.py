@@ -66,4 +66,4 @@ class Euler:
 
 
 def _at(t: float, prediction: Prediction, noise: Latents) -> Latents:
-    return add_noise(prediction.x0, noise, torch.full(noise.shape[:2], t, device=noise.device))
+    return add_noise(prediction.x0, noise, torch.full((1, 1), t, device=noise.device))

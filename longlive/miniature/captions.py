@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from longlive.miniature.world import Captioned
+from longlive.miniature.world import ATTRIBUTES, Captioned
 
 NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "shape": {
@@ -99,6 +99,14 @@ UNSEEN_TEMPLATES = (  # not used in training: they measure generalisation
     "look, the {color} {shape} {moves} and the whole {ground} behind it is plain {background}",
     "it is a {shape}, it is {color}, it {moves}, and there is {background} behind it",
 )
+# Words of prompts that mean nothing in this world; one token each, so that long prompts fit.
+COMMON = """
+    and are as at background be beautiful bright by camera cinematic clip color colour colorful colored cute dark detailed each
+    few first for from full has have high his image its light little made make movie must my new nice no of or over picture
+    please plain pretty quality realistic resolution scene short shot side simple slow slowly small big large some something
+    style than that their them then these this tiny to very view was watch what while will with without you your quickly fast
+    smooth smoothly frame frames object another same again but
+""".split()  # noqa: SIM905
 OPENINGS = ("a video of", "please show", "now", "show me", "a short clip:", "in this video,")
 
 
@@ -183,3 +191,31 @@ def known_words() -> tuple[str, ...]:
     texts += [*GROUNDS, *OPENINGS, "an"]
     texts += [re.sub(r"\{\w+\}", " ", template) for template in TEMPLATES]
     return tuple(sorted(set(re.findall(r"[a-z]+", " ".join(texts)))))
+
+
+@lru_cache(maxsize=1)
+def understood() -> dict[str, dict[str, tuple[str, ...]]]:
+    """What the miniature understands: attribute -> value -> phrases, the one of `canonical` first."""
+    motions: dict[str, tuple[str, ...]] = {}
+    for motion in ATTRIBUTES["motion"]:
+        general = (f"{form} {motion}" for form in dict.fromkeys(form for pair in VERBS for form in pair))
+        own = (form for pair in PHRASES.get(motion, ()) for form in pair)
+        motions[motion] = (*general, *own) if motion in DIRECTIONS else tuple(own)
+    return NAMES | {"motion": motions}
+
+
+def summary() -> str:
+    """The attributes and their values in a line."""
+    return ", ".join(f"{name} ({', '.join(values)})" for name, values in understood().items())
+
+
+def unknown_words(text: str) -> list[str]:
+    """The words of a prompt that are neither in captions nor common; the miniature sees them as letters without a meaning."""
+    known = {*known_words(), *COMMON}
+    return [word for word in dict.fromkeys(re.findall(r"[^\W\d_]+", text.lower())) if word not in known]
+
+
+def hint(text: str) -> str | None:
+    """What to tell a person whose prompt has words that the miniature does not know; None when there are none."""
+    unknown = ", ".join(f'"{word}"' for word in unknown_words(text))
+    return f"the miniature does not know {unknown}; it understands {summary()}" if unknown else None

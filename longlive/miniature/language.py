@@ -11,21 +11,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from longlive.miniature.captions import known_words
+from longlive.miniature.captions import COMMON, known_words
 
 TEXT_LEN = 32  # tokens of a prompt that the transformer reads, `</s>` included
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2 as in T5
 PUNCTUATION = ".,:;!?'\"()-&"
-# Words of prompts that mean nothing in this world; one token each, so that long prompts fit.
-COMMON = """
-    and are as at background be beautiful bright by camera cinematic clip color colour colorful colored cute dark detailed each
-    few first for from full has have high his image its light little made make movie must my new nice no of or over picture
-    please plain pretty quality realistic resolution scene short shot side simple slow slowly small big large some something
-    style than that their them then these this tiny to very view was watch what while will with without you your quickly fast
-    smooth smoothly frame frames object another same again but
-""".split()  # noqa: SIM905
 # The most frequent letter pairs and endings of English.
 PIECES = """
     th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io le ve co me de hi ri ro ic ne ea ra
@@ -38,6 +30,11 @@ def vocabulary() -> list[str]:
     letters = [*string.ascii_lowercase]
     begin = [*SPECIAL, *PUNCTUATION, *string.digits, *letters, *known_words(), *COMMON, *PIECES]
     return list(dict.fromkeys(begin)) + [f"##{piece}" for piece in (*letters, *PIECES)]
+
+
+def is_miniature(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a model with this tokenizer is one of this world: it has every word of the captions as one token."""
+    return set(known_words()) <= tokenizer.get_vocab().keys()
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -2,7 +2,7 @@
 
 Background: per-channel median. Colour: mean of the pixels with the strongest contrast, nearest palette entry at any shading. Mask: pixels
 nearer to the colour than to the background. Shape: best intersection over union with templates of the same area. Position: circular mean.
-Motion: nearest direction of the circular displacement.
+Motion: nearest direction of the circular displacement. Light: the direction in which the subject gets brighter.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ STRONGEST = 48  # pixels
 class Reading:
     """What the oracle recognised: indices into the world's attribute values, `[B, T]`; -1 where it recognised none.
 
-    `position` `[B, T, 2]` in pixels (x, y) and `radius` `[B, T]` are NaN where there is no subject; `iou` `[B, T]` is the overlap with
-    the best template; `displacement` `[B, T - 1, 2]` is in pixels per frame; `motion` is `[B, T - 1]`.
+    `position` `[B, T, 2]` in pixels (x, y), `radius` and `light` (radians, from x to y) `[B, T]` are NaN where there is no subject; `iou`
+    `[B, T]` is the overlap with the best template; `displacement` `[B, T - 1, 2]` is in pixels per frame; `motion` is `[B, T - 1]`.
     """
 
     background: Tensor
@@ -32,6 +32,7 @@ class Reading:
     iou: Tensor
     position: Tensor
     radius: Tensor
+    light: Tensor
     displacement: Tensor
     motion: Tensor
 
@@ -105,7 +106,7 @@ def _wrap(distance: Tensor) -> Tensor:
 
 
 def _read_frames(images: Tensor) -> tuple[Tensor, ...]:
-    """`[N, 3, 64, 64]` in 0..255 -> background, colour, shape, iou, centre (x, y), radius of every image."""
+    """`[N, 3, 64, 64]` in 0..255 -> background, colour, shape, iou, centre (x, y), radius, light of every image."""
     background = images.flatten(2).median(dim=-1).values  # [N, 3]
     ground = torch.cdist(background, torch.tensor(list(BACKGROUNDS.values())).float()).argmin(-1)
     difference = (images - background[..., None, None]).abs().sum(1).flatten(1)  # [N, Y X]
@@ -134,6 +135,11 @@ def _read_frames(images: Tensor) -> tuple[Tensor, ...]:
         both = (template * mask).sum((1, 2))
         ious.append(both / (template + mask - template * mask).sum((1, 2)).clamp(min=1))
     iou, shape = torch.stack(ious, -1).max(-1)
+    brightness, inner = images.sum(1), mask  # without the pixels at the edge, which show the background too
+    for axis in (1, 2):
+        inner = inner * mask.roll(1, axis) * mask.roll(-1, axis)
+    beyond_mean = inner * (brightness - (inner * brightness).sum((1, 2), keepdim=True) / inner.sum((1, 2), keepdim=True).clamp(min=1))
+    light = torch.atan2((beyond_mean * dy).sum((1, 2)), (beyond_mean * dx).sum((1, 2)))
     there = (radius > 4) & (radius < 24)
     named = there & (iou >= CONFIDENT_IOU)
     return (
@@ -143,6 +149,7 @@ def _read_frames(images: Tensor) -> tuple[Tensor, ...]:
         torch.where(there, iou, 0.0),
         torch.stack([torch.where(there, x, torch.nan), torch.where(there, y, torch.nan)], -1),
         torch.where(there, radius, torch.nan),
+        torch.where(there, light, torch.nan),
     )
 
 
@@ -155,7 +162,7 @@ def read(images: Tensor, chunk: int = 256) -> Reading:
     if images.dtype != torch.uint8 or images.ndim != 5 or images.shape[2:] != (3, SIZE, SIZE):
         raise ValueError(f"the oracle reads uint8 [B, T, 3, {SIZE}, {SIZE}], got {images.dtype} {list(images.shape)}")
     parts = [_read_frames(part.float()) for part in images.flatten(0, 1).split(chunk)]
-    background, color, shape, iou, position, radius = (torch.cat(p).unflatten(0, images.shape[:2]) for p in zip(*parts, strict=True))
+    background, color, shape, iou, position, radius, light = (torch.cat(p).unflatten(0, images.shape[:2]) for p in zip(*parts, strict=True))
     displacement = _wrap(position[:, 1:] - position[:, :-1])
     motion = torch.where(displacement.isfinite().all(-1), _nearest_motion(displacement.nan_to_num()), -1)
-    return Reading(background, color, shape, iou, position, radius, displacement, motion)
+    return Reading(background, color, shape, iou, position, radius, light, displacement, motion)

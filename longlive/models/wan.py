@@ -23,7 +23,8 @@ from longlive.ops.rope import Rope, rope_for, rotate
 from longlive.types import AttentionBackend, Heads, KVView, Latents, Memory, Rotation, Text, TextKV, Timesteps, Visible
 
 Tokens = Float[Tensor, "B N M"]  # M = A D, the model's width
-Modulation = Float[Tensor, "B F n M"]
+PerFrame = Float[Tensor, "B F M"]  # or [1, 1, M]: the same for all frames, as when they have one timestep
+Modulation = Float[Tensor, "B F n M"]  # or [1, 1, n, M]
 
 
 def sinusoid(t: Timesteps, width: int) -> Float[Tensor, "B F width"]:
@@ -33,16 +34,20 @@ def sinusoid(t: Timesteps, width: int) -> Float[Tensor, "B F width"]:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def modulate(x: Tokens, shift: Float[Tensor, "B F M"], scale: Float[Tensor, "B F M"], eps: float) -> Tokens:
+def modulate(x: Tokens, shift: PerFrame, scale: PerFrame, eps: float) -> Tokens:
     """Layer norm without weights, then (1 + scale) x + shift with each frame's own values, in float32."""
+    if shift.shape[:2] == (1, 1):
+        return F.layer_norm(x.float(), x.shape[-1:], 1 + scale[0, 0], shift[0, 0], eps).to(x.dtype)
     normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps).unflatten(1, (shift.shape[1], -1))  # [B, F, n, M]
-    return (normed * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2).to(x.dtype)
+    return torch.addcmul(shift[:, :, None], normed, 1 + scale[:, :, None]).flatten(1, 2).to(x.dtype)
 
 
-def add_gated(x: Tokens, y: Tokens, gate: Float[Tensor, "B F M"]) -> Tokens:
+def add_gated(x: Tokens, y: Tokens, gate: PerFrame) -> Tokens:
     """x + gate y with each frame's own gate, in the gate's float32."""
-    gated = y.unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]  # [B, F, n, M]
-    return (x + gated.flatten(1, 2)).to(x.dtype)
+    if gate.shape[:2] == (1, 1):
+        return torch.addcmul(x, y, gate).to(x.dtype)
+    x_frames, y_frames = (tokens.unflatten(1, (gate.shape[1], -1)) for tokens in (x, y))  # [B, F, n, M]
+    return torch.addcmul(x_frames, y_frames, gate[:, :, None]).flatten(1, 2).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -100,6 +105,12 @@ class TransformerBlock(nn.Module):
         q = self.cross_attn.queries(self.norm3(x))
         x = x + self.cross_attn.merge(backend(q, text_k, text_v))
         return add_gated(x, self.ffn(modulate(x, shift2, scale2, self.eps)), gate2)
+
+    def write_kv(self, x: Tokens, modulation: Modulation, rotation: Rotation, memory: Memory) -> None:
+        """Only write the keys and values that `forward` would write."""
+        shift, scale = (self.modulation.float()[:, None] + modulation)[:, :, :2].unbind(2)
+        k, v = self.self_attn.keys_values(modulate(x, shift, scale, self.eps))
+        memory.write(rotate(k, rotation), v)
 
 
 class Head(nn.Module):
@@ -164,6 +175,15 @@ class WanTransformer(ModelMixin, ConfigMixin):
         self._backend = "auto"
         self._chosen: tuple[torch.device, torch.dtype, AttentionBackend] | None = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first layer, which is never quantised."""
+        return self.patch_embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.patch_embedding.weight.device
+
     def use_attention(self, backend: str) -> None:
         """Choose the attention backend by name: auto, fa3, fa2, cudnn, sdpa.
 
@@ -196,32 +216,52 @@ class WanTransformer(ModelMixin, ConfigMixin):
         """Velocity of latents at timesteps `t` (0 to 1000, floating point) under a text, in the shape and dtype of `x`.
 
         Args:
+            t: `[1, 1]` when all frames have the same timestep: modulation is then computed once for all of them.
             view: what the frames may attend to; None: one another (bidirectional).
 
         Raises:
             ValueError: when height or width is no multiple of the patch, the view is for another number of tokens, the text is too
                 long or of another width, or the chosen attention backend cannot run here.
         """
-        _, num_frames, _, height, width = x.shape
-        rope = self.rope(height, width)
+        rope = self.rope(*x.shape[-2:])
         if view is None:
-            view = attention.SequenceView(rope.at(range(num_frames)))
-        prompt = text if isinstance(text, TextKV) else self.project_text(text)
-        patches = self.patch_embedding(x.to(self.dtype).transpose(1, 2))
-        # contiguous, as the inputs of later layers are: one compiled graph serves all
-        tokens = rearrange(patches, "B M F h w -> B (F h w) M").contiguous()
-        if len(view.rotation.cos) != tokens.shape[1]:
-            raise ValueError(
-                f"{tokens.shape[1]} tokens of {num_frames} frames of {height} x {width} do not fit a view of {len(view.rotation.cos)}"
-            )
-        backend = self._backend_for(tokens)
-        time = self.time_embedding(sinusoid(t, self.config.freq_dim).to(self.dtype))
-        modulation = self.time_projection(time).float().unflatten(-1, (6, -1))  # the layers' gradients are summed in float32
-        for layer, block in enumerate(self.blocks):
-            tokens = block(tokens, modulation, prompt.keys[layer], prompt.values[layer], view.rotation, view.at(layer), backend)
+            view = attention.SequenceView(rope.at(range(x.shape[1])))
+        tokens, time, modulation = self._embed(x, t, view)
+        tokens = self._run(self.blocks, tokens, modulation, text if isinstance(text, TextKV) else self.project_text(text), view)
         out = self.head(tokens, time.float())
         _, p, q = self.config.patch_size
-        return rearrange(out, "B (F h w) (p q C) -> B F C (h p) (w q)", F=num_frames, h=rope.rows, p=p, q=q).to(x.dtype)
+        return rearrange(out, "B (F h w) (p q C) -> B F C (h p) (w q)", F=x.shape[1], h=rope.rows, p=p, q=q).to(x.dtype)
+
+    def write_kv(self, x: Latents, t: Timesteps, text: Text | TextKV, view: KVView) -> None:
+        """A forward pass only for the keys and values that it writes into `view`: the last layer ends with them.
+
+        Arguments and errors are those of `forward`.
+        """
+        tokens, _, modulation = self._embed(x, t, view)
+        last = len(self.blocks) - 1
+        tokens = self._run(self.blocks[:last], tokens, modulation, text if isinstance(text, TextKV) else self.project_text(text), view)
+        cast(TransformerBlock, self.blocks[last]).write_kv(tokens, modulation, view.rotation, view.at(last))
+
+    def _embed(self, x: Latents, t: Timesteps, view: KVView) -> tuple[Tokens, PerFrame, Modulation]:
+        """Tokens of the latents, and of the timesteps the embedding and what the layers make their modulation from."""
+        _, p, q = self.config.patch_size
+        # as a matrix product: a convolution whose kernels do not overlap is one, and libraries are slow at it
+        patches = rearrange(x.to(self.dtype), "B F C (h p) (w q) -> B (F h w) (C p q)", p=p, q=q)
+        # cloned, because the result is a view and the inputs of later layers are none: one compiled graph serves all
+        tokens = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias).clone()
+        if len(view.rotation.cos) != tokens.shape[1]:
+            frames, height, width = x.shape[1], *x.shape[-2:]
+            raise ValueError(
+                f"{tokens.shape[1]} tokens of {frames} frames of {height} x {width} do not fit a view of {len(view.rotation.cos)}"
+            )
+        time = self.time_embedding(sinusoid(t, self.config.freq_dim).to(self.dtype))
+        return tokens, time, self.time_projection(time).float().unflatten(-1, (6, -1))  # the layers' gradients are summed in float32
+
+    def _run(self, blocks: nn.ModuleList, tokens: Tokens, modulation: Modulation, prompt: TextKV, view: KVView) -> Tokens:
+        backend = self._backend_for(tokens)
+        for layer, block in enumerate(blocks):
+            tokens = block(tokens, modulation, prompt.keys[layer], prompt.values[layer], view.rotation, view.at(layer), backend)
+        return tokens
 
     def rope(self, height: int, width: int) -> Rope:
         """Rotary angles of the tokens of latents of `height` x `width`, on the device of the weights.

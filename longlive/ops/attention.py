@@ -29,6 +29,9 @@ class MaskedMemory(NamedTuple):
 
     mask: Mask | None
 
+    def write(self, k: Heads, v: Heads) -> None:
+        """Nothing is stored."""
+
     def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
         return backend(q, k, v, self.mask)
 

@@ -69,6 +69,9 @@ def rope_for(rows: int, columns: int, head_dim: int, theta: float, device: torch
 
 def rotate(x: Float[Tensor, "*B N A D"], rotation: Rotation) -> Float[Tensor, "*B N A D"]:
     """Rotate adjacent pairs of the last dimension of `[B, N, A, D]`; computed in float32, returned in the dtype of `x`."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # explicitly: gradients are then summed in float32
+    pairs = x.float().unflatten(-1, (-1, 2))  # explicitly float32: gradients are then summed in it
     cos, sin = rotation.cos[:, None, :], rotation.sin[:, None, :]
+    if not torch.compiler.is_compiling():  # a compiler fuses the real numbers, and knows no complex ones
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
+    even, odd = pairs.unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

@@ -23,6 +23,8 @@ from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.prompt_files import Script, read_scripts
 from longlive.generation.session import DecodedBlock
 from longlive.generation.timeline import Timeline
+from longlive.miniature.captions import hint, summary
+from longlive.miniature.language import is_miniature
 from longlive.parallel.world import choose_device, choose_dtype, get_world
 from longlive.programs import loading, recording
 from longlive.programs.loading import VideoRequest
@@ -178,6 +180,9 @@ def run(config: InferenceConfig, *, interactive: bool = False, terminal: int = 0
     video.check_writable(config.output)
     device = choose_device(config.device, world)
     pipe = loading.load_pipeline(config, choose_dtype(config.dtype, device))
+    if is_miniature(pipe.tokenizer) and world.is_main:
+        for text in dict.fromkeys(found for script in scripts for prompt in script.prompts if (found := hint(prompt)) is not None):
+            log.warning(text)
     if typing:
         make_typed(config, pipe, device, terminal)
     else:
@@ -211,7 +216,10 @@ def make_typed(config: InferenceConfig, pipe: LongLivePipeline, device: torch.de
     loading.check_resources(config, [request], pipe, device)
     loading.move_to_device(config, pipe, device)
     log.info("type a prompt and Enter; each further line is the prompt from the next block on. Ctrl-D: no more prompts. Ctrl-C: stop")
-    with TerminalPrompts(terminal, first=config.prompt) as typed:
+    words = is_miniature(pipe.tokenizer)
+    if words:
+        log.info("the miniature understands %s", summary())
+    with TerminalPrompts(terminal, first=config.prompt, hint=hint if words else None) as typed:
         request = dataclasses.replace(request, prompts=typed.wait())
         log.info(make(config, request, pipe, device, stop=lambda block: length is None and typed.ended_with(block.prompt)).summary())
 

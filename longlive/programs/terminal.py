@@ -7,7 +7,7 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from longlive.generation.cues import PromptQueue
 
@@ -21,9 +21,11 @@ class TerminalPrompts:
 
     Args:
         first: a prompt that is there from the start.
+        hint: what to tell the person who typed a prompt, if anything.
     """
 
-    def __init__(self, descriptor: int, *, first: str | None = None) -> None:
+    def __init__(self, descriptor: int, *, first: str | None = None, hint: Callable[[str], str | None] | None = None) -> None:
+        self._hint = hint
         self._descriptor = descriptor
         self._prompts = PromptQueue(first) if first is not None else None
         self._last = first
@@ -54,6 +56,8 @@ class TerminalPrompts:
 
     def _put(self, text: str) -> None:
         self._last = text
+        if self._hint is not None and (found := self._hint(text)) is not None:
+            log.warning(found)
         if self._prompts is None:
             self._prompts = PromptQueue(text)
         else:

@@ -17,6 +17,8 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from longlive.config import ServeConfig
+from longlive.miniature.captions import understood
+from longlive.miniature.language import is_miniature
 from longlive.serving.access import Access, is_local
 from longlive.serving.connection import Connection
 from longlive.serving.messages import Refused
@@ -88,6 +90,7 @@ def describe(scheduler: SessionScheduler, name: str) -> dict[str, Any]:
         "scale": scheduler.scale,
         "frames_per_segment": info.block * info.temporal_stride,
         "max_sessions": scheduler.max_sessions,
+        "words": understood() if is_miniature(scheduler.pipe.tokenizer) else None,
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import WebSocket, WebSocketDisconnect
 
 from longlive.config import ServeConfig
+from longlive.miniature.captions import hint
 from longlive.serving.access import RateLimiter
 from longlive.serving.live_session import LiveSession, segment_messages
 from longlive.serving.messages import (
@@ -104,8 +105,14 @@ class Connection:
         if isinstance(first, Start):
             prompt = prompt_text(first.prompts, self._config.prompt_chars)
             self._scheduler.open(self, prompt, seed=first.seed, transition=self._scheduler.pipe.transition.with_sink(first.keep_sink))
+            self._hint(prompt)
         else:
             self._resume(first)
+
+    def _hint(self, prompt: str) -> None:
+        """Tell the client which words of a prompt the model does not know, if it is one whose words are few."""
+        if self._model["words"] is not None and (text := hint(prompt)) is not None:
+            self.send({"type": "notice", "message": text})
 
     def _resume(self, message: Resume) -> None:
         session = self._scheduler.running(message.session)
@@ -187,7 +194,9 @@ class Connection:
         assert session is not None  # `_check` was asked
         if update.prompts is not None:
             keep_sink = update.transition.keep_sink if update.transition else None
-            session.update_prompt(prompt_text(update.prompts, self._config.prompt_chars), session.transition.with_sink(keep_sink))
+            prompt = prompt_text(update.prompts, self._config.prompt_chars)
+            self._hint(prompt)
+            session.update_prompt(prompt, session.transition.with_sink(keep_sink))
         if update.reset_cache:
             session.restart(update.seed)
         if update.paused is not None:

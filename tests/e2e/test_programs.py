@@ -21,6 +21,7 @@ from longlive.generation.dimensions import Timing
 from longlive.generation.pipeline import PipelineInfo
 from longlive.generation.stream import BlockSeconds
 from longlive.generation.timeline import Timeline
+from longlive.miniature.language import build_tokenizer
 from longlive.programs import inference as programs
 from longlive.programs import loading
 from longlive.settings import load
@@ -31,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 class StandIn:
     """What the programs see of a pipeline. Images are a colour that the generator draws, one chunk a block of 3 frames."""
 
+    tokenizer = build_tokenizer()
     info = PipelineInfo(32, 32, 16, 3, 4, 16, 12, 3, (1000,), 5.0, False, True, "joint")
     counted_parts = ()
     pause = 0.0  # seconds a block takes
@@ -207,6 +209,7 @@ def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
     status, said = program(*(("--seconds", str(seconds)) if seconds else ()), interactive=True)
     typist.join()
     assert status == 0 and 'from the next block on: "twö"' in said
+    assert "the miniature understands shape (circle, square" in said and 'the miniature does not know "three"; it understands' in said
     written = the_json("typed-*[0-9]")
     assert [entry["prompt"] for entry in written["prompts"]] == ["one circle", "twö", "three"]
     assert written["complete"] and (not seconds or written["images"] == 165)

@@ -20,6 +20,7 @@ import websockets
 from longlive import LongLivePipeline, video
 from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Transition
+from longlive.miniature.world import ATTRIBUTES
 from longlive.serving.__main__ import main
 from tests.processes import ROOT, start_program
 
@@ -338,11 +339,24 @@ def test_http_routes(served):
     assert json.loads(served.get("/health")[1]) == {"status": "ok"}
     (model,) = json.loads(served.get("/models")[1])
     assert (model["height"], model["width"], model["fps"]) == (32, 32, 16)
+    assert model["words"]["color"]["red"] == ["red", "crimson", "scarlet"] and list(model["words"]["motion"]) == list(ATTRIBUTES["motion"])
     assert json.loads(served.get("/sessions")[1])["max_sessions"] >= 1
     assert b"longlive_segments_total" in served.get("/metrics")[1]
     assert "/timeline/{name}" in json.loads(served.get("/openapi.json")[1])["paths"]
     for path in ("/timeline/nobody", "/recording/nobody.mp4", "/recording/..%2F..%2Fetc%2Fpasswd.mp4", "/static/../app.py"):
         assert served.get(path)[0] == 404
+
+
+def test_words_that_the_model_does_not_know_are_named(served):
+    async def go():
+        async with connected(served) as client:
+            await client.receive_segments(1)
+            assert not any(message["type"] == "notice" for message in client.messages)
+            await client.send(type="update", prompts=["a red dragon"])
+            assert (await client.until(type="notice"))["message"].startswith('the miniature does not know "dragon"; it understands shape')
+            assert (await client.until(type="accepted"))["prompt"] == "a red dragon"
+
+    run(go())
 
 
 def test_a_token_is_required_on_other_addresses_and_ctrl_c_completes_recordings(tiny, tmp_path):

@@ -1,18 +1,32 @@
 """Captions say what they should and nothing else; every text, sensible or not, becomes tokens."""
 
+import json
 import re
 from copy import deepcopy
 from dataclasses import asdict
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from longlive.checkpoints import store
 from longlive.config import LanguageConfig
-from longlive.miniature.captions import NAMES, TEMPLATES, UNSEEN_TEMPLATES, canonical, caption, known_words, parse
-from longlive.miniature.language import COMMON, TEXT_LEN, build_text_encoder, build_tokenizer, save_language, vocabulary
-from longlive.miniature.world import Captioned, all_captioned, held_out
+from longlive.miniature.captions import (
+    COMMON,
+    NAMES,
+    TEMPLATES,
+    UNSEEN_TEMPLATES,
+    canonical,
+    caption,
+    hint,
+    known_words,
+    parse,
+    summary,
+    understood,
+    unknown_words,
+)
+from longlive.miniature.language import TEXT_LEN, build_text_encoder, build_tokenizer, is_miniature, save_language, vocabulary
+from longlive.miniature.world import ATTRIBUTES, Captioned, all_captioned, held_out
 from longlive.models.text import TextEncoder
 from longlive.training.miniature.language import NOT_SAID, LanguageStage, corrupt, labels
 
@@ -51,6 +65,30 @@ def test_no_word_means_two_things():
         for value, options in values.items():
             assert all(parse(option) == {name: value} for option in options)
     assert not any(parse(word) for word in COMMON)
+
+
+def test_what_is_understood_is_what_is_parsed():
+    """One list, for tools and the page: all values of the world, and phrases that mean them."""
+    for name, values in ATTRIBUTES.items():
+        assert list(understood()[name]) == list(values) and all(value in summary() for value in values)
+        for value, phrases in understood()[name].items():
+            assert phrases and all(parse(phrase) == {name: value} for phrase in phrases)
+            assert phrases[0] in canonical(SCENE.with_one_change(name, value))
+
+
+def test_a_hint_names_the_words_that_are_not_known(captions):
+    assert not any(unknown_words(text) for scene, text in captions[::2]) and hint("A red circle, please!") is None
+    assert unknown_words("a dragon over the RED château, a dragon 3") == ["dragon", "château"]
+    assert hint("a dragon") == f'the miniature does not know "dragon"; it understands {summary()}'
+    assert summary().startswith("shape (circle, square, triangle, cross, ring), color (red,") and "still)" in summary()
+
+
+def test_a_tokenizer_of_the_world_is_recognised(tokenizer, tmp_path):
+    assert is_miniature(tokenizer)
+    small = deepcopy(json.loads(tokenizer.backend_tokenizer.to_str()))
+    del small["model"]["vocab"]["doughnut"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(small))
+    assert not is_miniature(PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json")))
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_finished_frames_are_recorded_clean_at_the_context_timestep(model, conte
     rollout = Rollout(Denoiser(model), ring(), Euler(STEPS), **context_t)
     rollout.remember(x0, text)
     with torch.no_grad(), by_hand.record(range(3)) as view:
-        model(x0, torch.full((1, 3), context_t.get("context_t", 0.0)), text, view)
+        model(x0, torch.full((1, 1), context_t.get("context_t", 0.0)), text, view)
     assert torch.equal(rollout.cache.keys, by_hand.keys) and torch.equal(rollout.cache.values, by_hand.values)
 
 

@@ -51,8 +51,8 @@ def test_modulation_and_gates_are_applied_in_float32_to_each_frame(dtype):
     each = [one.repeat_interleave(2, dim=1) for one in (shift, scale)]
     normed = torch.nn.functional.layer_norm(x.float(), (8,), eps=0.1)
     for found, expected in (
-        (modulate(x, shift, scale, 0.1), normed * (1 + each[1]) + each[0]),
-        (add_gated(x, y, scale), x.float() + y.float() * each[1]),
+        (modulate(x, shift, scale, 0.1), torch.addcmul(each[0], normed, 1 + each[1])),
+        (add_gated(x, y, scale), torch.addcmul(x.float(), y.float(), each[1])),
     ):
         assert found.dtype == dtype and torch.equal(found, expected.to(dtype))
 

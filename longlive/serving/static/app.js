@@ -130,12 +130,28 @@ function storeSession() {
 }
 addEventListener("pagehide", storeSession);
 
-function showModel({ name, width, height }) {
+function showModel({ name, width, height, words }) {
   element("model").textContent = `${name}, ${width} × ${height}`;
   stage.size = { width, height };
   const examples = width <= TINY ? EXAMPLES.tiny : EXAMPLES.full;
   line.example = examples[0];
   for (const [index, button] of [...element("examples").children].entries()) button.textContent = examples[index];
+  element("words").hidden = !words;
+  element("word-list").replaceChildren(...Object.entries(words ?? {}).map(wordRow));
+}
+
+/** An attribute that the model understands, and its values; the title of each has the other words for it. */
+function wordRow([attribute, values]) {
+  const [row, term, list] = ["div", "dt", "dd"].map((tag) => document.createElement(tag));
+  term.textContent = attribute;
+  for (const [value, phrases] of Object.entries(values)) {
+    const word = document.createElement("span");
+    word.textContent = value;
+    word.title = phrases.join(", ");
+    list.append(list.childElementCount > 0 ? ", " : "", word);
+  }
+  row.append(term, list);
+  return row;
 }
 
 function show() {

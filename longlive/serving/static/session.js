@@ -190,6 +190,9 @@ export class Session {
       case "state":
         this.seed = message.seed;
         break;
+      case "notice":
+        this.#events.notice(sentence(message.message));
+        break;
       case "error":
         this.#onError(message);
         break;

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longlive.config import LanguageConfig
-from longlive.miniature.captions import TEMPLATES, UNSEEN_TEMPLATES, canonical, caption, parse
-from longlive.miniature.language import COMMON, PIECES, PUNCTUATION, build_text_encoder, build_tokenizer, save_language
+from longlive.miniature.captions import COMMON, TEMPLATES, UNSEEN_TEMPLATES, canonical, caption, parse
+from longlive.miniature.language import PIECES, PUNCTUATION, build_text_encoder, build_tokenizer, save_language
 from longlive.miniature.world import ATTRIBUTES, Captioned, all_captioned, held_out, training_set
 from longlive.models.text import embed
 from longlive.training.optimizer import warmup_cosine
