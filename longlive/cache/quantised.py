@@ -50,21 +50,20 @@ class QuantisedMemory(NamedTuple):
     sink: Slots | None = None
     shift: Rotation | None = None
 
-    def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
+    def write(self, k: Heads, v: Heads) -> None:
         if torch.is_grad_enabled() and k.requires_grad:
             raise RuntimeError("a QuantisedRing is overwritten in place and cannot carry gradients; use a HistoryCache")
-        tokens = self.keys.shape[2]
-        self._write(k.unflatten(1, (-1, tokens)).float(), v.unflatten(1, (-1, tokens)))
-        keys, values = self._read()
-        return backend(q, keys.to(q.dtype), values.to(q.dtype))
-
-    def _write(self, k: Float[Tensor, "B F n A D"], v: Float[Tensor, "B F n A D"]) -> None:
+        k, v = (part.unflatten(1, (-1, self.keys.shape[2])).float() for part in (k, v))  # [B, F, n, A, D]
         mean = k.mean(2, keepdim=True)
         self.key_means[:, self.own] = mean
         for x, values, scales in ((k - mean, self.keys, self.key_scales), (v, self.values, self.value_scales)):
             new = quantise(x, values.dtype, (2, 4))
             values.view(torch.int8)[:, self.own] = new.values.view(torch.int8)  # not every device can index float8
             scales[:, self.own] = new.scales
+
+    def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
+        self.write(k, v)
+        return backend(q, *(part.to(q.dtype) for part in self._read()))
 
     def _read(self) -> tuple[Float[Tensor, "B K A D"], Float[Tensor, "B K A D"]]:
         """The visible keys, at their places, and values, in float32."""
@@ -122,8 +121,12 @@ class QuantisedRing:
         if self.relative:  # the sink to just before the oldest recent frame
             moved = self._slots(range(len(sink)))
             shift = self._rope.time_shift(self._extent.oldest_recent(span) - self._extent.sink.stop)
-        buffers = self.keys, self.key_scales, self.key_means, self.values, self.value_scales
-        return CacheView(self._rope.at(span), lambda layer: QuantisedMemory(*(part[layer] for part in buffers), own, visible, moved, shift))
+
+        def memory(layer: int) -> QuantisedMemory:
+            keys, values = (self.keys[layer], self.key_scales[layer], self.key_means[layer]), (self.values[layer], self.value_scales[layer])
+            return QuantisedMemory(*keys, *values, own, visible, moved, shift)
+
+        return CacheView(self._rope.at(span), memory)
 
     @contextmanager
     def record(self, span: range) -> Iterator[CacheView]:
