@@ -145,7 +145,7 @@ def test_flash_attention_in_8_bits_is_given_values_and_a_scale_per_head(monkeypa
         for values, scales in ((q, q_descale), (k, k_descale), (v, v_descale)):
             assert values.dtype == torch.float8_e4m3fn and scales.shape == (2, 3) and scales.dtype == torch.float32
             parts.append(values.float() * scales[:, None, :, None])
-        out = by_hand(*parts, torch.ones(4, 6, dtype=torch.bool)).bfloat16()
+        out = by_hand(parts[0], parts[1], parts[2], torch.ones(4, 6, dtype=torch.bool)).bfloat16()
         return (out, None) if pair else out
 
     monkeypatch.setitem(sys.modules, "flash_attn_interface", SimpleNamespace(flash_attn_func=flash_attn_func))

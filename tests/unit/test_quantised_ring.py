@@ -235,5 +235,6 @@ def test_one_graph_serves_every_layer_block_and_switch(model, relative):
         block.forward = partial(compiled, block)
     with use_duck_shape(False):
         found = run(model, QuantisedRing(**shape), num_blocks=14, switches=(15, 30), width=6)
-    assert (len(graphs), len(calls)) == (1, (14 * (len(STEPS) + 1) + 2) * LAYERS - 16)
-    assert torch.equal(found, expected)
+    assert (len(graphs), len(calls)) == (1, 14 * (len(STEPS) * LAYERS + LAYERS - 1) + 2 * (LAYERS - 1))
+    # the graph's operations are decomposed and round otherwise in float32; a value between two 8-bit ones may then fall to either
+    assert (found - expected).square().mean().sqrt() < 0.02 * expected.std()
