@@ -67,7 +67,7 @@ class QuantisedMemory(NamedTuple):
 
     def _read(self) -> tuple[Float[Tensor, "B K A D"], Float[Tensor, "B K A D"]]:
         """The visible keys, at their places, and values, in float32."""
-        seen = self._gather(self.keys, self.key_scales) + self.key_means.index_select(1, self.visible)
+        seen = self._gather(self.keys, self.key_scales).add_(self.key_means.index_select(1, self.visible))
         if self.sink is not None and self.shift is not None:
             moved = rotate(seen.index_select(1, self.sink).flatten(1, 2), self.shift)
             seen[:, self.sink] = moved.unflatten(1, (-1, seen.shape[2]))

@@ -11,6 +11,7 @@ from longlive.cache.history import HistoryCache
 from longlive.cache.quantised import QuantisedRing
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
+from longlive.engine.linears import is_quantised
 from longlive.engine.sharding import compute_dtype
 from longlive.models.vae import decoder_width, settings_of
 from longlive.models.wan import WanTransformer
@@ -81,11 +82,19 @@ def cache_bytes(
     return (2 * visible + sink_copies) * config.num_layers * batch * tokens * config.dim * network.dtype.itemsize
 
 
-def activation_bytes(network: WanTransformer, vae: AutoencoderKLWan, height: int, width: int, *, block: int, batch: int) -> int:
-    """Estimated bytes at work on one block of `height` x `width` latents."""
+def activation_bytes(
+    network: WanTransformer, vae: AutoencoderKLWan, height: int, width: int, *, block: int, batch: int, quantised_frames: int = 0
+) -> int:
+    """Estimated bytes at work on one block of `height` x `width` latents.
+
+    `quantised_frames`: frames in an 8-bit cache, whose keys and values are read back into floating point a layer at a time.
+    """
     config = network.config
     tokens = network.rope(height, width).tokens_per_frame
     activations = batch * block * tokens * (12 * config.dim * 4 + 2 * config.ffn_dim * network.dtype.itemsize)  # residuals in float32
+    if is_quantised(network):
+        activations += batch * block * tokens * config.ffn_dim * 12  # activations in float32 and 8 bits, products in int32
+    activations += batch * quantised_frames * tokens * config.dim * 2 * (4 + network.dtype.itemsize)
     settings = settings_of(vae)
     patch = settings.patch_size or 1
     pixels = batch * settings.scale_factor_temporal * block * height * width * settings.scale_factor_spatial**2

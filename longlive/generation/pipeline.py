@@ -262,10 +262,11 @@ class LongLivePipeline(DiffusionPipeline):
         size = height // self._spatial_stride, width // self._spatial_stride
         visible = num_latent_frames if self.config.window == EVERYTHING else self.config.window
         cache = self._cache_bytes(*size, visible=visible, batch=batch)
+        frames = visible if self._cache_format is not None else 0
         return (
             weight_bytes(*self.counted_parts)
             + cache
-            + activation_bytes(self.transformer, self.vae, *size, block=self.config.block, batch=batch)
+            + activation_bytes(self.transformer, self.vae, *size, block=self.config.block, batch=batch, quantised_frames=frames)
         )
 
     def _cache_bytes(self, height: int, width: int, *, visible: int, batch: int) -> int:

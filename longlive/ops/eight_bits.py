@@ -37,7 +37,7 @@ class Quantised(NamedTuple):
 
     def dequantised(self) -> Tensor:
         """values * scales, in float32."""
-        return self.values.float() * self.scales
+        return self.values.float().mul_(self.scales)
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -56,19 +56,19 @@ def quantise(x: Tensor, dtype: torch.dtype, dims: int | tuple[int, ...]) -> Quan
     x = x.float()
     scales = x.abs().amax(dims, keepdim=True) / LARGEST[dtype]
     ratio = x / scales.clamp(min=torch.finfo(torch.float32).tiny)  # a group of zeros has scale 0
-    return Quantised((ratio.round() if dtype == torch.int8 else ratio).to(dtype), scales)
+    return Quantised((ratio.round_() if dtype == torch.int8 else ratio).to(dtype), scales)
 
 
 def int8_linear(x: Rows, values: Weights8, scales: Scales, bias: Scales | None) -> Outputs:
     """Tokens and weights in int8 (W8A8). Scales and bias are applied in plain torch, so that Inductor fuses them into the product."""
     rows = quantise(x.flatten(0, -2), torch.int8, -1)
-    product = _int8_product(rows.values, values).float() * rows.scales * scales
+    product = _int8_product(rows.values, values).float().mul_(rows.scales).mul_(scales)
     return _finish(product, bias, x)
 
 
 def int8_weights_linear(x: Rows, values: Weights8, scales: Scales, bias: Scales | None) -> Outputs:
     """Only the weights in int8: they are converted to the type of `x`, exactly, in every call."""
-    product = (x.flatten(0, -2) @ values.to(x.dtype).T).float() * scales
+    product = (x.flatten(0, -2) @ values.to(x.dtype).T).float().mul_(scales)
     return _finish(product, bias, x)
 
 
@@ -77,7 +77,7 @@ def fp8_linear(x: Rows, values: Weights8, scales: Scales, bias: Scales | None) -
     rows = quantise(x.flatten(0, -2), torch.float8_e4m3fn, -1)
     if x.device.type == "cuda":
         return _scaled_product(rows, values, scales, bias).unflatten(0, x.shape[:-1]).to(x.dtype)
-    return _finish((rows.values.float() @ values.float().T) * rows.scales * scales, bias, x)
+    return _finish((rows.values.float() @ values.float().T).mul_(rows.scales).mul_(scales), bias, x)
 
 
 def check_device(kind: str, device: torch.device) -> None:
@@ -91,7 +91,7 @@ def check_device(kind: str, device: torch.device) -> None:
 
 
 def _finish(product: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    return (product if bias is None else product + bias).to(x.dtype).unflatten(0, x.shape[:-1])
+    return (product if bias is None else product.add_(bias)).to(x.dtype).unflatten(0, x.shape[:-1])
 
 
 def _int8_product(rows: Tensor, weights: Tensor) -> Tensor:
