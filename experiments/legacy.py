@@ -46,11 +46,7 @@ class NoisedContext(Rollout):
     A recache uses the clean frames. Needs a `FewStep` solver, whose `draw` gives the noise.
     """
 
-    @torch.no_grad()
-    def remember(self, x0: Latents, text: Text | TextKV, span: range | None = None) -> None:
-        if span is not None:
-            super().remember(x0, text, span)
-            return
+    def remember(self, x0: Latents, text: Text | TextKV) -> None:
         if not isinstance(self.solver, FewStep):
             raise ValueError(f"context noise is drawn by the solver; give the rollout FewStep, not {type(self.solver).__name__}")
         x0 = x0.detach()
@@ -69,6 +65,9 @@ class _LeakyMemory(NamedTuple):
     leaks: list[tuple[TokenIndices, KeysValues]]  # places among what is visible, and zeros that carry a gradient
     kept: dict[int, KeysValues]
     layer: int
+
+    def write(self, k: Heads, v: Heads) -> None:
+        self.inner.write(k, v)
 
     def attend(self, q: Heads, k: Heads, v: Heads, backend: AttentionBackend) -> Heads:
         if k.requires_grad:

@@ -79,6 +79,9 @@ class HistoryCache:
         self._extent.end = span.stop
         self._drop_unseen()
 
+    def skip(self, num_frames: int) -> None:
+        self._extent.end += num_frames
+
     def forget(self, *, keep_sink: bool) -> range:
         span = self._extent.forget(keep_sink=keep_sink)
         self._slot = {frame: slot for frame, slot in self._slot.items() if frame < span.start and frame in self._extent.sink}

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from longlive.ops.transfer import to_device
 from longlive.types import AttentionBackend, Heads, Memory, Rotation, Visible
 
 TokenIndices = Int[Tensor, " n"]
@@ -21,7 +22,7 @@ TokenIndices = Int[Tensor, " n"]
 
 def token_indices(slots: Sequence[int], tokens: int, device: torch.device) -> TokenIndices:
     """Positions in a buffer of the tokens of the frames in these slots, `tokens` per slot."""
-    starts = torch.tensor(slots, dtype=torch.long).to(device, non_blocking=True) * tokens
+    starts = to_device(torch.tensor(slots, dtype=torch.long), device) * tokens
     return (starts[:, None] + torch.arange(tokens, device=device)).flatten()
 
 
@@ -86,10 +87,11 @@ class HistoryMemory(NamedTuple):
 
 
 class CacheView(NamedTuple):
-    """A span's view of a cache: the rotation of its tokens, and a memory for every layer."""
+    """A span's view of a cache: the rotation of its tokens, a memory for every layer, and whether the window is full."""
 
     rotation: Rotation
     memory: Callable[[int], Memory]
+    full: bool = False
 
     def at(self, layer: int) -> Memory:
         """The memory of one layer."""

@@ -67,7 +67,8 @@ class RingCache:
         length, own = len(slots) * self._tokens, self._indices([self._extent.slot(frame) for frame in span])
         keys, values = self.keys, self.values
         if slots == set(range(len(slots))):  # always so, except after `clear` or during a block-by-block recache
-            return CacheView(self._rope.at(span), lambda layer: RingMemory(keys[layer][:, :length], values[layer][:, :length], own))
+            memory = lambda layer: RingMemory(keys[layer][:, :length], values[layer][:, :length], own)  # noqa: E731
+            return CacheView(self._rope.at(span), memory, full=len(slots) == self.window.visible)
         visible = self._indices(sorted(slots))
         return CacheView(self._rope.at(span), lambda layer: RingMemory(keys[layer], values[layer], own, visible))
 
@@ -77,6 +78,9 @@ class RingCache:
         self._extent.end = span.stop
         if self._sink_keys is not None and span.start < self._extent.sink.stop:
             self._sink_keys.copy_(self.keys[:, :, : self._sink_keys.shape[2]])
+
+    def skip(self, num_frames: int) -> None:
+        self._extent.end += num_frames
 
     def forget(self, *, keep_sink: bool) -> range:
         return self._extent.forget(keep_sink=keep_sink)

@@ -72,6 +72,10 @@ class KVCache(Protocol):
         """For one pass over `span`, without gradient, that is remembered when the context ends without an exception."""
         ...
 
+    def skip(self, num_frames: int) -> None:
+        """Count the next frames as remembered although they were not recorded: `forget` or `clear` must follow."""
+        ...
+
     def forget(self, *, keep_sink: bool) -> range:
         """At a prompt switch: move `end` back to the first frame that must be recorded again under the new prompt.
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from longlive.ops.transfer import to_device
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -41,4 +43,4 @@ class Noise:
 
     def _one(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         device = "cpu" if generator is None else generator.device
-        return torch.randn(tuple(shape), generator=generator, device=device).to(self._device, self._dtype)
+        return to_device(torch.randn(tuple(shape), generator=generator, device=device), self._device).to(self._dtype)

@@ -6,7 +6,6 @@ A long file: the one class of the Python interface, with the documentation of it
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -390,12 +389,11 @@ class LongLivePipeline(DiffusionPipeline):
         if isinstance(cues, PromptSchedule) and num_latent_frames is not None:
             cues.validate(num_latent_frames)
         settings = {**self.info._asdict(), "height": height, "width": width, "context_timestep": self.config.context_timestep}
-        wait_for_device = self._clock()
 
         def begin(index: int, prompts: SessionPrompts, seed: int) -> SessionVideo:
             def should_abort() -> bool:
                 assert preempt is not None
-                wait_for_device()  # denoising passes that are only queued cannot be taken back
+                self._wait_for_device()  # denoising passes that are only queued cannot be taken back
                 return prompts.pending and preempt()
 
             blocks = self.stream(
@@ -461,7 +459,6 @@ class LongLivePipeline(DiffusionPipeline):
             guided_blocks=self.config.guided_blocks,
             on_step=on_step,
             should_abort=should_abort,
-            now=self._clock(),
         )
 
     def prepare_prompt(self, prompt: str, *, batch: int = 1) -> Future[Any]:
@@ -589,15 +586,9 @@ class LongLivePipeline(DiffusionPipeline):
         with torch.no_grad():
             return Denoiser(self.transformer, guidance_scale=self.config.guidance_scale, negative=self.transformer.project_text(no_text))
 
-    def _clock(self) -> Callable[[], float]:
-        device = self._device
-
-        def now() -> float:
-            if device.type == "cuda":
-                torch.cuda.current_stream(device).synchronize()  # not the device: another thread may be decoding on it
-            return time.perf_counter()
-
-        return now
+    def _wait_for_device(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()  # not the device: another thread may be decoding on it
 
     def _on_step(self, callback: Callback) -> OnStep:
         return lambda number, t, x0: (callback(self, number, t, {"latents": x0}) or {}).get("latents")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from longlive.cache.window import KVCache
+from longlive.generation.clock import clock
 from longlive.generation.denoiser import Denoiser, Prediction
 from longlive.generation.solver import Solver
 from longlive.generation.transition import Transition
@@ -39,13 +40,14 @@ class Rollout:
     ) -> None:
         self.denoiser, self.cache, self.solver, self.context_t, self.on_step = denoiser, cache, solver, context_t, on_step
         self._recent: Latents | None = None  # clean frames that a prompt switch may have to read again
+        self._deferred: tuple[Latents, Text | TextKV] | None = None  # the newest block, whose clean pass is still to be made
         self._block = 0  # frames of the newest block
         self._finite: list[Tensor] = []  # of each pass over the newest block
 
     @property
     def end(self) -> int:
-        """Frames made and remembered so far."""
-        return self.cache.end
+        """Frames made and remembered so far, a deferred block included."""
+        return self.cache.end + (0 if self._deferred is None else self._deferred[0].shape[1])
 
     def block(
         self,
@@ -57,9 +59,9 @@ class Rollout:
         guided: bool = True,
         should_abort: Callable[[], bool] | None = None,
     ) -> Latents:
-        """The clean latents of the next block. Does not change what is remembered; `remember` does.
+        """The clean latents of the next block. Does not change what is remembered; `remember` does. A deferred block is remembered first.
 
-        Does not check that they are finite, which would make the host wait for the GPU: `check_finite` does, when the caller can wait.
+        Does not check that they are finite, which would make the host wait for the GPU: `finite_check` does, when the caller can wait.
 
         Args:
             noise: `[B, F, C, H, W]`, Gaussian.
@@ -76,6 +78,7 @@ class Rollout:
         passes = len(timesteps) if num_passes is None else num_passes
         if not 1 <= passes <= len(timesteps):
             raise ValueError(f"num_passes must be 1 to {len(timesteps)}, got {num_passes}")
+        self.catch_up()
         self._block, self._finite = noise.shape[1], []
         view, step = self.cache.view(range(self.end, self.end + noise.shape[1])), self.solver.start()
         noisy = noise
@@ -96,30 +99,45 @@ class Rollout:
             prediction = prediction.edited(edited)
         return prediction
 
-    def check_finite(self) -> None:
-        """Check the newest block, before it is remembered.
+    def finite_check(self) -> Callable[[], None]:
+        """A check of the newest block, for when the caller can wait for the device: to be called before or after it is remembered.
 
-        Raises:
-            FloatingPointError: with block and step, when a pass gave a value that is not finite.
+        It raises FloatingPointError, with block and step, when a pass gave a value that is not finite.
         """
-        finite = torch.stack(self._finite).tolist() if self._finite else []
-        if not all(finite):
-            where = f"block {self.end // self._block} (frames {self.end}-{self.end + self._block - 1}), step {finite.index(False) + 1}"
-            raise FloatingPointError(f"latents are not finite in {where}")
+        flags, frames, block = self._finite, range(self.end, self.end + self._block), self.end // max(1, self._block)
+        on_host = torch.stack(flags).to("cpu", non_blocking=True) if flags else torch.ones(1, dtype=torch.bool)
+        copied = clock(flags[0].device)() if flags else None
+
+        def check() -> None:
+            if copied is not None and copied.event is not None:
+                copied.event.synchronize()
+            if not all(finite := on_host.tolist()):
+                where = f"block {block} (frames {frames.start}-{frames.stop - 1}), step {finite.index(False) + 1}"
+                raise FloatingPointError(f"latents are not finite in {where}")
+
+        return check
+
+    def remember(self, x0: Latents, text: Text | TextKV) -> None:
+        """Pass the clean latents of the next frames through the network at the context timestep, so that later blocks see them."""
+        self.defer(x0, text)
+        self.catch_up()
+
+    def defer(self, x0: Latents, text: Text | TextKV) -> None:
+        """As `remember`, but the pass is made by `catch_up` or the next `block`; a switch that reads the frames again leaves it out."""
+        self.catch_up()
+        x0 = x0.detach()
+        self._deferred, self._block = (x0, text), x0.shape[1]
+        known = x0 if self._recent is None else torch.cat([self._recent, x0], dim=1)
+        self._recent = known[:, -self.cache.window.visible :]
+
+    def catch_up(self) -> None:
+        """Make the deferred pass, if there is one."""
+        if self._deferred is not None:
+            (x0, text), self._deferred = self._deferred, None
+            self._record(x0, text, range(self.end, self.end + x0.shape[1]))
 
     @torch.no_grad()
-    def remember(self, x0: Latents, text: Text | TextKV, span: range | None = None) -> None:
-        """Pass clean latents through the network at the context timestep, so that later blocks see them.
-
-        Args:
-            span: the frames that `x0` are, when they are recorded again; None: the next ones.
-        """
-        x0 = x0.detach()
-        if span is None:
-            span = range(self.end, self.end + x0.shape[1])
-            self._block = len(span)
-            known = x0 if self._recent is None else torch.cat([self._recent, x0], dim=1)
-            self._recent = known[:, -self.cache.window.visible :]
+    def _record(self, x0: Latents, text: Text | TextKV, span: range) -> None:
         with self.cache.record(span) as view:
             self.denoiser.write_kv(x0, self.context_t, text, view)
 
@@ -133,6 +151,9 @@ class Rollout:
         """
         if self._recent is None or transition.recache == "none":
             return
+        if self._deferred is not None:  # the pass would write what is now cleared or written again
+            self.cache.skip(self._deferred[0].shape[1])
+            self._deferred = None
         if transition.recache == "clear":
             self.cache.clear()
             self._recent = None
@@ -143,18 +164,19 @@ class Rollout:
         step = self._block if transition.recache == "causal" else len(span)
         for start in range(span.start, span.stop, step):
             part = range(start, min(start + step, span.stop))
-            self.remember(self._recent[:, part.start - first : part.stop - first], text, part)
+            self._record(self._recent[:, part.start - first : part.stop - first], text, part)
 
     def state(self) -> dict[str, Any]:
-        """The clean frames that a switch may read again; the cache is saved by `HistoryCache.state`."""
+        """The clean frames that a switch may read again; the cache is saved by `HistoryCache.state`, after this call."""
+        self.catch_up()
         return {"recent": None if self._recent is None else self._recent.cpu(), "block": self._block}
 
     def load(self, state: dict[str, Any], *, device: torch.device | str = "cpu") -> None:
         """The inverse of `state`."""
         self._recent = None if state["recent"] is None else state["recent"].to(device)
-        self._block = state["block"]
+        self._block, self._deferred = state["block"], None
 
     def reset(self) -> None:
         """Start a new video, with an empty cache."""
         self.cache.reset()
-        self._recent, self._finite = None, []
+        self._recent, self._deferred, self._finite = None, None, []

@@ -5,7 +5,6 @@ Text encoders and decoders belong to the caller. Knows only latents: frames are 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -40,7 +39,6 @@ def sample(
     guided_blocks: int | None = None,
     on_step: OnStep | None = None,
     should_abort: Callable[[], bool] | None = None,
-    now: Callable[[], float] = time.perf_counter,
 ) -> Iterator[LatentBlock]:
     """Blocks of a batch of videos that follow the same cues, without gradients; arguments not listed are those of `stream`.
 
@@ -76,7 +74,6 @@ def sample(
         guided_blocks=guided_blocks,
         should_abort=should_abort,
         snapshot=draw.snapshot,
-        now=now,
     )
     return _without_gradients(blocks)
 

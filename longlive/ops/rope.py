@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from longlive.ops.transfer import to_device
 from longlive.types import Rotation
 
 
@@ -46,7 +47,7 @@ class Rope:
         with torch.inference_mode(False):  # it may be kept and later be used under autograd
             angles = torch.tensor(list(frames))[:, None] * self._time
             cos, sin = (
-                self._over_frames(time.float().to(self.device), spatial)
+                self._over_frames(to_device(time.float(), self.device), spatial)
                 for time, spatial in zip((angles.cos(), angles.sin()), self._spatial)
             )
         return Rotation(cos, sin)
@@ -54,7 +55,7 @@ class Rope:
     def time_shift(self, num_frames: int) -> Rotation:
         """The rotation that moves keys `num_frames` later (earlier when negative) at the same place in the frame, `[1, D / 2]`."""
         angles = torch.cat([num_frames * self._time, torch.zeros(self.head_dim // 2 - len(self._time))])[None]
-        return Rotation(angles.cos().float().to(self.device), angles.sin().float().to(self.device))
+        return Rotation(to_device(angles.cos().float(), self.device), to_device(angles.sin().float(), self.device))
 
     def _over_frames(self, time: Tensor, spatial: Tensor) -> Tensor:
         tokens = self.tokens_per_frame

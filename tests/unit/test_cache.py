@@ -251,7 +251,7 @@ def test_recache_going_block_by_block_equals_the_masked_pass(model):
                 rollout.remember(x0[:, start : start + BLOCK], texts[0])
             again = cache.forget(keep_sink=keep_sink)
             for start in range(again.start, again.stop, BLOCK):
-                rollout.remember(x0[:, start : start + BLOCK], texts[1], range(start, start + BLOCK))
+                rollout.remember(x0[:, start : start + BLOCK], texts[1])
             flows.append(rollout.denoiser(x0[:, 18:], 500.0, texts[1], cache.view(range(18, 21))).velocity)
         torch.testing.assert_close(flows[0], flows[2], atol=2e-5, rtol=0)
         torch.testing.assert_close(flows[1], flows[2], atol=2e-5, rtol=0)

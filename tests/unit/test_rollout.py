@@ -9,9 +9,10 @@ import torch
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.generation.caches import history_cache, ring_cache
-from longlive.generation.cues import PromptSchedule
+from longlive.generation.cues import Cue, PromptSchedule
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.rollout import BlockAborted, Rollout
+from longlive.generation.sampling import sample
 from longlive.generation.solver import Euler, FewStep
 from longlive.generation.stream import stream
 from longlive.generation.transition import Transition
@@ -20,8 +21,8 @@ from longlive.ops.rope import Rope
 STEPS = [1000.0, 937.5, 625.0]
 
 
-def ring():
-    return RingCache(num_layers=2, batch=1, num_heads=2, rope=Rope(2, 2, 12), window=Window(3, 6))
+def ring(**settings):
+    return RingCache(num_layers=2, batch=1, num_heads=2, rope=Rope(2, 2, 12), window=Window(3, 6), **settings)
 
 
 def gaussian(seed):
@@ -196,6 +197,45 @@ def test_finished_frames_are_recorded_clean_at_the_context_timestep(model, conte
     assert torch.equal(rollout.cache.keys, by_hand.keys) and torch.equal(rollout.cache.values, by_hand.values)
 
 
+@pytest.mark.parametrize("kind", ["joint", "causal", "none", "clear"])
+@pytest.mark.parametrize("make_cache", ["ring", "relative ring", "history"])
+def test_a_deferred_clean_pass_changes_nothing(model, kind, make_cache):
+    """It is made before the next block, left out before a switch that reads the block again, and left out at the end of the video."""
+    text, keep = gaussian(21)(2, 1, 5, 8), iter([True, False, True] * 2)
+    runs = []
+    for deferred in (True, False):
+        cache = history_cache(model, 4, 4, window=Window(3, 6)) if make_cache == "history" else ring(relative=make_cache == "relative ring")
+        passes, denoiser, noise = [], Denoiser(model), gaussian(22)
+        write = denoiser.write_kv
+        denoiser.write_kv = lambda *inputs, passes=passes, write=write: (passes.append(inputs[0].shape[1]), write(*inputs))
+        rollout, made = Rollout(denoiser, cache, FewStep(STEPS[:2], torch.ones_like)), []
+        for number in range(9):
+            if number in (1, 5, 7):
+                rollout.switch(text[number % 2], Transition(next(keep), kind))
+            assert rollout.end == 3 * number
+            made.append(rollout.block(noise(1, 3, 4, 4, 4), text[number // 4 % 2]))
+            (rollout.defer if deferred else rollout.remember)(made[-1], text[number // 4 % 2])
+        runs.append((torch.cat(made, 1), len(passes)))
+    torch.testing.assert_close(runs[0][0], runs[1][0], atol=0, rtol=0)
+    assert runs[1][1] - runs[0][1] == (1 if kind == "none" else 4)
+
+
+def test_a_state_holds_the_deferred_block(model):
+    block, later, text = gaussian(23)(1, 3, 4, 4, 4), gaussian(24)(1, 3, 4, 4, 4), gaussian(25)(1, 5, 8)
+    found = []
+    for deferred in (True, False):
+        rollout = Rollout(Denoiser(model), history_cache(model, 4, 4, window=Window(3, 6)), Euler(STEPS))
+        (rollout.defer if deferred else rollout.remember)(block, text)
+        state = rollout.state(), rollout.cache.state()
+        other = Rollout(rollout.denoiser, history_cache(model, 4, 4, window=Window(3, 6)), rollout.solver)
+        other.defer(later, text)  # of a video that is given up
+        other.load(state[0])
+        other.cache.load(state[1])
+        assert other.end == 3
+        found.append(other.block(later, text))
+    assert torch.equal(*found)
+
+
 def test_a_rollout_goes_on_from_its_state(model):
     """Also to a switch that reads the frames again block by block; before the first block too."""
     blocks, texts = gaussian(4)(3, 1, 3, 4, 4, 4), gaussian(5)(2, 1, 5, 8)
@@ -223,17 +263,27 @@ def test_latents_that_are_not_finite_stop_and_say_where(model):
         on_step=lambda number, t, x0: x0 * torch.nan if number == 0 and rollout.end in bad else None,
     )
     bad = {0}
-    rollout.check_finite()
+    rollout.finite_check()()
     rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
     with pytest.raises(FloatingPointError, match=r"block 0 \(frames 0-2\), step 2"):
-        rollout.check_finite()
+        rollout.finite_check()()
     bad = {3}
     rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
-    rollout.check_finite()
+    rollout.finite_check()()
     rollout.remember(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
     rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+    later = rollout.finite_check()
+    rollout.defer(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
     with pytest.raises(FloatingPointError, match=r"block 1 \(frames 3-5\), step 2"):
-        rollout.check_finite()
+        later()
+    rollout.reset()
+    bad = set()
+    rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+    rollout.remember(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+    bad = {3}
+    rollout.block(torch.randn(1, 3, 4, 4, 4), torch.randn(1, 5, 8))
+    with pytest.raises(FloatingPointError, match=r"block 1 \(frames 3-5\), step 2"):
+        rollout.finite_check()()
     video = stream(
         rollout,
         PromptSchedule.single("a"),
@@ -275,3 +325,22 @@ def test_frames_that_are_no_whole_blocks_are_refused(model):
     rollout = Rollout(Denoiser(model), ring(), Euler(STEPS))
     with pytest.raises(ValueError, match="7 latent frames cannot be cut into blocks of 3; choose a multiple, 6"):
         next(stream(rollout, PromptSchedule.single("a"), project_text=lambda _: None, noise=lambda _: None, block=3, num_latent_frames=7))
+
+
+def test_the_host_reads_nothing_while_blocks_are_made(model, monkeypatch):
+    """On a device without data every read raises; only the check of finiteness reads, and on a GPU that comes a block later."""
+    monkeypatch.setattr(Rollout, "finite_check", lambda self: lambda: None)
+    network, text = model.to("meta"), torch.empty(2, 1, 5, 8, device="meta")
+    for kind in ("joint", "causal", "none", "clear"):
+        blocks = sample(
+            Denoiser(network),
+            PromptSchedule((Cue(0, "a"), Cue(15, "b", Transition(False, kind)), Cue(30, "a", Transition(True, kind)))),
+            lambda prompt: network.project_text(text["ab".index(prompt)]),
+            cache=ring_cache(network, 4, 4, window=Window(3, 6), relative=kind == "none"),
+            latent_size=(4, 4),
+            timesteps=STEPS,
+            generator=torch.Generator().manual_seed(0),
+            block=3,
+            num_latent_frames=42,
+        )
+        assert sum(made.latents.shape[1] for made in blocks) == 42

@@ -1,0 +1,191 @@
+"""Passes over a whole block that sees a full window, which is what an endless video consists of: compiled, and recorded as CUDA graphs.
+
+Such a pass has the same shapes for ever. Its inputs are the noisy latents, a timestep, a rotation, the places of the block in the ring
+and the text; everything else stays where it is. So two recordings, one of a denoising pass and one of a clean pass, serve a video of any
+length and any number of prompt switches. Every other pass (a video's first blocks, a recache, training) takes the plain way.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from longlive.cache.memory import CacheView
+from longlive.engine.blocks import blocks_of
+from longlive.models.wan import WanTransformer
+from longlive.types import KVView, Latents, Memory, Rotation, Text, TextKV, Timesteps
+
+Tensors = Sequence[Tensor]
+Pass = Callable[[Tensors], "Tensor | None"]
+"""A pass as a function of tensors alone."""
+
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+MAX_RECORDINGS = 16  # two for each of the rings that are in use
+
+
+class Capture(Protocol):
+    """Records what a pass does to tensors; the recording is called with tensors at the same places."""
+
+    def __call__(self, function: Pass, tensors: Tensors) -> Pass: ...
+
+
+def cuda_graph(function: Pass, tensors: Tensors) -> Pass:
+    """A CUDA graph. Its output lies at the same place every time, and is overwritten by the next replay."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles, tunes and allocates what must not happen during a capture
+        for _ in range(3):
+            function(tensors)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads decode, and encode text
+        out = function(tensors)
+
+    def replay(_: Tensors) -> Tensor | None:
+        graph.replay()
+        return out
+
+    return replay
+
+
+def default_compiler(device: torch.device) -> Compiler:
+    """torch.compile of one function into one graph of fixed shapes; on a GPU matrix products are tuned, which takes minutes once."""
+    mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else None
+    return partial(torch.compile, fullgraph=True, dynamic=False, mode=mode)
+
+
+class _View(NamedTuple):
+    rotation: Rotation
+    memories: Sequence[Memory]
+
+    def at(self, layer: int) -> Memory:
+        return self.memories[layer]
+
+
+class _Recording(NamedTuple):
+    inputs: list[Tensor]  # into which the caller's are copied before a replay
+    replay: Pass
+
+
+class _Words:
+    """Text keys and values at a fixed place, copied there when the prompt changes."""
+
+    def __init__(self, text: TextKV) -> None:
+        self.tensors = [part.clone() for part in (*text.keys, *text.values)]
+        self._of = text
+
+    def update(self, text: TextKV) -> None:
+        if text is not self._of:
+            for own, new in zip(self.tensors, (*text.keys, *text.values), strict=True):
+                own.copy_(new, non_blocking=True)
+            self._of = text
+
+
+class SteadyPasses:
+    """Takes the place of a network's `forward` and `write_kv` until `remove`; the network itself stays as it is.
+
+    Args:
+        block: latent frames of the passes that are compiled or recorded.
+        compiler: compiles the function of a layer; None: layers run as they are.
+        capture: records whole passes; None: they are not recorded.
+    """
+
+    def __init__(self, network: WanTransformer, *, block: int, compiler: Compiler | None = None, capture: Capture | None = None) -> None:
+        self.network, self.block, self._capture = network, block, capture
+        self._plain = {"forward": network.forward, "write_kv": network.write_kv}
+        self._recordings: OrderedDict[Any, _Recording] = OrderedDict()
+        self._words: dict[Any, _Words] = {}
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._steady = False  # during a pass of fixed shapes
+        if compiler is not None:
+            for layer in blocks_of(network):
+                plain = layer.forward
+                compiled = self._compiled.setdefault(type(layer), compiler(type(layer).forward))
+                layer.forward = partial(self._layer, plain, partial(compiled, layer))  # type: ignore[method-assign]
+        network.forward = self.forward  # type: ignore[method-assign]
+        network.write_kv = self.write_kv  # type: ignore[method-assign]
+
+    def remove(self) -> None:
+        """Let the network run as before."""
+        for layer in blocks_of(self.network) if self._compiled else ():
+            del layer.forward
+        del self.network.forward, self.network.write_kv
+        self._recordings.clear()
+
+    def forward(self, x: Latents, t: Timesteps, text: Text | TextKV, view: KVView | None = None) -> Latents:
+        """See `WanTransformer.forward`."""
+        if not (isinstance(text, TextKV) and self._is_steady(x, t, view)):
+            return self._plain["forward"](x, t, text, view)
+        out = self._run("forward", x, t, text, view)
+        assert out is not None
+        return out
+
+    def write_kv(self, x: Latents, t: Timesteps, text: Text | TextKV, view: KVView) -> None:
+        """See `WanTransformer.write_kv`."""
+        if isinstance(text, TextKV) and self._is_steady(x, t, view):
+            self._run("write_kv", x, t, text, view)
+        else:
+            self._plain["write_kv"](x, t, text, view)
+
+    def _is_steady(self, x: Latents, t: Timesteps, view: KVView | None) -> bool:
+        whole_block = x.shape[1] == self.block and t.shape == (1, 1)
+        return whole_block and isinstance(view, CacheView) and view.full and not torch.is_grad_enabled()
+
+    def _layer(self, plain: Callable[..., Any], compiled: Callable[..., Any], *inputs: Any) -> Any:
+        return (compiled if self._steady else plain)(*inputs)
+
+    def _run(self, name: str, x: Latents, t: Timesteps, text: TextKV, view: KVView | None) -> Tensor | None:
+        assert view is not None
+        if self._capture is None:
+            return self._fixed(partial(self._plain[name], x, t, text, view))
+        leaves, structure = pytree.tree_flatten([view.at(layer) for layer in range(len(text.keys))])  # tensors, or None
+        parts = [leaf for leaf in leaves if leaf is not None]
+        places = {id(part): part for part in parts if part.dtype == torch.long}  # of the block; all else are the ring's own buffers
+        held = [part for part in parts if id(part) not in places]
+        given = [x, t, *view.rotation, *places.values()]
+        kind = text.keys[0].shape, text.keys[0].dtype, text.keys[0].device
+        words = self._words.setdefault(kind, _Words(text))
+        words.update(text)
+        key = (name, kind, structure, *((own.shape, own.dtype) for own in given), *((own.data_ptr(), own.shape) for own in held))
+        recording = self._recordings.pop(key, None)
+        if recording is None:
+            inputs = [own.clone() for own in given]
+            function = partial(self._pass, name, len(given), len(words.tensors), self._filling(leaves, places, held), structure)
+            recording = _Recording(inputs, self._fixed(partial(self._capture, function, [*inputs, *words.tensors, *held])))
+        self._recordings[key] = recording  # the newest are kept
+        if len(self._recordings) > MAX_RECORDINGS:
+            self._recordings.popitem(last=False)
+        for own, new in zip(recording.inputs, given, strict=True):
+            own.copy_(new, non_blocking=True)
+        out = recording.replay([*recording.inputs, *words.tensors, *held])
+        return None if out is None else out.clone()
+
+    @staticmethod
+    def _filling(leaves: Sequence[Tensor | None], places: dict[int, Tensor], held: Tensors) -> list[int | None]:
+        """Where each leaf of the memories is among the places and, counted on from there, the ring's buffers."""
+        order = {part: n for n, part in enumerate([*places, *map(id, held)])}
+        return [order.get(id(leaf)) for leaf in leaves]
+
+    def _pass(
+        self, name: str, num_given: int, num_words: int, filling: Sequence[int | None], structure: Any, tensors: Tensors
+    ) -> Tensor | None:
+        x, t, cos, sin, *places = tensors[:num_given]
+        words, held = tensors[num_given : num_given + num_words], tensors[num_given + num_words :]
+        sources = [*places, *held]
+        memories = pytree.tree_unflatten([None if n is None else sources[n] for n in filling], structure)
+        text = TextKV(tuple(words[: num_words // 2]), tuple(words[num_words // 2 :]))
+        return self._plain[name](x, t, text, _View(Rotation(cos, sin), memories))
+
+    def _fixed(self, run: Callable[[], Any]) -> Any:
+        self._steady = True
+        try:
+            return run()
+        finally:
+            self._steady = False

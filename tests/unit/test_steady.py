@@ -1,0 +1,125 @@
+"""Passes over whole blocks of an endless video: compiled into one graph, recorded twice, and the same as the plain way."""
+
+from copy import deepcopy
+from functools import partial
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from longlive.cache.ring import RingCache
+from longlive.cache.window import Window
+from longlive.engine.steady import SteadyPasses
+from longlive.generation.caches import ring_cache
+from longlive.generation.cues import Cue, PromptSchedule
+from longlive.generation.denoiser import Denoiser
+from longlive.generation.sampling import sample
+from longlive.generation.transition import Transition
+
+STEPS = [1000.0, 937.5, 625.0]
+
+
+def video(network, *, blocks=12, keep_sink=True, relative=False, seed=0, batch=1, size=(4, 6)):
+    """Latents of a video with two prompt switches after the window is full."""
+    texts = torch.randn(3, batch, 5, 8, generator=torch.Generator().manual_seed(1))
+    projected = {}  # as the pipeline keeps them: the same prompt, the same tensors
+    plan = PromptSchedule((Cue(0, "a"), Cue(18, "b", Transition(keep_sink)), Cue(27, "c", Transition(keep_sink, "causal"))))
+    made = sample(
+        Denoiser(network),
+        plan,
+        lambda prompt: projected.setdefault(prompt, network.project_text(texts["abc".index(prompt)])),
+        cache=ring_cache(network, *size, window=Window(3, 6), relative=relative, batch=batch),
+        latent_size=size,
+        timesteps=STEPS,
+        generator=torch.Generator().manual_seed(seed),
+        batch=batch,
+        block=3,
+        num_latent_frames=3 * blocks,
+    )
+    return torch.cat([block.latents for block in made], dim=1)
+
+
+class Tape:
+    """A recording of the operations, as a CUDA graph is one of kernels: nothing but tensors at fixed places goes in."""
+
+    def __init__(self):
+        self.recorded, self.replayed = [], []
+
+    def __call__(self, function, tensors):
+        self.recorded.append(function.args[0])
+        graph = make_fx(lambda *inputs: function(inputs), tracing_mode="real")(*tensors)
+        places = [tensor.data_ptr() for tensor in tensors]
+
+        def replay(tensors):
+            assert [tensor.data_ptr() for tensor in tensors] == places
+            self.replayed.append(function.args[0])
+            return graph(*tensors)
+
+        return replay
+
+
+@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
+@pytest.mark.parametrize("keep_sink", [True, False], ids=["sink kept", "sink read again"])
+def test_two_recordings_serve_an_endless_video(model, relative, keep_sink):
+    """Of 20 blocks with two switches; blocks that do not see a full window yet, and recaches, are not recorded."""
+    expected, tape = video(model, blocks=20, keep_sink=keep_sink, relative=relative), Tape()
+    passes = SteadyPasses(model, block=3, capture=tape)
+    found = video(model, blocks=20, keep_sink=keep_sink, relative=relative)
+    assert sorted(tape.recorded) == ["forward", "write_kv"]
+    assert torch.equal(found, expected)
+    first = 2  # blocks before the window is full
+    without_clean_pass = 2 + 1  # before a switch, and at the end
+    assert tape.replayed.count("forward") == (20 - first) * len(STEPS)
+    last_of_a_causal_recache = 1
+    assert tape.replayed.count("write_kv") == 20 - first - without_clean_pass + last_of_a_causal_recache
+    passes.remove()
+    assert torch.equal(video(model, keep_sink=keep_sink, relative=relative), expected[:, :36]) and len(tape.replayed) < 20 * 4
+
+
+def test_every_ring_and_batch_has_recordings_of_its_own(model):
+    """Videos in turn, as a server makes them; a ring that is used again needs no new recordings."""
+    expected = [video(model, seed=seed, batch=batch) for seed, batch in ((0, 1), (1, 1), (2, 2))]
+    tape = Tape()
+    SteadyPasses(model, block=3, capture=tape)
+    for seed, batch in ((0, 1), (1, 1), (2, 2)):
+        assert torch.equal(video(model, seed=seed, batch=batch), expected[seed])
+    assert 4 <= len(tape.recorded) <= 6 and len(tape.recorded) % 2 == 0  # two rings may have lain at the same place
+
+
+def test_recordings_are_forgotten_when_there_are_many(model, monkeypatch):
+    monkeypatch.setattr("longlive.engine.steady.MAX_RECORDINGS", 2)
+    passes = SteadyPasses(model, block=3, capture=Tape())
+    for batch in (1, 2, 3):
+        video(model, batch=batch)
+    assert len(passes._recordings) == 2
+
+
+def test_one_graph_is_compiled_for_all_layers_and_blocks(model):
+    expected, graphs, calls = video(model, blocks=20), [], []
+
+    def counted(graph, _):
+        graphs.append(graph)
+        return lambda *inputs: (calls.append(1), graph(*inputs))[1]
+
+    torch.compiler.reset()
+    network = deepcopy(model)
+    passes = SteadyPasses(network, block=3, compiler=partial(torch.compile, fullgraph=True, dynamic=False, backend=counted))
+    torch.testing.assert_close(video(network, blocks=20), expected, atol=1e-5, rtol=0)
+    assert len(graphs) == 1
+    passes.remove()
+    assert torch.equal(video(network), expected[:, :36])
+    layers, passes_written = len(model.blocks), 20 - 2 - 3 + 1
+    assert len(calls) == (20 - 2) * len(STEPS) * layers + passes_written * (layers - 1)
+
+
+def test_training_and_other_passes_take_the_plain_way(model):
+    tape, text = Tape(), torch.randn(1, 5, 8)
+    latents = torch.randn(1, 3, 4, 4, 4)
+    expected = model(latents, torch.full((1, 1), 500.0), text)
+    SteadyPasses(model, block=3, capture=tape)
+    assert torch.equal(model(latents, torch.full((1, 1), 500.0), text), expected)
+    assert expected.requires_grad and not tape.recorded
+    with pytest.raises(RuntimeError, match="cannot carry gradients"):
+        cache = RingCache(num_layers=2, batch=1, num_heads=2, rope=model.rope(4, 4), window=Window(0, 3))
+        model(latents, torch.full((1, 1), 500.0), model.project_text(text), cache.view(range(3)))
+    assert not tape.recorded
