@@ -22,6 +22,7 @@ from longlive.cache.memory import CacheView
 from longlive.cache.window import Extent, Window
 from longlive.ops.eight_bits import Quantised, dtype_of, quantise
 from longlive.ops.rope import Rope, rotate
+from longlive.ops.transfer import to_device
 from longlive.types import AttentionBackend, Heads, Rotation
 
 Frames8 = Shaped[Tensor, "B S n A D"]  # S slots of n tokens; int8 or float8
@@ -102,6 +103,8 @@ class QuantisedRing:
         self.keys, self.values = (torch.zeros(values, dtype=dtype_of(kind), device=device) for _ in range(2))
         self.key_scales, self.value_scales = (torch.zeros((*one, 1), device=device) for _ in range(2))
         self.key_means = torch.zeros((*one, width), device=device)
+        # One place for every block, as the buffers have: a recorded pass reads it there.
+        self._shift = Rotation(*(part.clone() for part in rope.time_shift(0))) if relative else None
         self._extent = Extent(window)
 
     @property
@@ -116,22 +119,26 @@ class QuantisedRing:
         """See `KVCache`. A pass writes into the span's own slots, whose old frames the span may not see anyway."""
         sink, recent = self._extent.visible(span)
         own = self._slots([self._extent.slot(frame) for frame in span])
-        visible = self._slots(sorted({self._extent.slot(frame) for frame in (*sink, *recent)}))
-        moved, shift = None, None
-        if self.relative:  # the sink to just before the oldest recent frame
+        slots = sorted({self._extent.slot(frame) for frame in (*sink, *recent)})
+        visible, moved = self._slots(slots), None
+        if self._shift is not None:  # the sink to just before the oldest recent frame
             moved = self._slots(range(len(sink)))
-            shift = self._rope.time_shift(self._extent.oldest_recent(span) - self._extent.sink.stop)
+            for part, new in zip(self._shift, self._rope.time_shift(self._extent.oldest_recent(span) - self._extent.sink.stop)):
+                part.copy_(new, non_blocking=True)
 
         def memory(layer: int) -> QuantisedMemory:
             keys, values = (self.keys[layer], self.key_scales[layer], self.key_means[layer]), (self.values[layer], self.value_scales[layer])
-            return QuantisedMemory(*keys, *values, own, visible, moved, shift)
+            return QuantisedMemory(*keys, *values, own, visible, moved, self._shift)
 
-        return CacheView(self._rope.at(span), memory)
+        return CacheView(self._rope.at(span), memory, full=len(slots) == self.window.visible)
 
     @contextmanager
     def record(self, span: range) -> Iterator[CacheView]:
         yield self.view(span)
         self._extent.end = span.stop
+
+    def skip(self, num_frames: int) -> None:
+        self._extent.end += num_frames
 
     def forget(self, *, keep_sink: bool) -> range:
         return self._extent.forget(keep_sink=keep_sink)
@@ -140,4 +147,4 @@ class QuantisedRing:
         self._extent.clear()
 
     def _slots(self, slots: Sequence[int]) -> Slots:
-        return torch.tensor(list(slots), dtype=torch.long).to(self._rope.device, non_blocking=True)
+        return to_device(torch.tensor(list(slots), dtype=torch.long), self._rope.device)
