@@ -22,7 +22,7 @@ from longlive.settings import load
 from longlive.training.stages import build
 from longlive.training.trainer import Terminated, train
 
-SINGLE_PROCESS = ("language", "autoencoder", "teacher", "causal_init")  # stages of the miniature
+SINGLE_PROCESS = ("language", "autoencoder", "tiny_decoder", "teacher", "causal_init")  # stages of the miniature
 
 log = logging.getLogger("longlive")
 
@@ -50,6 +50,7 @@ def run(config: TrainConfig, world: World) -> None:
             settings=dataclasses.asdict(config),
             loss_spike_factor=config.loss_spike_factor,
             keep_checkpoints=config.keep_checkpoints,
+            keep_best=config.keep_best,
             wandb=config.wandb,
             project=config.wandb_project,
         )

@@ -29,7 +29,7 @@ from longlive.parallel.world import SharedChoices, World
 from longlive.training.clips import StreamingTuner, anchor_frame
 from longlive.training.dmd import DMD
 from longlive.training.networks import TrainableNetwork
-from longlive.training.prompts import PromptPair
+from longlive.training.prompts import Chain
 
 GROUPS = {  # groups of the design: their parts here, and their share of the designed 3,139 TFLOP
     "critic": (("critic forward", "critic backward"), 0.39),
@@ -47,8 +47,8 @@ class _SamePrompts:
     def __init__(self, batch: int) -> None:
         self._batch = batch
 
-    def next(self) -> list[PromptPair]:
-        return [PromptPair("", "")] * self._batch
+    def next(self) -> list[Chain]:
+        return [("", "")] * self._batch
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -173,7 +173,8 @@ def flops_of_step(
     one, two = (flops_of_clips(meta_stage(size, teacher, settings, layers=n)) for n in (1, 2))
     counted = [{part: on_a_line(a[part], b[part], layers[part]) for part in PARTS} for a, b in zip(one, two, strict=True)]
     videos = [clips_of(frames, settings.clip_frames, settings.overlap) for frames in settings.max_frames]
-    switches = sum(any(frame < frames for frame in settings.switch_at) for frames in settings.max_frames)
+    inside = [sum(frame < frames for frame in settings.switch_at) for frames in settings.max_frames]
+    switches = sum(min(settings.num_switches, count) for count in inside)
     clips = [counted[min(number, len(counted) - 1)] for video in videos for number in range(video)]
     mean = {part: sum(clip[part] for clip in clips) / len(clips) for part in PARTS}
     mean["recache"] = counted[-1]["recache"] * switches / len(clips)

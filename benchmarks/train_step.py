@@ -32,7 +32,7 @@ from step_parts import PARTS, Held, LiveMemory, Parts, clips_of, held_by_clips, 
 
 import longlive.miniature
 from longlive.config import DistillationConfig, TrainConfig
-from longlive.miniature.prompt_pairs import write_pairs
+from longlive.miniature.prompt_pairs import write_chains
 from longlive.models.zoo import ZOO, arguments
 from longlive.parallel.world import World, choose_device
 from longlive.provenance import commit, processor
@@ -138,9 +138,9 @@ def distillation_of(config: TrainConfig) -> DistillationConfig:
 def bundled(folder: Path) -> dict[str, str]:
     """Settings to train the bundled miniature on prompts of its world, which are written to `folder`."""
     weights = Path(longlive.miniature.__file__).parent / "weights"
-    files = write_pairs(folder / "prompts", num=64, seed=0, phrasings=1)
-    values = {"generator": weights, "teacher": weights, "components": weights, "embeddings": folder / "embeddings"}
-    return {name: str(value) for name, value in {**values, "prompts": files.prompts, "switch_prompts": files.switch}.items()}
+    prompts = write_chains(folder / "prompts", num=64, switches=8, seed=0, phrasings=1)
+    values = {"generator": weights, "teacher": weights, "components": weights, "embeddings": folder / "embeddings", "prompts": prompts}
+    return {name: str(value) for name, value in values.items()}
 
 
 def table_of_steps(steps: Sequence[Step]) -> str:

@@ -38,7 +38,7 @@ from longlive.training.ema import EMA
 from longlive.training.flow_matching import FlowMatching
 from longlive.training.networks import TrainableNetwork, write_transformer
 from longlive.training.pretraining import PretrainingStage
-from longlive.training.prompts import PromptPair, PromptSampler
+from longlive.training.prompts import PromptSampler
 from longlive.training.teacher_forcing import TeacherForcing
 from longlive.types import Latents, Text
 
@@ -239,7 +239,7 @@ def _tuner(network: WanTransformer, settings: Distillation, random: torch.Genera
     pairs_from = torch.Generator().manual_seed(seed)
     captions = training_set()
     drawn = [draw_pair(pairs_from, captions) for _ in range(NUM_PAIRS)]
-    pairs = [PromptPair(canonical(pair.before), canonical(pair.after)) for pair in drawn]
+    pairs = [(canonical(pair.before), canonical(pair.after)) for pair in drawn]
     return StreamingTuner(
         rollout,
         PromptSampler(pairs, batch=settings.batch, seed=seed),

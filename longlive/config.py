@@ -55,6 +55,7 @@ class InferenceConfig:
 
     # output
     output: str = "outputs"
+    decoder: str = "full"  # of latents: the VAE's own; tiny: the one in the model's folder, faster and less exact; or the path of one
     scale: int | None = None  # repeat every pixel this many times; None: enough for 256 pixels
     crf: int = 18  # H.264 quality: 0 lossless, 51 worst
     overwrite: bool = False  # replace finished videos
@@ -153,6 +154,29 @@ class AutoencoderConfig:
     reset: float = 0.2  # probability, at every chunk, that new videos begin
     kl_weight: float = 1e-4
     latent_noise: float = 0.2  # latents are decoded with noise of up to this fraction of their standard deviation
+    subject_weight: float = 4.0  # of subject pixels, relative to 1 for the background
+    edge_weight: float = 6.0  # added for pixels at the subject's edge
+    gradient_weight: float = 0.5  # of the error in differences between neighbouring pixels
+    oversampled: tuple[str, ...] = ("cross", "ring", "gray")  # attribute values that are reconstructed worst:
+    oversampling: float = 2.0  # new videos have each of them this many times as often
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TinyDecoderConfig:
+    """Stage `tiny_decoder`: a small decoder of the miniature's latents (`models/tiny_vae.py`), distilled from its autoencoder."""
+
+    autoencoder: str = "runs/miniature/autoencoder/export"
+    target: Literal["images", "full"] = "images"  # what it learns to make: the videos, or what the full decoder makes of them
+    widths: tuple[int, ...] = (64, 32)  # channels of each level; each doubles height and width
+    growth: tuple[int, ...] = (2, 2)  # by how much each level multiplies the number of frames
+    num_blocks: int = 2  # memory blocks per level
+    patch_size: int = 2  # pixels, each way, that the last layer makes as channels
+    lr: float = 1.5e-3
+    batch: int = 8
+    images_per_chunk: int = 4
+    stream_from: int = 1500  # until this step videos grow longer; at first most are a single chunk
+    reset: float = 0.2  # probability, at every chunk, that new videos begin
+    latent_noise: float = 0.1  # latents are decoded with noise of up to this fraction of their standard deviation
     subject_weight: float = 4.0  # of subject pixels, relative to 1 for the background
     edge_weight: float = 6.0  # added for pixels at the subject's edge
     gradient_weight: float = 0.5  # of the error in differences between neighbouring pixels
@@ -274,7 +298,7 @@ class DistillationConfig:
     embeddings: str = "runs/embeddings"  # folder of text embeddings, computed once
 
     # data
-    prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt, one per line, or .jsonl of pairs
+    prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt, one per line, or .jsonl of chains
     switch_prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt, line i continues line i of prompts
     negative_prompt: str | None = None  # for the teacher's guidance; None: no text
     height: int = 480
@@ -290,7 +314,8 @@ class DistillationConfig:
     clip_frames: int = 21  # what teacher and critic judge at a time
     overlap: int = 3  # with the previous clip
     max_frames: tuple[int, ...] = (21,)  # lengths of videos, one chosen for each
-    switch_at: tuple[int, ...] = ()  # frames at which the prompt may switch, one chosen for each video; empty: never
+    switch_at: tuple[int, ...] = ()  # frames at which the prompt may switch; empty: never
+    num_switches: int = 1  # how many of them are chosen for each video; each takes the next prompt of its chain
     keep_sink: bool = False  # at a switch; false: it is recached too
     recache: Literal["joint", "causal", "none", "clear"] = "joint"
     anchor_context: int | None = None  # frames decoded to get the first image of a clip; None: the whole previous clip
@@ -315,10 +340,10 @@ class DistillationConfig:
     bfloat16_linears: bool | None = False  # for CPUs, None: for one with instructions for it; GPUs compute in bfloat16 anyway
 
     # validation
-    validation_prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt or .jsonl; None: the first prompts
+    validation_prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # .txt or .jsonl; None: see oracle
     validation_videos: int = 4
     validation_frames: int = 21
-    oracle: bool = False  # for the miniature, whose prompts are captions of its world: judge validation videos by its oracle
+    oracle: bool = False  # for the miniature: validation videos of its world, judged by its oracle; false: of the first prompts
 
     def __post_init__(self) -> None:
         for name in ("gradient_accumulation", "critic_updates"):
@@ -330,7 +355,7 @@ class DistillationConfig:
 class TrainConfig:
     """Settings of `train.py`: those of every stage, and a section for each stage."""
 
-    stage: Literal["language", "autoencoder", "teacher", "causal_init", "init", "long"] = "causal_init"
+    stage: Literal["language", "autoencoder", "tiny_decoder", "teacher", "causal_init", "init", "long"] = "causal_init"
     run: str = "runs/train"  # folder of checkpoints, metrics, pictures and finally `export`
     steps: int = 1000
     seed: int = 0
@@ -340,11 +365,13 @@ class TrainConfig:
     validate_every: int = 500
     log_every: int = 25
     keep_checkpoints: int = 0  # how many of the newest are also kept under their own names; the newest is always kept
+    keep_best: str | None = None  # a metric of validation, "oracle/shape" for example: its best export is kept in `best`
     loss_spike_factor: float | None = 100.0  # a loss this many times its running median stops the run; None: only one that is not finite
     wandb: Literal["off", "offline", "online"] = "off"  # whether metrics also go to wandb
     wandb_project: str = "longlive"
     language: LanguageConfig = dataclasses.field(default_factory=LanguageConfig)
     autoencoder: AutoencoderConfig = dataclasses.field(default_factory=AutoencoderConfig)
+    tiny_decoder: TinyDecoderConfig = dataclasses.field(default_factory=TinyDecoderConfig)
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
     causal_init: CausalInitConfig = dataclasses.field(default_factory=CausalInitConfig)
     ode: OdeConfig = dataclasses.field(default_factory=OdeConfig)

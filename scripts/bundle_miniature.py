@@ -17,9 +17,15 @@ from longlive.training.networks import load_network
 STAGES = ("long", "init", "causal_init")  # the first of these that is finished is bundled
 
 
+def export_of(runs: Path, stage: str) -> Path:
+    """The export of a stage: that of its best validation, if it kept one."""
+    best = runs / stage / "best"
+    return best if best.is_dir() else runs / stage / "export"
+
+
 def transformer_of(runs: Path, stage: str) -> WanTransformer:
     """The transformer of a stage; the adapters of `long` are merged into the weights they were trained on."""
-    export = runs / stage / "export"
+    export = export_of(runs, stage)
     if stage != "long":
         return load_network(export)
     settings = json.loads((runs / stage / "settings.json").read_text())["settings"]["long"]
@@ -50,7 +56,7 @@ def bundle(runs: Path, to: Path, *, stage: str, guidance_scale: float, teacher: 
     )
     pipe.save_pretrained(to)
     if teacher:
-        load_network(runs / "teacher" / "export").save_pretrained(to / "teacher" / "transformer")
+        load_network(export_of(runs, "teacher")).save_pretrained(to / "teacher" / "transformer")
     return sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
 
 

@@ -26,7 +26,7 @@ from longlive.generation.cues import PromptSchedule
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.miniature import oracle, switches
 from longlive.miniature.captions import TEMPLATES, UNSEEN_TEMPLATES, SwitchPair, canonical, caption
-from longlive.miniature.world import ATTRIBUTES, FPS, Captioned, all_captioned, draw_identity, held_out, render
+from longlive.miniature.world import ATTRIBUTES, FPS, NUM_HELD_OUT, Captioned, all_captioned, draw_identity, held_out, render
 from longlive.models.vae import decode_video, encode_video
 from longlive.training.miniature.latent_videos import save_strips, to_float, to_uint8
 from longlive.video import VideoWriter, contact_sheet
@@ -305,6 +305,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.num_prompts is not None:
         amount = replace(amount, prompts=arguments.num_prompts)
     try:
+        if not 2 <= amount.prompts <= NUM_HELD_OUT:
+            raise ValueError(f"--num-prompts {amount.prompts}: choose 2 to {NUM_HELD_OUT}, the combinations that no training has seen")
         pipe = LongLivePipeline.from_pretrained(arguments.model)
         folder = BUNDLED.get(arguments.model, Path(arguments.model))
         results = Evaluation(pipe, folder, output, arguments.set, amount).run(arguments.parts)

@@ -22,7 +22,7 @@ import torch
 from longlive.evaluation.writer import Write, add_writer_arguments, ask, write_lines
 from longlive.models.text import normalize_prompt
 from longlive.parallel.world import seed_of
-from longlive.training.prompts import read_pairs
+from longlive.training.prompts import read_chains
 
 REQUEST = """\
 A video is playing, and its description is below. Write the description of how the same shot goes on.
@@ -75,7 +75,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> str:
     """Write what is missing; returns a sentence for the terminal. Raises ValueError or OSError for what cannot be done."""
-    prompts = [pair.prompt for pair in read_pairs(args.prompts)]
+    prompts = [chain[0] for chain in read_chains(args.prompts)]
     return write_lines(
         args, prompts, partial(continuations, seed=args.seed, attempts=args.attempts), request=[REQUEST, json.dumps(CHANGES)]
     )

@@ -13,21 +13,26 @@ stage() {  # name, settings that differ from its configuration
     "$PYTHON" train.py --config "configs/miniature/$name.yaml" run="$RUNS/$name" "$@"
 }
 
+exported() {  # the export of a stage: after its best validation, if it kept that one
+    if [[ -d "$RUNS/$1/best" ]]; then echo "$RUNS/$1/best"; else echo "$RUNS/$1/export"; fi
+}
+
 earlier=(language="$RUNS/language/export" autoencoder="$RUNS/autoencoder/export")
 
 stage language "$@"
 stage autoencoder "$@"
 stage teacher "${earlier[@]/#/teacher.}" "$@"
-stage causal_init "${earlier[@]/#/causal_init.}" causal_init.initial="$RUNS/teacher/export" "$@"
+stage causal_init "${earlier[@]/#/causal_init.}" causal_init.initial="$(exported teacher)" "$@"
 
 mkdir -p "$RUNS/components"
 cp -r "$RUNS/language/export/." "$RUNS/autoencoder/export/." "$RUNS/components/"
-if [[ ! -f "$RUNS/prompts/switch_prompts.txt" ]]; then
-    "$PYTHON" -m longlive.miniature.prompt_pairs --num 10000 --seed 0 --output "$RUNS/prompts"
+if [[ ! -f "$RUNS/prompts/prompts.jsonl" ]]; then  # backgrounds change most: they are the hardest to switch
+    "$PYTHON" -m longlive.miniature.prompt_pairs --num 10000 --seed 0 --output "$RUNS/prompts" \
+        --switches 3 --weights background=3 shape=2 --held-out 150
 fi
-shared=(teacher="$RUNS/teacher/export" components="$RUNS/components" embeddings="$RUNS/embeddings" prompts="$RUNS/prompts/prompts.txt")
-stage init init.generator="$RUNS/causal_init/export" "${shared[@]/#/init.}" "$@"
-stage long long.generator="$RUNS/init/export" "${shared[@]/#/long.}" long.switch_prompts="$RUNS/prompts/switch_prompts.txt" "$@"
+shared=(teacher="$(exported teacher)" components="$RUNS/components" embeddings="$RUNS/embeddings" prompts="$RUNS/prompts/prompts.jsonl")
+stage init init.generator="$(exported causal_init)" "${shared[@]/#/init.}" "$@"
+stage long long.generator="$(exported init)" "${shared[@]/#/long.}" "$@"
 
 "$PYTHON" scripts/bundle_miniature.py --runs "$RUNS" --to "$RUNS/pipeline"
 echo "the pipeline is in $RUNS/pipeline: python inference.py --model $RUNS/pipeline --prompt '…'"

@@ -58,8 +58,8 @@ EQUIVALENT = {
         "n = torch.randint(NUM_TIMESTEPS, (clip.shape[0], 1), generator=generator)",
     ): "the division that follows gives float32; the annotation of `timesteps` wants it before",
     (
-        "self._length, self._switch = 0, -1  # of the current video; -1: no switch",
-        "pass  # of the current video; -1: no switch",
+        "self._length, self._switches = 0, list[int]()  # of the current video",
+        "pass  # of the current video",
     ): "both are set when a video begins or is loaded, before they are read",
 }  # (line, changed line): why no test could notice
 

@@ -62,11 +62,12 @@ class Reading:
         return result
 
     def shares(self, captions: list[Captioned], frames: slice = slice(None)) -> dict[str, float]:
-        """Share of videos that show each attribute, and `iou`, the mean overlap of their images with the best template.
+        """Share of videos that show each attribute, and all of them; `iou`, the mean overlap of their images with the best template.
 
         Shape, the hardest, and overlap also for every shape and background that the captions have: `shape/cross`, `iou/gray` …
         """
         correct = {name: value.float() for name, value in self.correct(captions, frames).items()}
+        correct["all"] = torch.stack(list(correct.values())).amin(0)
         correct["iou"] = self.iou[:, frames].mean(dim=1)
         found = {name: value.mean().item() for name, value in correct.items()}
         for name in ("shape", "background"):

@@ -21,7 +21,7 @@ from longlive.generation.rollout import Rollout
 from longlive.generation.transition import Transition
 from longlive.models.vae import StreamDecoder, StreamEncoder
 from longlive.parallel.world import SharedChoices
-from longlive.training.prompts import PromptPair
+from longlive.training.prompts import Chain
 from longlive.types import Latents, Text, TextKV
 
 Anchor = Callable[[Latents], Float[Tensor, "B 1 C H W"]]
@@ -32,9 +32,9 @@ Embed = Callable[[Sequence[str]], Text]
 
 
 class Prompts(Protocol):
-    """A source of batches of prompts, each with its switch prompt."""
+    """A source of batches of prompts, each with those that follow it."""
 
-    def next(self) -> list[PromptPair]: ...
+    def next(self) -> list[Chain]: ...
 
     def state(self) -> dict[str, Any]: ...
 
@@ -71,12 +71,13 @@ class StreamingTuner:
         clip_frames: frames of a clip (21: 5 seconds); the first clip of a video consists of new frames,
         overlap: every later one shares this many frames with the previous clip.
         max_frames: lengths of videos, one chosen for each. A video ends where no further whole clip fits.
-        switch_at: frames at which the prompt may switch, each the start of a clip; one chosen for each video. Empty: never.
+        switch_at: frames at which the prompt may switch, each the start of a clip. Empty: never.
+        num_switches: how many of them are chosen for each video, of those that lie in it.
         transition: what a switch does with the past.
         anchor: makes the first frame of a clip that continues a video; None: the latent frame is used as it is.
 
     Raises:
-        ValueError: when a length is not a multiple of `block`, or a switch is not at the start of a clip.
+        ValueError: when a length is not a multiple of `block`, a switch is not at the start of a clip, or there are too few of them.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class StreamingTuner:
         overlap: int = 3,
         max_frames: Sequence[int] = (240,),
         switch_at: Sequence[int] = (),
+        num_switches: int = 1,
         transition: Transition = Transition(keep_sink=False),  # noqa: B008  # frozen
         anchor: Anchor | None = None,
     ) -> None:
@@ -110,12 +112,15 @@ class StreamingTuner:
         if wrong := [frame for frame in switch_at if frame not in starts]:
             where = f"prompts can switch at {', '.join(map(str, starts))}" if starts else "these videos are one clip long"
             raise ValueError(f"no clip starts at frame {wrong[0]} in videos of {max(max_frames)} frames; {where}")
+        if num_switches < 1 or (switch_at and num_switches > len(switch_at)):
+            raise ValueError(f"num_switches {num_switches}: choose 1 to {max(1, len(switch_at))}, the number of frames of switch_at")
         self.rollout, self.cache, self.prompts, self.embed = rollout, rollout.cache, prompts, embed
         self.noise, self.choices = noise, choices
         self.block, self.clip_frames, self.overlap = block, clip_frames, overlap
-        self.max_frames, self.switch_at, self.transition, self.anchor = tuple(max_frames), tuple(switch_at), transition, anchor
-        self._pairs: list[PromptPair] = []
-        self._length, self._switch = 0, -1  # of the current video; -1: no switch
+        self.max_frames, self.switch_at, self.num_switches = tuple(max_frames), tuple(switch_at), num_switches
+        self.transition, self.anchor = transition, anchor
+        self._chains: list[Chain] = []
+        self._length, self._switches = 0, list[int]()  # of the current video
         self._previous: Latents | None = None  # its newest `clip_frames` frames
 
     @staticmethod
@@ -143,7 +148,7 @@ class StreamingTuner:
         text = self.embed(prompts)
         with torch.set_grad_enabled(grad):
             read = self.rollout.denoiser.network.project_text(text)  # for every clip again: the weights have changed
-        if start == self._switch:
+        if start in self._switches:
             self.rollout.switch(read, self.transition)
         self.cache.reserve(len(frames))
         made = self._make(frames, read, grad=grad)
@@ -164,16 +169,23 @@ class StreamingTuner:
         self._length = self.choices.pick(self.max_frames)
         starts = self._starts(self._length, self.clip_frames, self.overlap)
         inside = [frame for frame in self.switch_at if frame in starts]
-        self._switch = self.choices.pick(inside) if inside else -1
-        self._pairs = self.prompts.next()
-        if self._switch >= 0 and (without := [pair.prompt for pair in self._pairs if pair.switch is None]):
-            raise ValueError(f"prompt {without[0]!r} has no switch prompt; give switch prompts or leave switch_at empty")
+        self._switches = []
+        for _ in range(min(self.num_switches, len(inside))):
+            self._switches.append(self.choices.pick([frame for frame in inside if frame not in self._switches]))
+        self._chains, times = self.prompts.next(), len(self._switches)
+        if short := [chain for chain in self._chains if len(chain) <= times]:
+            told = (
+                "has no switch prompt"
+                if times == 1
+                else f"is followed by {len(short[0]) - 1} prompts, and its video switches {times} times"
+            )
+            raise ValueError(f"prompt {short[0][0]!r} {told}; give switch prompts or leave switch_at empty")
         self.rollout.reset()
         self._previous = None
 
     def _prompts_at(self, frame: int) -> list[str]:
-        switched = 0 <= self._switch <= frame
-        return [pair.switch if switched and pair.switch is not None else pair.prompt for pair in self._pairs]
+        switched = sum(switch <= frame for switch in self._switches)
+        return [chain[switched] for chain in self._chains]
 
     def _make(self, frames: range, text: TextKV, *, grad: bool) -> Latents:
         """New frames, block by block, all with the same random number of denoising passes."""
@@ -189,9 +201,9 @@ class StreamingTuner:
         video = None
         if self._previous is not None and not self.between_videos:
             video = {
-                "pairs": [tuple(pair) for pair in self._pairs],
+                "chains": self._chains,
                 "length": self._length,
-                "switch": self._switch,
+                "switches": self._switches,
                 "previous": self._previous.cpu().clone(),  # cloned: a view would be saved with its whole storage
                 "rollout": self.rollout.state(),
                 "cache": self.cache.state(),
@@ -204,8 +216,7 @@ class StreamingTuner:
         video = state["video"]
         self._previous = None
         if video is not None:
-            self._pairs = [PromptPair(*pair) for pair in video["pairs"]]
-            self._length, self._switch = video["length"], video["switch"]
+            self._chains, self._length, self._switches = video["chains"], video["length"], video["switches"]
             self._previous = video["previous"].to(device)
             self.rollout.load(video["rollout"], device=device)
             self.cache.load(video["cache"])

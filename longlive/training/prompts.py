@@ -9,49 +9,44 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from longlive.generation.prompt_files import read_prompt_text
 from longlive.parallel.world import seed_of
 
-
-class PromptPair(NamedTuple):
-    """The prompt a video starts with and the one it switches to; `switch` is None for a video of one prompt."""
-
-    prompt: str
-    switch: str | None = None
+Chain = tuple[str, ...]
+"""The prompts that a video shows one after the other."""
 
 
-def read_pairs(prompts: str | Path, switch: str | Path | None = None) -> list[PromptPair]:
-    """The pairs of a file of prompts, of two line-aligned .txt files, or of a .jsonl file with one pair per line:
+def read_chains(prompts: str | Path, switch: str | Path | None = None) -> list[Chain]:
+    """The chains of a file of prompts, of two line-aligned .txt files, or of a .jsonl file with one chain per line:
 
-    `{"prompt": "…", "switch": "…"}` or `{"prompts": ["…", "…"]}`.
+    `{"prompt": "…", "switch": "…"}` or `{"prompts": ["…", "…", …]}`.
 
-    Raises ValueError with file and line for a blank or invalid line, with both counts when two files differ in length, and when only
-    some prompts have a switch prompt (all videos of a batch switch, on all ranks, or none).
+    Raises ValueError with file and line for a blank or invalid line, with both counts when two files differ in length, and when not all
+    chains have as many prompts (all videos of a batch, on all ranks, switch as often).
     """
     prompts = Path(prompts)
     lines = _lines(prompts)
-    pairs = [PromptPair(line) if prompts.suffix == ".txt" else _pair(f"{prompts}, line {number}", line) for number, line in lines]
+    chains = [(line,) if prompts.suffix == ".txt" else _chain(f"{prompts}, line {number}", line) for number, line in lines]
     if switch is not None:
         switch = Path(switch)
         if switch.suffix != ".txt":
             raise ValueError(f"{switch}: switch prompts of a file of prompts must be a .txt file; a .jsonl file contains both")
-        if any(pair.switch is not None for pair in pairs):
+        if any(len(chain) > 1 for chain in chains):
             raise ValueError(f"{prompts} already has switch prompts; leave out {switch}")
         following = _lines(switch)
-        if len(following) != len(pairs):
+        if len(following) != len(chains):
             raise ValueError(
-                f"{prompts} has {len(pairs)} lines and {switch} has {len(following)}; line i of one continues line i of the other"
+                f"{prompts} has {len(chains)} lines and {switch} has {len(following)}; line i of one continues line i of the other"
             )
-        pairs = [PromptPair(pair.prompt, line) for pair, (_, line) in zip(pairs, following)]
-    for (number, _), pair in zip(lines, pairs):
-        if (pair.switch is None) != (pairs[0].switch is None):
-            has = "no switch prompt, but line 1 has one" if pair.switch is None else "a switch prompt, but line 1 has none"
-            raise ValueError(f"{prompts}, line {number} has {has}; give every line one, or none")
-    return pairs
+        chains = [(*chain, line) for chain, (_, line) in zip(chains, following)]
+    for (number, _), chain in zip(lines, chains):
+        if len(chain) != len(chains[0]):
+            raise ValueError(f"{prompts}, line {number}: prompts one after the other: {len(chain)}; line 1: {len(chains[0])}; give as many")
+    return chains
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -62,7 +57,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return list(enumerate(lines, 1))
 
 
-def _pair(where: str, line: str) -> PromptPair:
+def _chain(where: str, line: str) -> Chain:
     try:
         content: Any = json.loads(line)
     except json.JSONDecodeError as error:
@@ -72,61 +67,61 @@ def _pair(where: str, line: str) -> PromptPair:
         texts = content["prompts"]
     elif isinstance(content, dict) and "prompt" in content and content.keys() <= {"prompt", "switch"}:
         texts = [content["prompt"]] if content.get("switch") is None else [content["prompt"], content["switch"]]
-    if not isinstance(texts, list) or not 1 <= len(texts) <= 2:
-        raise ValueError(f'{where}: {{"prompt": "…", "switch": "…"}} or {{"prompts": ["…", "…"]}} expected, got {line[:80]}')
+    if not isinstance(texts, list) or not texts:
+        raise ValueError(f'{where}: {{"prompt": "…", "switch": "…"}} or {{"prompts": ["…", "…", …]}} expected, got {line[:80]}')
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{where}: prompt {number} of {len(texts)} is empty or not text: {json.dumps(text)[:60]}")
-    return PromptPair(*(text.rstrip() for text in texts))
+    return tuple(text.rstrip() for text in texts)
 
 
 class PromptSampler:
-    """Batches of pairs, epoch after epoch; the order of each epoch depends on `seed` and its number.
+    """Batches of chains, epoch after epoch; the order of each epoch depends on `seed` and its number.
 
-    A step takes the next `size * batch` pairs of the order, of which rank r gets every `size`-th, starting at the r-th: within an epoch
-    every pair is drawn at most once over all ranks, and all ranks together draw the same pairs whatever their number. A remainder of less
-    than `size * batch` pairs is skipped. The state counts pairs, so a run may resume with another number of ranks.
+    A step takes the next `size * batch` chains of the order, of which rank r gets every `size`-th, starting at the r-th: within an epoch
+    every chain is drawn at most once over all ranks, and all ranks together draw the same chains whatever their number. A remainder of
+    less than `size * batch` chains is skipped. The state counts chains, so a run may resume with another number of ranks.
 
-    Raises ValueError when the pairs do not fill one batch on every rank.
+    Raises ValueError when the chains do not fill one batch on every rank.
     """
 
-    def __init__(self, pairs: Sequence[PromptPair], *, batch: int, seed: int, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, chains: Sequence[Chain], *, batch: int, seed: int, rank: int = 0, size: int = 1) -> None:
         if batch < 1 or not 0 <= rank < size:
-            raise ValueError(f"batch {batch} on rank {rank} of {size}: at least one pair, and a rank in 0 … {size - 1}")
-        if len(pairs) < size * batch:
+            raise ValueError(f"batch {batch} on rank {rank} of {size}: at least one chain, and a rank in 0 … {size - 1}")
+        if len(chains) < size * batch:
             raise ValueError(
-                f"{len(pairs)} prompts do not fill a batch of {batch} on each of {size} ranks; "
+                f"{len(chains)} prompts do not fill a batch of {batch} on each of {size} ranks; "
                 f"give at least {size * batch}, or choose a smaller batch"
             )
-        self._pairs, self._seed, self._rank, self._size = pairs, seed, rank, size
+        self._chains, self._seed, self._rank, self._size = chains, seed, rank, size
         self._whole = size * batch
         digest = hashlib.sha256()
-        for pair in pairs:
-            digest.update(json.dumps(pair).encode())
+        for chain in chains:
+            digest.update(json.dumps(chain).encode())
         self._digest = digest.hexdigest()[:16]
         self._begin(epoch=0, taken=0)
 
-    def next(self) -> list[PromptPair]:
+    def next(self) -> list[Chain]:
         """This rank's next batch."""
-        if self._taken + self._whole > len(self._pairs):
+        if self._taken + self._whole > len(self._chains):
             self._begin(epoch=self._epoch + 1, taken=0)
         own = self._order[self._taken + self._rank : self._taken + self._whole : self._size]
         self._taken += self._whole
-        return [self._pairs[i] for i in own]
+        return [self._chains[i] for i in own]
 
     def state(self) -> dict[str, int | str]:
         """The position in the data; the same on every rank."""
-        return {"epoch": self._epoch, "taken": self._taken, "seed": self._seed, "pairs": self._digest}
+        return {"epoch": self._epoch, "taken": self._taken, "seed": self._seed, "chains": self._digest}
 
     def load(self, state: dict[str, int | str]) -> None:
         """Continue at the position of `state`. Raises ValueError when it belongs to another seed or other prompts."""
         if state["seed"] != self._seed:
             raise ValueError(f"the run drew its prompts with seed {state['seed']} and cannot resume with {self._seed}; set it back")
-        if state["pairs"] != self._digest:
+        if state["chains"] != self._digest:
             raise ValueError("the prompts are not those the run started with; restore the files, or start a new run")
         self._begin(epoch=int(state["epoch"]), taken=int(state["taken"]))
 
     def _begin(self, *, epoch: int, taken: int) -> None:
         self._epoch, self._taken = epoch, taken
         generator = torch.Generator().manual_seed(seed_of(self._seed, epoch))
-        self._order = torch.randperm(len(self._pairs), generator=generator).tolist()
+        self._order = torch.randperm(len(self._chains), generator=generator).tolist()

@@ -39,13 +39,14 @@ from longlive.training.miniature.causal_init import CausalInitStage
 from longlive.training.miniature.language import LanguageStage
 from longlive.training.miniature.starting_vae import starting_vae
 from longlive.training.miniature.teacher import TeacherStage
+from longlive.training.miniature.tiny_decoder import TinyDecoderStage
 from longlive.training.networks import TrainableNetwork, load_network
 from longlive.training.ode import ODERegression
 from longlive.training.ode_init import OdeInitStage
 from longlive.training.ode_pairs import OdePairs
-from longlive.training.prompts import PromptPair, PromptSampler, read_pairs
+from longlive.training.prompts import Chain, PromptSampler, read_chains
 from longlive.training.trainer import Stage, Tuning, weights_digest
-from longlive.training.validation import Preview, read_by_oracle
+from longlive.training.validation import Preview, miniature_schedules, read_by_oracle
 from longlive.types import Latents, Text
 
 
@@ -68,6 +69,10 @@ def build(config: TrainConfig, world: World, device: torch.device) -> Built:
         return Built(LanguageStage(config.language, steps=config.steps, seed=config.seed))
     if config.stage == "autoencoder":
         return Built(AutoencoderStage(config.autoencoder, starting_vae(config.autoencoder), steps=config.steps, seed=config.seed))
+    if config.stage == "tiny_decoder":
+        _check_exported("tiny_decoder", autoencoder=config.tiny_decoder.autoencoder)
+        vae = store.load_vae(config.tiny_decoder.autoencoder).requires_grad_(False)
+        return Built(TinyDecoderStage(config.tiny_decoder, vae, steps=config.steps, seed=config.seed))
     if config.stage in ("init", "long"):
         return _distillation(config, config.init if config.stage == "init" else config.long, world, device)
     if config.stage == "causal_init" and config.causal_init.objective == "ode":
@@ -78,13 +83,18 @@ def build(config: TrainConfig, world: World, device: torch.device) -> Built:
     return Built(CausalInitStage(config.causal_init, *_miniature_parts(config.causal_init, "causal_init"), **run))
 
 
-def _miniature_parts(config: CausalInitConfig | TeacherConfig, stage: str) -> tuple[WanTransformer, AutoencoderKLWan, TextEncoder]:
-    """The transformer in training, and the earlier stages' exports, frozen."""
-    for earlier, folder in (("language", config.language), ("autoencoder", config.autoencoder)):
+def _check_exported(stage: str, **folders: str) -> None:
+    """Raises ValueError unless the exports of earlier stages are there."""
+    for earlier, folder in folders.items():
         if not Path(folder).is_dir():
             raise ValueError(
                 f"{folder} does not exist; run configs/miniature/{earlier}.yaml first, or say where its export is: {stage}.{earlier}=…"
             )
+
+
+def _miniature_parts(config: CausalInitConfig | TeacherConfig, stage: str) -> tuple[WanTransformer, AutoencoderKLWan, TextEncoder]:
+    """The transformer in training, and the earlier stages' exports, frozen."""
+    _check_exported(stage, language=config.language, autoencoder=config.autoencoder)
     encoder, tokenizer = store.load_text_encoder(config.language)
     if config.initial is None:
         network = WanTransformer(**arguments(config.size))
@@ -104,9 +114,9 @@ def _distillation(run: TrainConfig, config: DistillationConfig, world: World, de
     base = weights_digest(network.state_dict()) if config.lora_rank is not None else None
     critic = load_network(config.critic or teacher_from, device=device)
     teacher = load_network(teacher_from, dtype=compute, device=device)
-    pairs = read_pairs(prompts, config.switch_prompts)
-    schedules = _schedules(config, pairs)
-    texts = [prompt for pair in pairs for prompt in pair if prompt is not None] + [cue.prompt for plan in schedules for cue in plan.cues]
+    chains = read_chains(prompts, config.switch_prompts)
+    schedules = _schedules(config, chains)
+    texts = [prompt for chain in chains for prompt in chain] + [cue.prompt for plan in schedules for cue in plan.cues]
     embed, negative = _embeddings(config, texts, components, network, world, device)
 
     average = EMA(network, decay=config.ema_decay, warm_up=False) if config.ema_decay and config.lora_rank is None else None
@@ -118,7 +128,7 @@ def _distillation(run: TrainConfig, config: DistillationConfig, world: World, de
     random = {name: rank_generator(run.seed + n, world.rank) for n, name in enumerate(("noise", "timesteps"), 1)}
     stage = DistillationStage(
         config,
-        _tuner(run, config, network, vae, embed, pairs, random["noise"], world, device),
+        _tuner(run, config, network, vae, embed, chains, random["noise"], world, device),
         DMD(
             Denoiser(teacher),
             Denoiser(critic),
@@ -179,7 +189,7 @@ def _ode_init(run: TrainConfig, config: OdeConfig, world: World, device: torch.d
     compute = choose_dtype("auto", device)
     vae = store.load_vae(components, dtype=compute).to(device).requires_grad_(False)  # type: ignore[arg-type]
     teacher = load_network(teacher_from, dtype=compute, device=device)
-    prompts = [pair.prompt for pair in read_pairs(prompts_from)[: config.num_pairs]]
+    prompts = [chain[0] for chain in read_chains(prompts_from)[: config.num_pairs]]
     embed, negative = _embeddings(config, prompts, components, teacher, world, device)
     stride = settings_of(vae).scale_factor_spatial
     shape = (config.clip_frames, teacher.config.in_dim, config.height // stride, config.width // stride)
@@ -218,7 +228,7 @@ def _tuner(
     network: WanTransformer,
     vae: AutoencoderKLWan,
     embed: Embed,
-    pairs: list[PromptPair],
+    chains: list[Chain],
     generator: torch.Generator,
     world: World,
     device: torch.device,
@@ -238,7 +248,7 @@ def _tuner(
     )
     return StreamingTuner(
         rollout,
-        PromptSampler(pairs, batch=config.batch, seed=run.seed, rank=world.rank, size=world.size),
+        PromptSampler(chains, batch=config.batch, seed=run.seed, rank=world.rank, size=world.size),
         embed=embed,
         noise=noise,
         choices=SharedChoices(run.seed, world),
@@ -247,23 +257,30 @@ def _tuner(
         overlap=config.overlap,
         max_frames=config.max_frames,
         switch_at=config.switch_at,
+        num_switches=config.num_switches,
         transition=Transition(config.keep_sink, config.recache),
         anchor=partial(anchor_frame, vae, context=config.anchor_context),
     )
 
 
-def _schedules(config: DistillationConfig, pairs: list[PromptPair]) -> list[PromptSchedule]:
-    """What validation videos show: the scripts of a file, or the first prompts of the data, switching half-way if they can."""
+def _schedules(config: DistillationConfig, chains: list[Chain]) -> list[PromptSchedule]:
+    """What validation videos show: the scripts of a file, or the first prompts of the data, switching after equal parts if they can.
+
+    With an oracle that judges them, without a file: combinations of the miniature's world that are kept for validation.
+    """
     if config.validation_prompts is not None:
         scripts = read_scripts(config.validation_prompts)[: config.validation_videos]
         return [script.schedule(Timing(block=config.block)) for script in scripts]
-    middle = config.validation_frames // config.block // 2 * config.block
+    blocks = config.validation_frames // config.block
+    if config.oracle:
+        return miniature_schedules(
+            config.validation_videos, switch_at=config.block * (blocks // 2) if config.switch_at and blocks > 1 else None
+        )
     schedules = []
-    for pair in pairs[: config.validation_videos]:
-        if config.switch_at and pair.switch is not None and middle > 0:
-            schedules.append(PromptSchedule.at_latent_frames([pair.prompt, pair.switch], [middle]))
-        else:
-            schedules.append(PromptSchedule.single(pair.prompt))
+    for chain in chains[: config.validation_videos]:
+        prompts = chain[: min(config.num_switches + 1, blocks)] if config.switch_at and blocks > 1 else chain[:1]
+        starts = [config.block * (blocks * number // len(prompts)) for number in range(1, len(prompts))]
+        schedules.append(PromptSchedule.at_latent_frames(prompts, starts))
     return schedules
 
 
@@ -288,6 +305,7 @@ def _preview(
         transition=Transition(config.keep_sink, config.recache) if isinstance(config, DistillationConfig) else Transition(),
         context_t=config.context_timestep if isinstance(config, DistillationConfig) else 0.0,
         seed=run.seed,
+        batch=16 if config.oracle else 1,  # the miniature's videos are small
         measure=read_by_oracle if config.oracle else None,
         write=world.is_main,
     )

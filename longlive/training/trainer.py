@@ -26,6 +26,7 @@ from longlive.files import replacing, write_json
 from longlive.parallel.shards import located, write_shards
 from longlive.parallel.world import World, barrier, gather, get_world, mean_over_ranks
 from longlive.provenance import made_with, versions
+from longlive.training.best import BestExport
 from longlive.training.metrics import LossWatch, RunLog, Tracking
 
 Tuning = Literal["full", "lora"]
@@ -214,6 +215,15 @@ def _step(
     return metrics, ending
 
 
+def _validate(stage: Stage, run: Path, done: int, journal: RunLog, best: BestExport | None) -> None:
+    """Measure the stage after `done` steps, and keep its export if it is the best."""
+    if measured := stage.validate(run, done):
+        journal.write(done, measured)
+        log.info("step %d: %s", done, ", ".join(f"{key} {value:.4g}" for key, value in measured.items()))
+    if best is not None:
+        best.offer(done, measured, stage.export)
+
+
 def train(
     stage: Stage,
     *,
@@ -228,16 +238,18 @@ def train(
     base: str | None = None,
     loss_spike_factor: float | None = None,
     keep_checkpoints: int = 0,
+    keep_best: str | None = None,
     wandb: Tracking = "off",
     project: str = "longlive",
 ) -> None:
     """Run `stage` up to step `steps`, from the newest checkpoint in folder `run` if there is one, then export it to `run/export`.
 
     Several ranks must have joined (`parallel.world`). A loss is known only after its step was taken, so the last checkpoint is the good
-    state, not the networks in memory. For `tuning`, `base` and `keep_checkpoints` see `Checkpoints`, for `loss_spike_factor` `LossWatch`.
+    state, not the networks in memory. For `tuning`, `base` and `keep_checkpoints` see `Checkpoints`, for `loss_spike_factor` `LossWatch`,
+    for `keep_best`, the name of a validation metric, `BestExport`.
 
     Raises:
-        ValueError: when the checkpoint in `run` has another stage, tuning, base or number of ranks.
+        ValueError: when the checkpoint in `run` has another stage, tuning, base or number of ranks, or `keep_best` is not measured.
         FloatingPointError: on all ranks, when a loss is not finite or spikes; its batch is saved.
         Terminated: after SIGTERM, once the current step is finished; its message says which step is saved.
     """
@@ -249,21 +261,20 @@ def train(
         log.info("resuming %s at step %d of %d", name, start, steps)
     if world.is_main:
         write_json(run / "settings.json", {"stage": name, "tuning": tuning, "base": base, "settings": settings, **made_with(world.size)})
-    watch = LossWatch(loss_spike_factor)
+    watch, save_due = LossWatch(loss_spike_factor), False
+    best = None if keep_best is None else BestExport(run, keep_best, start=start, world=world)
     tracking = {"wandb": wandb, "project": project, "settings": settings}
     journal = RunLog(run, name=name, start=start, steps=steps, log_every=log_every, writes=world.is_main, **tracking)
+    for line in journal.past:
+        watch.remember(line)
     with journal, termination() as requested:
-        for line in journal.past:
-            watch.remember(line)
-        save_due = False
         for step in range(start, steps):
             began, done = time.perf_counter(), step + 1
             metrics, ending = _step(stage, step, watch, requested, checkpoints, world)
             watch.remember(journal.step(done, metrics, time.perf_counter() - began))
             # Before the checkpoint: a run that resumes from it then has all lines up to it, and none twice.
-            if (done % validate_every == 0 or done == steps) and (measured := stage.validate(run, done)):
-                journal.write(done, measured)
-                log.info("step %d: %s", done, ", ".join(f"{key} {value:.4g}" for key, value in measured.items()))
+            if done % validate_every == 0 or done == steps:
+                _validate(stage, run, done, journal, best)
             save_due = save_due or ending or done % save_every == 0 or done == steps
             if save_due and (stage.between_videos or world.size == 1):  # several ranks save only between videos
                 checkpoints.save(stage, done)

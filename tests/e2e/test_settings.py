@@ -94,6 +94,7 @@ TABLE = {
     "threads": (["threads=2"], {"threads": 2}),
     "text_encoder": (["text_encoder=on_demand"], {"text encoder": "on_demand"}),
     "attention": (["attention=sdpa"], {"attention": "sdpa"}),
+    "decoder": (["decoder=tiny"], {"decoder": "tiny"}),
     "quantize": (["quantize=int8-weights"], {"quantize": "int8-weights"}),
     "quantize_cache": (["quantize_cache=fp8"], {"quantize_cache": "fp8"}),
     "prompt": (["prompt=b c"], one(prompts=["b c"])),

@@ -2,6 +2,7 @@
 
 import io
 from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ from longlive.generation.transition import Transition
 from longlive.ops.rope import Rope
 from longlive.parallel.world import SharedChoices, World
 from longlive.training.clips import StreamingTuner, anchor_frame
-from longlive.training.prompts import PromptPair, PromptSampler
+from longlive.training.prompts import PromptSampler
 
 BLOCK, CLIP, OVERLAP = 3, 21, 3
 
@@ -64,7 +65,7 @@ class Numbered:
 
     def next(self):
         self.batches += 1
-        return [PromptPair(str(10 * self.batches), str(10 * self.batches + 5) if self.switch else None)] * 2
+        return [(str(10 * self.batches), *([str(10 * self.batches + 5)] if self.switch else []))] * 2
 
 
 def recorded(rollout=None, prompts=None, **settings):
@@ -158,6 +159,37 @@ def test_lengths_and_switches_are_chosen_for_each_video_and_every_switch_happens
     assert found == {(2, 21), (3, 21), (3, 39)}
 
 
+def test_several_switches_each_take_the_next_prompt_of_the_chain():
+    """Every choice of frames occurs; each switch recaches before the first block of its clip, under the prompt that is next."""
+    chains = SimpleNamespace(next=lambda: [("10", "11", "12", "13")] * 2)
+    tuner, found = recorded(prompts=chains, max_frames=(57, 93), switch_at=(21, 39, 57, 75), num_switches=3), set()
+    for _ in range(60):
+        tuner.rollout.log.clear()
+        said = {}
+        while not said or not tuner.between_videos:
+            clip = tuner.clip(grad=False)
+            said[clip.frames.start] = int(clip.prompts[0])
+            assert (clip.text == said[clip.frames.start]).all()
+        switches = [(frame, text) for frame, text, _ in asked(tuner.rollout, "switch")]
+        assert switches == [(frame, text) for (_, before), (frame, text) in pairwise(said.items()) if text != before]
+        assert [text for _, text in switches] == [11, 12, 13][: len(switches)]
+        found.add(tuple(frame for frame, _ in switches))
+    assert found == {(21, 39), (21, 39, 57), (21, 39, 75), (21, 57, 75), (39, 57, 75)}  # 57 frames have room for two only
+
+
+def test_one_switch_is_chosen_as_ever():
+    """The default draws as it did before there could be several: the same lengths, frames and exit steps."""
+    tuner, drawn = recorded(max_frames=(39, 48, 57), switch_at=(21, 39)), SharedChoices(0, World())
+    for _ in range(20):
+        length = drawn.pick((39, 48, 57))
+        switch = drawn.pick([frame for frame in (21, 39) if frame in range(21, length - 17, 18)])
+        tuner.rollout.log.clear()
+        while not asked(tuner.rollout, "block") or not tuner.between_videos:
+            passes = 1 + drawn.integer(4)
+            assert tuner.clip(grad=False) and asked(tuner.rollout, "block")[-1][2] == passes
+        assert [entry[0] for entry in asked(tuner.rollout, "switch")] == [switch]
+
+
 def test_the_anchor_is_given_the_frames_up_to_its_own_and_stands_first():
     weight, given = torch.ones((), requires_grad=True), []
 
@@ -204,6 +236,8 @@ def test_settings_that_do_not_fit_are_refused():
         ({"switch_at": (237,)}, "no clip starts at frame 237"),  # 3 frames are left there, too few
         ({"max_frames": (48,), "switch_at": (39,)}, "no clip starts at frame 39 in videos of 48 frames; prompts can switch at 21$"),
         ({"max_frames": (21,), "switch_at": (21,)}, "these videos are one clip long"),
+        ({"switch_at": (21, 39), "num_switches": 3}, "num_switches 3: choose 1 to 2"),
+        ({"num_switches": 0}, "num_switches 0: choose 1 to 1"),
     ):
         with pytest.raises(ValueError, match=message):
             recorded(**settings)
@@ -213,11 +247,13 @@ def test_settings_that_do_not_fit_are_refused():
         recorded(SimpleNamespace(cache=ring))
     with pytest.raises(ValueError, match="prompt '10' has no switch prompt"):
         recorded(prompts=Numbered(switch=False), switch_at=(21,)).clip(grad=False)
+    with pytest.raises(ValueError, match="prompt '10' is followed by 1 prompts, and its video switches 2 times"):
+        recorded(switch_at=(21, 39), num_switches=2).clip(grad=False)
 
 
 def real(model, noise, **settings):
-    """A tuner over a network: clips of 9 frames, videos of 21 or 27, a switch in each."""
-    pairs = [PromptPair(f"a{n}", f"b{n}") for n in range(5)]
+    """A tuner over a network: clips of 9 frames, videos of 21 or 27, a switch in each, or two."""
+    pairs = [(f"a{n}", f"b{n}", f"c{n}") for n in range(5)]
     words = {text: torch.randn(5, 8, generator=torch.Generator().manual_seed(n)) for n, text in enumerate(sum(pairs, ()))}
     draw = lambda frames: torch.randn(1, frames, 4, 4, 4, generator=noise)  # noqa: E731
     rollout = Rollout(
@@ -236,10 +272,11 @@ def real(model, noise, **settings):
     )
 
 
-@pytest.mark.parametrize("keep_sink", [False, True])
-def test_stopped_anywhere_a_video_goes_on_bit_for_bit(model, keep_sink):
+@pytest.mark.parametrize("keep_sink, num_switches", [(False, 1), (True, 1), (False, 2)])
+def test_stopped_anywhere_a_video_goes_on_bit_for_bit(model, keep_sink, num_switches):
     noise = torch.Generator().manual_seed(0)
-    tuner, files, made = real(model, noise, transition=Transition(keep_sink)), [], []
+    settings = {"transition": Transition(keep_sink), "num_switches": num_switches}
+    tuner, files, made = real(model, noise, **settings), [], []
     for _ in range(7):
         file = io.BytesIO()
         torch.save((tuner.state(), tuner.choices.state(), noise.get_state()), file)
@@ -251,7 +288,7 @@ def test_stopped_anywhere_a_video_goes_on_bit_for_bit(model, keep_sink):
         state, choices, drawn = torch.load(file)
         assert (state["video"] is None) == between  # nothing half-made is saved between videos
         noise = torch.Generator()
-        resumed = real(model, noise, transition=Transition(keep_sink))
+        resumed = real(model, noise, **settings)
         resumed.clip(grad=False)  # leaves traces, which must all be gone
         resumed.load(state)
         resumed.choices.load(choices)
@@ -294,7 +331,7 @@ def test_a_clip_never_waits_for_the_device(model, vae):
             FewStep([1000.0, 500.0], torch.empty_like),
             on_step=watch,
         )
-        prompts = PromptSampler([PromptPair("a", "b")], batch=1, seed=0)
+        prompts = PromptSampler([("a", "b")], batch=1, seed=0)
         return StreamingTuner(
             rollout,
             prompts,

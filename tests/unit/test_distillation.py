@@ -26,12 +26,12 @@ from longlive.training.distillation import DistillationStage
 from longlive.training.dmd import DMD, GeneratorLoss
 from longlive.training.ema import EMA
 from longlive.training.networks import TrainableNetwork, load_network, write_transformer
-from longlive.training.prompts import PromptPair, PromptSampler
+from longlive.training.prompts import PromptSampler
 from longlive.training.trainer import Checkpoints
 from longlive.training.validation import Preview
 from tests.processes import run_ranks
 
-PAIRS = [PromptPair(f"old {n}", f"new {n}") for n in range(6)]
+PAIRS = [(f"old {n}", f"new {n}") for n in range(6)]
 WORDS = {text: torch.randn(5, 8, generator=torch.Generator().manual_seed(n)) for n, text in enumerate(sum(PAIRS, ()))}
 
 

@@ -172,6 +172,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert evaluate_miniature.main(["--quick", "--parts", "prompts", "--set", "2", "--num-prompts", "2"]) == 0
     assert json.loads((folder / "results_2.json").read_text())["prompts"]["videos"] == 2
     assert json.loads((folder / "results.json").read_text()) == before
+    assert evaluate_miniature.main(["--quick", "--num-prompts", "101"]) == 2 and "choose 2 to 100" in capsys.readouterr().err
     assert evaluate_miniature.main(["--quick", "--model", "nowhere"]) == 2 and "nowhere holds no pipeline" in capsys.readouterr().err
 
 

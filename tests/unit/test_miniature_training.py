@@ -88,6 +88,7 @@ def test_the_oracles_shares_are_means_over_the_videos_of_a_value():
     reading = oracle.read(images)
     shares = reading.shares(captions)
     assert shares["shape/cross"] == pytest.approx(1 - 1 / len(crosses)) and shares["shape"] == pytest.approx(1 - 1 / len(captions))
+    assert shares["all"] == shares["shape"] < shares["background"] == 1  # the lost one has neither shape nor color nor motion
     assert shares["iou"] == pytest.approx(reading.iou.mean().item())
     counts = {shape: sum(caption.shape == shape for caption in captions) for shape in SHAPES}
     assert sum(shares[f"iou/{shape}"] * count for shape, count in counts.items() if count) / 20 == pytest.approx(shares["iou"])

@@ -1,23 +1,26 @@
 """Every pair comes once an epoch, on one rank; a resumed run sees what it would have seen; switch prompts change one thing."""
 
 import json
+from collections import Counter
 from dataclasses import asdict
+from itertools import pairwise
 
 import pytest
 import torch
 
 from longlive.evaluation.writer import Writer, tidy
+from longlive.files import file_digest
 from longlive.miniature.captions import canonical, parse
 from longlive.miniature.language import build_tokenizer
-from longlive.miniature.prompt_pairs import draw_pair, write_pairs
+from longlive.miniature.prompt_pairs import draw_pair, write_chains, write_pairs
 from longlive.miniature.prompt_pairs import main as prompt_pairs
 from longlive.miniature.world import Captioned, held_out, training_set
 from longlive.parallel.world import seed_of
-from longlive.training.prompts import PromptPair, PromptSampler, read_pairs
+from longlive.training.prompts import PromptSampler, read_chains
 from scripts import make_switch_prompts
 from scripts.make_switch_prompts import continuations
 
-PAIRS = [PromptPair(f"prompt {i}", f"switch {i}") for i in range(23)]
+PAIRS = [(f"prompt {i}", f"switch {i}") for i in range(23)]
 
 
 @pytest.fixture
@@ -30,15 +33,15 @@ def write(tmp_path):
 
 
 def test_every_format_says_the_same(write):
-    wanted = [PromptPair("a cat", "a cat sleeps"), PromptPair("  ein Fluß", "雨")]
+    wanted = [("a cat", "a cat sleeps"), ("  ein Fluß", "雨")]
     texts = write("a.txt", "\ufeffa cat  \n  ein Fluß\n"), write("b.txt", "a cat sleeps\r\n雨")
-    assert read_pairs(*texts) == wanted
-    assert read_pairs(write("c.jsonl", "\n".join(json.dumps(pair._asdict()) for pair in wanted) + "\n")) == wanted
-    assert read_pairs(write("d.jsonl", "\n".join(json.dumps({"prompts": pair}) for pair in wanted))) == wanted
-    alone = [PromptPair(pair.prompt) for pair in wanted]
-    assert read_pairs(texts[0]) == alone
-    assert read_pairs(write("e.jsonl", "\n".join(json.dumps(pair._asdict()) for pair in alone))) == alone
-    assert read_pairs(write("e.jsonl", "\n".join(json.dumps({"prompts": [pair.prompt]}) for pair in alone)), texts[1]) == wanted
+    assert read_chains(*texts) == wanted
+    assert read_chains(write("c.jsonl", "\n".join(json.dumps({"prompt": one, "switch": two}) for one, two in wanted) + "\n")) == wanted
+    assert read_chains(write("d.jsonl", "\n".join(json.dumps({"prompts": pair}) for pair in wanted))) == wanted
+    alone = [pair[:1] for pair in wanted]
+    assert read_chains(texts[0]) == alone
+    assert read_chains(write("e.jsonl", "\n".join(json.dumps({"prompt": one, "switch": None}) for (one,) in alone))) == alone
+    assert read_chains(write("e.jsonl", "\n".join(json.dumps({"prompts": one}) for one in alone)), texts[1]) == wanted
 
 
 @pytest.mark.parametrize(
@@ -50,27 +53,28 @@ def test_every_format_says_the_same(write):
         ("a.csv", "a", "are read from .txt"),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2: not JSON"),
         ("a.jsonl", '{"prompt": "a", "swich": "b"}', "line 1: .* expected, got"),
-        ("a.jsonl", '{"prompts": ["a", "b", "c"]}', "line 1: .* expected, got"),
+        ("a.jsonl", '{"prompts": []}', "line 1: .* expected, got"),
         ("a.jsonl", '{"prompts": "ab"}', "line 1: .* expected, got"),
         ("a.jsonl", '["a", "b"]', "line 1: .* expected, got"),
         ("a.jsonl", '{"prompts": ["a", " "]}', "line 1: prompt 2 of 2 is empty"),
         ("a.jsonl", '{"prompt": null}', "line 1: prompt 1 of 1 is empty or not text"),
-        ("a.jsonl", '{"prompts": ["a", "b"]}\n{"prompts": ["a"]}', "line 2 has no switch prompt"),
+        ("a.jsonl", '{"prompts": ["a", "b"]}\n{"prompts": ["a"]}', "line 2: prompts one after the other: 1; line 1: 2; give as many"),
+        ("a.jsonl", '{"prompts": ["a", "b"]}\n{"prompts": ["a", "b", "c"]}', "line 2: prompts one after the other: 3; line 1: 2"),
     ],
 )
 def test_what_cannot_be_read_is_named(write, name, text, complaint):
     with pytest.raises(ValueError, match=complaint):
-        read_pairs(write(name, text))
+        read_chains(write(name, text))
 
 
 def test_files_that_do_not_belong_together(write):
     one = write("one.txt", "a\n")
     with pytest.raises(ValueError, match=r"two.txt has 2 lines and .*one.txt has 1"):
-        read_pairs(write("two.txt", "a\nb\n"), one)
+        read_chains(write("two.txt", "a\nb\n"), one)
     with pytest.raises(ValueError, match="already has switch prompts"):
-        read_pairs(write("a.jsonl", '{"prompts": ["a", "b"]}'), one)
+        read_chains(write("a.jsonl", '{"prompts": ["a", "b"]}'), one)
     with pytest.raises(ValueError, match="does not exist"):
-        read_pairs(one, one.with_name("none.txt"))
+        read_chains(one, one.with_name("none.txt"))
 
 
 @pytest.mark.parametrize("size, batch", [(1, 1), (1, 5), (3, 2), (4, 3), (23, 1)])
@@ -150,17 +154,51 @@ def test_a_pair_stays_in_its_set_and_changes_one_attribute():
 
 def test_written_pairs_are_a_training_set(tmp_path):
     files = write_pairs(tmp_path / "a", num=60, seed=1, phrasings=3)
-    pairs = read_pairs(*files)
+    pairs = read_chains(*files)
     assert len(pairs) == 60
     for prompt, switch in pairs:
         before, after = parse(prompt), parse(switch)
         assert sum(before[name] != after[name] for name in before) == 1
     assert prompt_pairs(["--num", "60", "--seed", "1", "--phrasings", "3", "--output", str(tmp_path / "b")]) == 0
-    assert read_pairs(tmp_path / "b" / "prompts.txt", tmp_path / "b" / "switch_prompts.txt") == pairs
-    assert read_pairs(*write_pairs(tmp_path / "c", num=60, seed=2, phrasings=3)) != pairs
-    plain = read_pairs(*write_pairs(tmp_path / "d", num=20, seed=1, phrasings=1))
+    assert read_chains(tmp_path / "b" / "prompts.txt", tmp_path / "b" / "switch_prompts.txt") == pairs
+    assert read_chains(*write_pairs(tmp_path / "c", num=60, seed=2, phrasings=3)) != pairs
+    plain = read_chains(*write_pairs(tmp_path / "d", num=20, seed=1, phrasings=1))
     assert all(text == canonical(Captioned(**parse(text))) for pair in plain for text in pair)
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"prompts.txt", "switch_prompts.txt"}
+    assert file_digest(files.prompts)[:8] == "818c3626" and file_digest(files.switch)[:8] == "1655c602"  # as ever for these arguments
+
+
+def test_written_chains_change_one_attribute_at_a_time_as_often_as_weights_say(tmp_path):
+    weights = {"background": 6.0, "shape": 0.001}
+    path = write_chains(tmp_path / "a", num=300, switches=3, seed=1, phrasings=3, weights=weights)
+    chains, changed = read_chains(path), Counter()
+    assert len(chains) == 300 and all(len(chain) == 4 for chain in chains)
+    for chain in chains:
+        for before, after in pairwise(parse(prompt) for prompt in chain):
+            (attribute,) = (name for name in before if before[name] != after[name])
+            changed[attribute] += 1
+            assert Captioned(**after) not in held_out()
+    assert 0.65 < changed["background"] / 900 < 0.85 and changed["shape"] < 10 and 0.5 < changed["color"] / changed["motion"] < 2
+    words = ["--num", "300", "--switches", "3", "--seed", "1", "--phrasings", "3", "--weights", "background=6", "shape=0.001", "--output"]
+    assert prompt_pairs([*words, str(tmp_path / "b")]) == 0 and (tmp_path / "b" / "prompts.jsonl").read_bytes() == path.read_bytes()
+    assert read_chains(write_chains(tmp_path / "c", num=300, switches=3, seed=1, phrasings=3)) != chains
+    assert prompt_pairs([*words, str(tmp_path / "d"), "--held-out", "150"]) == 0
+    said = {prompt for chain in read_chains(tmp_path / "d" / "prompts.jsonl") for prompt in chain}
+    assert not {Captioned(**parse(prompt)) for prompt in said} & set(held_out(150))
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        ("--switches 0", "at least one of each"),
+        ("--weights size=2", "'size' is no attribute of this world; choose from shape, color, background, motion"),
+        ("--weights shape=0", "choose numbers above 0"),
+        ("--held-out 99", "prompts of the test would be trained on; choose 100 or more"),
+    ],
+)
+def test_chains_that_cannot_be_written(tmp_path, capsys, words, complaint):
+    assert prompt_pairs(["--num", "3", "--output", str(tmp_path), *words.split()]) == 2
+    assert complaint in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -215,7 +253,7 @@ def test_a_stopped_run_writes_what_it_would_have_written(tmp_path, write, writer
     assert run("whole.txt") == 0
     whole = (tmp_path / "whole.txt").read_text()
     lines = whole.splitlines()
-    assert len(lines) == len(set(lines)) == 5 and all(pair.switch for pair in read_pairs(prompts, tmp_path / "whole.txt"))
+    assert len(lines) == len(set(lines)) == 5 and all(len(chain) == 2 for chain in read_chains(prompts, tmp_path / "whole.txt"))
     assert not (tmp_path / "whole.txt.partial").exists()
 
     # Stopped in the middle of the second batch, within a line.

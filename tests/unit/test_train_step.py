@@ -31,7 +31,7 @@ SETTINGS = DistillationConfig(
     anchor_context=2,
 )
 TOKENS = 4  # a frame of 4 x 4 latents
-SMALL = ["window=6", "clip_frames=6", "max_frames=[15]", "switch_at=[6]"]
+SMALL = ["window=6", "clip_frames=6", "max_frames=[15]", "switch_at=[6]", "num_switches=1"]
 CONFIGS = train_step.CONFIGS
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -103,6 +104,69 @@ def test_started_again_when_it_is_done_it_only_exports(tmp_path):
     before = metrics(tmp_path)
     assert walk(tmp_path, events={number: crash for number in range(10)}).exported
     assert metrics(tmp_path) == before
+
+
+class Kept(Walk):
+    """Exports its weight."""
+
+    def export(self, folder):
+        folder.mkdir(parents=True)
+        torch.save(self.weight, folder / "weight.pt")
+
+
+def keep(run, *, events=(), **settings):
+    stage = Kept()
+    stage.events = dict(events)
+    train(
+        stage,
+        **{"run": run, "name": "walk", "steps": 10, "settings": {}, **EVERY, "validate_every": 2, "keep_best": "walk/near", **settings},
+    )
+    return stage
+
+
+def best(run):
+    return json.loads((run / "best" / "best.json").read_text()), torch.load(run / "best" / "weight.pt")
+
+
+def test_the_best_export_is_kept_and_survives_a_crash(tmp_path, monkeypatch):
+    near = {2: 0.1, 4: 0.7, 6: 0.3, 8: 0.9, 10: 0.9}
+    monkeypatch.setattr(Kept, "validate", lambda self, folder, number: {"walk/near": near[number]})
+    keep(tmp_path / "whole")
+    assert best(tmp_path / "whole")[0] == {"metric": "walk/near", "step": 8, "value": 0.9}
+    stopped = keep(tmp_path / "stopped", steps=8)
+    assert torch.equal(best(tmp_path / "whole")[1], stopped.weight)
+    for step in range(10):
+        run = tmp_path / str(step)
+        with pytest.raises(MemoryError):
+            keep(run, events={step: crash})
+        keep(run)
+        assert best(run)[0] == best(tmp_path / "whole")[0] and torch.equal(best(run)[1], stopped.weight), step
+        assert {path.name for path in run.iterdir()} == {"best", "export", "checkpoint.pt", "metrics.jsonl", "settings.json"}
+
+
+def test_the_best_is_compared_with_what_was_saved_and_only_with_that(tmp_path, monkeypatch):
+    near = {2: 0.5, 3: 0.1, 4: 0.4}
+    monkeypatch.setattr(Kept, "validate", lambda self, folder, number: {"walk/near": near[number], "walk/far": 1 - near[number]})
+    keep(tmp_path, steps=3)
+    (tmp_path / "best").rename(tmp_path / ".best.partial")  # as if killed before the last line
+    (tmp_path / "export" / "weight.pt").unlink()
+    (tmp_path / "export").rmdir()
+    keep(tmp_path, steps=4)
+    assert best(tmp_path)[0]["step"] == 2
+    (tmp_path / "checkpoint.pt").unlink()  # from the beginning: what a later step had reached is not counted
+    near[2] = 0.2
+    shutil.rmtree(tmp_path / "export")
+    keep(tmp_path, steps=2, keep_best="walk/far")
+    assert best(tmp_path)[0] == {"metric": "walk/far", "step": 2, "value": 0.8}
+
+
+def test_a_best_by_what_is_not_measured_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"keep_best walk/near is not measured at validation; choose from walk/length"):
+        keep(tmp_path / "a")
+    monkeypatch.setattr(Kept, "validate", lambda self, folder, number: {})
+    with pytest.raises(ValueError, match="this stage measures nothing; leave keep_best out"):
+        keep(tmp_path / "b")
+    assert not (tmp_path / "a" / "best").exists()
 
 
 def test_sigterm_ends_with_a_saved_state(tmp_path):

@@ -19,7 +19,6 @@ from longlive.parallel.world import SharedChoices, World
 from longlive.training.clips import StreamingTuner
 from longlive.training.dmd import DMD
 from longlive.training.networks import TrainableNetwork
-from longlive.training.prompts import PromptPair
 
 STEPS = [1000.0, 937.5, 625.0]
 BLOCK, TOKENS, SINK, RECENT = 3, 4, 3, 6  # two blocks and the sink: the window rolls on at frame 9
@@ -51,7 +50,7 @@ def make_tuner(network, *, clip_frames=12, switch_at=(), keep_sink=False, steps=
     rollout.stops = []
     return StreamingTuner(
         rollout,
-        SimpleNamespace(next=lambda: [PromptPair("old", "new")]),
+        SimpleNamespace(next=lambda: [("old", "new")]),
         embed=lambda texts: torch.stack([TEXTS[text] for text in texts]),
         noise=draw,
         choices=SharedChoices(7, World()),
