@@ -28,6 +28,7 @@ from longlive.checkpoints import configs, store
 from longlive.generation.caches import activation_bytes, cache_bytes, ring_cache, weight_bytes
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import Cues, PromptQueue, PromptSchedule
+from longlive.generation.decoders import check_fits, find_tiny_vae, load_tiny_vae
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.dimensions import Timing, check_size
 from longlive.generation.noise import Generators
@@ -39,7 +40,8 @@ from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Recache, Transition
 from longlive.models.lora import merge_lora
 from longlive.models.text import TextEncoder, TextEncoderMode, check_mode
-from longlive.models.vae import StreamDecoder, decode_video, decoder_width, settings_of
+from longlive.models.tiny_vae import TinyDecoder, TinyVAE
+from longlive.models.vae import StreamDecoder, decoder_width, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.ops.flow_matching import warp_steps
 from longlive.types import Decoder, Latents, TextKV
@@ -149,6 +151,8 @@ class LongLivePipeline(DiffusionPipeline):
         )
         self._text_mode: TextEncoderMode = "resident"
         self._conditioner: Conditioner | None = None
+        self._folder: Path | None = None  # where it was loaded from
+        self._tiny: TinyVAE | None = None  # decodes instead of the VAE
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, attention: str = "auto", **kwargs: Any) -> LongLivePipeline:  # type: ignore[override]
@@ -171,6 +175,7 @@ class LongLivePipeline(DiffusionPipeline):
         if not isinstance(pipe, LongLivePipeline):
             raise ValueError(f"{folder} holds a {type(pipe).__name__}; for a Wan pipeline use LongLivePipeline.from_original")
         pipe.transformer.use_attention(attention)
+        pipe._folder = folder
         return pipe
 
     @classmethod
@@ -209,7 +214,9 @@ class LongLivePipeline(DiffusionPipeline):
         transformer.eval().requires_grad_(False)
         transformer.use_attention(attention)
         text_encoder, tokenizer = store.load_text_encoder(wan_dir, dtype=torch_dtype)
-        return cls(transformer, store.load_vae(wan_dir, dtype=torch_dtype), text_encoder, tokenizer, **settings)
+        pipe = cls(transformer, store.load_vae(wan_dir, dtype=torch_dtype), text_encoder, tokenizer, **settings)
+        pipe._folder = Path(wan_dir)
+        return pipe
 
     @property
     def info(self) -> PipelineInfo:
@@ -243,12 +250,12 @@ class LongLivePipeline(DiffusionPipeline):
 
     def decoder(self) -> Decoder:
         """A new decoder of one video's latents, block by block."""
-        return StreamDecoder(self.vae)
+        return StreamDecoder(self.vae) if self._tiny is None else TinyDecoder(self._tiny)
 
     @property
     def counted_parts(self) -> list[torch.nn.Module]:
         """The networks whose weights `memory_needed` counts."""
-        return [self.transformer, self.vae, *([] if self._text_mode == "cpu" else [self.text_encoder])]
+        return [self.transformer, self.vae, *filter(None, [self._tiny]), *([] if self._text_mode == "cpu" else [self.text_encoder])]
 
     def memory_needed(self, num_latent_frames: int, height: int | None = None, width: int | None = None, batch: int = 1) -> int:
         """Estimated bytes on the device at most: weights (the text encoder's unless it stays on the CPU), key-value cache, activations of
@@ -326,7 +333,9 @@ class LongLivePipeline(DiffusionPipeline):
             videos.append(torch.cat([part.latents for part in made], dim=1))
         frames: Any = torch.cat(videos)
         if output_type != "latent":
-            frames = self._postprocess(decode_video(self.vae, frames, frames_per_call=self.config.block), output_type)
+            decoder = self.decoder()
+            images = torch.cat([decoder.decode(part) for part in frames.split(self.config.block, dim=1)], dim=2)
+            frames = self._postprocess(images, output_type)
         return LongLiveOutput(frames=frames) if return_dict else (frames,)
 
     def session(
@@ -488,6 +497,29 @@ class LongLivePipeline(DiffusionPipeline):
         self.transformer = merge_lora(self.transformer, store.load_lora(path), alpha=alpha)
         self._conditioner = None
 
+    def accelerate(self, *, decoder: str | Path | None = None) -> None:
+        """Change how fast the pipeline runs. What is left out stays as it is, so that several calls add up.
+
+        Args:
+            decoder: "full" is the VAE's own; "tiny" the tiny decoder in the model's folder, or a path of one (see `load_tiny_vae`), which
+                is faster and less exact.
+
+        Raises:
+            ValueError, FileNotFoundError: for a decoder that is not there or does not fit the VAE's latents.
+        """
+        if decoder == "full":
+            self._tiny = None
+        elif decoder is not None:
+            tiny = load_tiny_vae(find_tiny_vae(self._folder) if decoder == "tiny" else decoder, dtype=self.vae.dtype)
+            config = settings_of(self.vae)
+            check_fits(
+                tiny,
+                latent_channels=config.z_dim,
+                spatial_stride=config.scale_factor_spatial,
+                images_per_latent=config.scale_factor_temporal,
+            )
+            self._tiny = tiny.to(self._device)
+
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str = "cuda") -> None:  # type: ignore[override]
         """Keep the text encoder, by far the largest part, on the CPU and move it to the device only while a prompt is read.
 
@@ -515,6 +547,8 @@ class LongLivePipeline(DiffusionPipeline):
         finally:
             self.text_encoder = kept
         self._conditioner = None
+        if self._tiny is not None:
+            self._tiny.to(*args, **kwargs)
         return self
 
     @property

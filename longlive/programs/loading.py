@@ -74,6 +74,7 @@ def load_pipeline(config: InferenceConfig, dtype: torch.dtype) -> LongLivePipeli
         if config.lora is not None:
             pipe.load_lora_weights(config.lora)
     pipe.place_text_encoder(config.text_encoder)
+    pipe.accelerate(decoder=config.decoder)
     return pipe
 
 
@@ -121,6 +122,7 @@ def picture_settings(config: InferenceConfig, pipe: LongLivePipeline, device: to
         "height": height,
         "width": width,
         "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
+        "decoder": config.decoder,
         "scale": pixel_scale(config, height, width),
         "crf": config.crf,
     }
