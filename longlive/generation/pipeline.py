@@ -46,7 +46,7 @@ from longlive.models.vae import StreamDecoder, decoder_width, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.ops.eight_bits import Format, check_device, dtype_of
 from longlive.ops.flow_matching import warp_steps
-from longlive.types import Decoder, Latents, TextKV
+from longlive.types import Decoder, Images, Latents, TextKV
 
 BUNDLED = {"miniature": Path(__file__).parents[1] / "miniature" / "weights"}
 EVERYTHING = -1  # the released configurations' word for "no window"
@@ -337,9 +337,7 @@ class LongLivePipeline(DiffusionPipeline):
             videos.append(torch.cat([part.latents for part in made], dim=1))
         frames: Any = torch.cat(videos)
         if output_type != "latent":
-            decoder = self.decoder()
-            images = torch.cat([decoder.decode(part) for part in frames.split(self.config.block, dim=1)], dim=2)
-            frames = self._postprocess(images, output_type)
+            frames = self._postprocess(self._decode(frames), output_type)
         return LongLiveOutput(frames=frames) if return_dict else (frames,)
 
     def session(
@@ -620,6 +618,10 @@ class LongLivePipeline(DiffusionPipeline):
 
     def _on_step(self, callback: Callback) -> OnStep:
         return lambda number, t, x0: (callback(self, number, t, {"latents": x0}) or {}).get("latents")
+
+    def _decode(self, latents: Latents) -> Images:
+        decoder = self.decoder()
+        return torch.cat([decoder.decode(part) for part in latents.split(self.config.block, dim=1)], dim=2)
 
     def _postprocess(self, images: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image]]:
         return VideoProcessor(vae_scale_factor=self._spatial_stride).postprocess_video(images.float(), output_type=output_type)
