@@ -22,9 +22,10 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
-from longlive.cache.ring import RingCache
-from longlive.cache.window import Window
+from longlive.cache.window import KVCache, Window
 from longlive.checkpoints import configs, store
+from longlive.engine.apply import Recipe, apply
+from longlive.engine.linears import LinearKind
 from longlive.generation.caches import activation_bytes, cache_bytes, ring_cache, weight_bytes
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import Cues, PromptQueue, PromptSchedule
@@ -43,8 +44,9 @@ from longlive.models.text import TextEncoder, TextEncoderMode, check_mode
 from longlive.models.tiny_vae import TinyDecoder, TinyVAE
 from longlive.models.vae import StreamDecoder, decoder_width, settings_of
 from longlive.models.wan import WanTransformer
+from longlive.ops.eight_bits import Format, check_device, dtype_of
 from longlive.ops.flow_matching import warp_steps
-from longlive.types import Decoder, Latents, TextKV
+from longlive.types import Decoder, Images, Latents, TextKV
 
 BUNDLED = {"miniature": Path(__file__).parents[1] / "miniature" / "weights"}
 EVERYTHING = -1  # the released configurations' word for "no window"
@@ -150,6 +152,7 @@ class LongLivePipeline(DiffusionPipeline):
             fps=fps,
         )
         self._text_mode: TextEncoderMode = "resident"
+        self._cache_format: Format | None = None
         self._conditioner: Conditioner | None = None
         self._folder: Path | None = None  # where it was loaded from
         self._tiny: TinyVAE | None = None  # decodes instead of the VAE
@@ -265,15 +268,16 @@ class LongLivePipeline(DiffusionPipeline):
         size = height // self._spatial_stride, width // self._spatial_stride
         visible = num_latent_frames if self.config.window == EVERYTHING else self.config.window
         cache = self._cache_bytes(*size, visible=visible, batch=batch)
+        frames = visible if self._cache_format is not None else 0
         return (
             weight_bytes(*self.counted_parts)
             + cache
-            + activation_bytes(self.transformer, self.vae, *size, block=self.config.block, batch=batch)
+            + activation_bytes(self.transformer, self.vae, *size, block=self.config.block, batch=batch, quantised_frames=frames)
         )
 
     def _cache_bytes(self, height: int, width: int, *, visible: int, batch: int) -> int:
         copies = self.config.sink if self.config.relative_rope else 0
-        return cache_bytes(self.transformer, height, width, visible=visible, sink_copies=copies, batch=batch)
+        return cache_bytes(self.transformer, height, width, visible=visible, sink_copies=copies, batch=batch, quantize=self._cache_format)
 
     @torch.no_grad()
     def __call__(
@@ -333,9 +337,7 @@ class LongLivePipeline(DiffusionPipeline):
             videos.append(torch.cat([part.latents for part in made], dim=1))
         frames: Any = torch.cat(videos)
         if output_type != "latent":
-            decoder = self.decoder()
-            images = torch.cat([decoder.decode(part) for part in frames.split(self.config.block, dim=1)], dim=2)
-            frames = self._postprocess(images, output_type)
+            frames = self._postprocess(self._decode(frames), output_type)
         return LongLiveOutput(frames=frames) if return_dict else (frames,)
 
     def session(
@@ -497,16 +499,30 @@ class LongLivePipeline(DiffusionPipeline):
         self.transformer = merge_lora(self.transformer, store.load_lora(path), alpha=alpha)
         self._conditioner = None
 
-    def accelerate(self, *, decoder: str | Path | None = None) -> None:
-        """Change how fast the pipeline runs. What is left out stays as it is, so that several calls add up.
+    def accelerate(
+        self, *, quantize: LinearKind | None = None, quantize_cache: Format | None = None, decoder: str | Path | None = None
+    ) -> None:
+        """Change how fast the pipeline runs and what it needs. What is left out stays as it is, so that several calls add up.
 
         Args:
+            quantize: put the linear layers of the transformer's blocks into 8 bits, for good: "int8" (activations and weights),
+                "int8-weights" or "fp8". Merge a LoRA before. The pipeline can then not be saved.
+            quantize_cache: hold the keys and values of videos that begin from now on in "int8" or "fp8".
             decoder: "full" is the VAE's own; "tiny" the tiny decoder in the model's folder, or a path of one (see `load_tiny_vae`), which
                 is faster and less exact.
 
         Raises:
-            ValueError, FileNotFoundError: for a decoder that is not there or does not fit the VAE's latents.
+            ValueError, FileNotFoundError: for an unknown value, a transformer that is quantised already, a device without the
+                instructions, a decoder that is not there or does not fit the VAE's latents.
         """
+        if quantize_cache is not None:
+            dtype_of(quantize_cache)
+        if quantize is not None:
+            check_device(quantize, self._device)
+        apply(self.transformer, Recipe(quantize=quantize))
+        if quantize is not None:
+            self._conditioner = None  # what it keeps of prompts was computed with the weights as they were
+        self._cache_format = quantize_cache or self._cache_format
         if decoder == "full":
             self._tiny = None
         elif decoder is not None:
@@ -578,7 +594,7 @@ class LongLivePipeline(DiffusionPipeline):
         check_size(*size, self._spatial_stride * self.transformer.config.patch_size[1])
         return size
 
-    def _cache(self, num_latent_frames: int | None, height: int, width: int, batch: int) -> RingCache:
+    def _cache(self, num_latent_frames: int | None, height: int, width: int, batch: int) -> KVCache:
         if self.config.window == EVERYTHING:
             if num_latent_frames is None:
                 raise ValueError("an endless video needs a window; with window -1 give seconds or num_latent_frames")
@@ -586,7 +602,8 @@ class LongLivePipeline(DiffusionPipeline):
         else:
             window = Window.of(self.config.window, self.config.sink)
         size = height // self._spatial_stride, width // self._spatial_stride
-        return ring_cache(self.transformer, *size, window=window, batch=batch, relative=self.config.relative_rope)
+        relative = self.config.relative_rope
+        return ring_cache(self.transformer, *size, window=window, batch=batch, relative=relative, quantize=self._cache_format)
 
     def _denoiser(self, batch: int) -> Denoiser:
         if self.config.guidance_scale == 1:
@@ -601,6 +618,10 @@ class LongLivePipeline(DiffusionPipeline):
 
     def _on_step(self, callback: Callback) -> OnStep:
         return lambda number, t, x0: (callback(self, number, t, {"latents": x0}) or {}).get("latents")
+
+    def _decode(self, latents: Latents) -> Images:
+        decoder = self.decoder()
+        return torch.cat([decoder.decode(part) for part in latents.split(self.config.block, dim=1)], dim=2)
 
     def _postprocess(self, images: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image]]:
         return VideoProcessor(vae_scale_factor=self._spatial_stride).postprocess_video(images.float(), output_type=output_type)
