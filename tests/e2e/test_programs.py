@@ -56,7 +56,7 @@ class StandIn:
     def memory_needed(self, num_latent_frames, height, width, batch=1):
         return 1000 * height * width
 
-    def session(self, prompts, *, num_latent_frames, height, width, seed):
+    def session(self, prompts, *, num_latent_frames, height, width, seed, ahead):
         timeline = Timeline(seed, {**self.info._asdict(), "height": height, "width": width, "context_timestep": 0.0})
         return StandInSession(timeline, self.blocks(prompts, num_latent_frames, height, width, timeline))
 
