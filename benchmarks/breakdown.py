@@ -29,6 +29,7 @@ from step_parts import _tensors
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from longlive.cache import memory
 from longlive.cache.window import Window
 from longlive.generation.caches import ring_cache
 from longlive.generation.denoiser import Denoiser
@@ -36,7 +37,7 @@ from longlive.generation.rollout import Rollout
 from longlive.generation.solver import FewStep
 from longlive.models.wan import TransformerBlock, WanTransformer
 from longlive.models.zoo import ZOO, arguments
-from longlive.ops import attention
+from longlive.ops import attention, rope
 from longlive.ops.flow_matching import warp_steps
 from longlive.types import TextKV
 
@@ -64,11 +65,10 @@ class Totals(NamedTuple):
 
 
 class Count(TorchDispatchMode):
-    """Counts the operations of its thread, by name, while it is active and not `paused`."""
+    """Counts the operations of its thread, by name, while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.paused = 0
         self.calls: Counter[str] = Counter()
         self.kernels: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
@@ -76,8 +76,7 @@ class Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not self.paused:
-            self._count(func, args, kwargs or {}, out)
+        self._count(func, args, kwargs or {}, out)
         return out
 
     def _count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -117,22 +116,15 @@ class Count(TorchDispatchMode):
 
 
 @contextmanager
-def one_kernel_norms(count: Count | None) -> Iterator[None]:
+def one_kernel_norms(count: Count) -> Iterator[None]:
     """RMS norm as one operation that reads its input and writes its output: on the meta device it is several."""
 
     def forward(norm: nn.RMSNorm, x: Tensor) -> Tensor:
-        if count is None:
-            return plain(norm, x)
-        count.paused += 1
         out = torch.empty_like(x)
-        count.paused -= 1
-        if not count.paused:
-            count.calls["rms_norm"] += 1
-            count.kernels["rms_norm"] += 1
-            count.bytes["rms_norm"] += 2 * memory_bytes(x) + memory_bytes(norm.weight)
+        for counter, number in ((count.calls, 1), (count.kernels, 1), (count.bytes, 2 * memory_bytes(x) + memory_bytes(norm.weight))):
+            counter["rms_norm"] += number
         return out
 
-    plain = nn.RMSNorm.forward
     with mock.patch.object(nn.RMSNorm, "forward", forward):
         yield
 
@@ -175,22 +167,27 @@ def scene(
     return Scene(rollout, text, (1, block, network.config.in_dim, height, width))
 
 
+def _queued(x: Tensor, device: torch.device) -> Tensor:
+    """`to_device` as on a GPU, where the host does not wait."""
+    return x.to(device, non_blocking=True)
+
+
 @torch.no_grad()
 def counted(sizes: dict[str, Any], *, layers_apart: bool = False, **settings: Any) -> Count:
     """Operations of a block on the meta device. `layers_apart`: without what happens inside the layers' forward passes."""
     made = scene(sizes, device=torch.device("meta"), dtype=torch.bfloat16, **settings)
-    with mock.patch.object(attention, "choose", lambda *_: _flash), Count() as count, one_kernel_norms(count):
+    with (
+        mock.patch.object(attention, "choose", lambda *_: _flash),
+        mock.patch.object(rope, "to_device", _queued),
+        mock.patch.object(memory, "to_device", _queued),
+        Count() as count,
+        one_kernel_norms(count),
+    ):
         if not layers_apart:
             made.block()
             return count
 
-        def skipped(layer: TransformerBlock, x: Tensor, *inputs: Any) -> Tensor:
-            count.paused += 1
-            out = torch.empty_like(x)
-            count.paused -= 1
-            return out
-
-        with mock.patch.object(TransformerBlock, "forward", skipped):
+        with mock.patch.object(TransformerBlock, "forward", lambda layer, x, *_: torch.empty_like(x)):  # allocates only
             made.block()
     return count
 

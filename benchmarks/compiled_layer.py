@@ -12,8 +12,8 @@ from unittest import mock
 
 import torch
 from step_count import on_a_line
-from torch._inductor import metrics
 from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.graph import GraphLowering
 from torch._inductor.utils import run_and_get_code
 
 from longlive.cache.window import Window
@@ -21,7 +21,7 @@ from longlive.generation.caches import ring_cache
 from longlive.models.wan import WanTransformer
 from longlive.ops.attention import BACKENDS
 
-EXTERN = re.compile(r"^(?!.*= torch\.ops).*(?:extern_kernels\.\w+\(|torch\.ops\.\w+\.\w+[.\w]*\()", re.MULTILINE)
+EXTERN = re.compile(r"extern_kernels\.\w+\(|torch\.ops\.[\w.]+\(")
 """A call of a kernel that Inductor did not write: a matrix product, or attention."""
 
 
@@ -37,8 +37,19 @@ class CompiledLayer(NamedTuple):
         return self.fused + self.extern
 
 
-def _no_kernel(*_: Any) -> None:
-    """Stands for a kernel that is not built."""
+def _bytes_of(graph: GraphLowering, *, ring: int, written: int) -> int:
+    """Bytes that the kernels of a graph read and write, each tensor once a kernel.
+
+    A kernel of Inductor's that writes the span into the ring counts there as one that reads and writes the whole ring, of `ring` bytes;
+    it writes `written` of them.
+    """
+    total = 0
+    for node in graph.scheduler.nodes:
+        for writes in (False, True):
+            for size in node.get_read_write_buffer_accesses(include_reads=not writes, include_writes=writes).values():
+                of_ring = size == ring and not node.is_extern()
+                total += (written if writes else 0) if of_ring else size
+    return total
 
 
 @torch.no_grad()
@@ -55,20 +66,27 @@ def _compiled(sizes: dict[str, Any], *, block: int, window: Window, rows: int) -
     tokens, heads = block * rows, (1, config.text_len, config.num_heads, config.dim // config.num_heads)
     x = torch.zeros(1, tokens, config.dim, dtype=torch.bfloat16)
     text = torch.zeros(heads, dtype=torch.bfloat16), torch.zeros(heads, dtype=torch.bfloat16)
-    built: list[str] = []
+    ring, written = 2 * window.visible * rows * config.dim, 2 * tokens * config.dim
+    calls: list[None] = []  # one for each time that a kernel of Inductor's is called
+    found: list[int] = []
 
-    def build(_: AsyncCompile, *arguments: Any, **__: Any) -> Any:
-        built.append(arguments[-1])
-        return _no_kernel
+    def built(graph: GraphLowering) -> Any:
+        module = compile_to_module(graph)  # now its kernels are known
+        found.append(_bytes_of(graph, ring=ring, written=written))
+        return module
 
+    compile_to_module = GraphLowering.compile_to_module
     torch.compiler.reset()
-    metrics.reset()
     layer = torch.compile(type(network.blocks[0]).forward, fullgraph=True, dynamic=False)
     inputs = (network.blocks[0], x, torch.zeros(1, 1, 6, config.dim), *text, view.rotation, view.at(0), BACKENDS["sdpa"])
-    with mock.patch.object(AsyncCompile, "cpp_pybinding", build), torch._inductor.config.patch(fx_graph_cache=False):
+    with (
+        mock.patch.object(AsyncCompile, "cpp_pybinding", lambda *_, **__: lambda *_: calls.append(None)),
+        mock.patch.object(GraphLowering, "compile_to_module", built),
+        torch._inductor.config.patch(fx_graph_cache=False),
+    ):
         _, codes = run_and_get_code(layer, *inputs)
     extern = sum(len(EXTERN.findall(code)) for code in codes)
-    return CompiledLayer(len(built), extern, float(metrics.num_bytes_accessed)), tokens
+    return CompiledLayer(len(calls), extern, float(sum(found))), tokens
 
 
 def compiled_layer(sizes: dict[str, Any], *, block: int, window: Window, tokens: int) -> CompiledLayer:

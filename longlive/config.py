@@ -29,6 +29,8 @@ class InferenceConfig:
     attention: str = "auto"  # fa3, fa2, cudnn, sdpa; auto: the fastest available; in 8 bits: fa3-fp8, sage
     quantize: Literal["int8", "int8-weights", "fp8"] | None = None  # linear layers in 8 bits, see docs/quantization.md
     quantize_cache: Literal["int8", "fp8"] | None = None  # keys and values of past frames in 8 bits
+    decode_latent_frames: int | None = None  # decoded in one call; fewer than a block: the same images with less memory
+    low_memory: bool = False  # choose text_encoder, decode_latent_frames, quantize, quantize_cache and decoder for the memory that is free
 
     # the video
     prompt: str | None = None
@@ -78,6 +80,13 @@ class InferenceConfig:
             raise ValueError("checkpoint is given without wan_dir, the folder of the text encoder and VAE that go with it")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads {self.threads}: at least one")
+        if self.decode_latent_frames is not None and self.decode_latent_frames < 1:
+            raise ValueError(f"decode_latent_frames {self.decode_latent_frames}: at least one latent frame is decoded in a call")
+        if self.low_memory:
+            usual = {field.name: field.default for field in dataclasses.fields(self)}
+            for name in ("text_encoder", "decode_latent_frames", "quantize", "quantize_cache", "decoder"):
+                if getattr(self, name) != usual[name]:
+                    raise ValueError(f"{name} is given, which low_memory chooses; leave one of them out")
         if self.num_samples < 1:
             raise ValueError(f"num_samples {self.num_samples}: at least one video per prompt")
         if not 0 <= self.seed < 2**63:

@@ -20,7 +20,7 @@ import torch
 from longlive.engine.low_precision import cpu_has_bfloat16
 from longlive.ops import attention
 from longlive.parallel.world import free_memory
-from longlive.programs.memory import RESERVED, MemorySettings, Model, Parts, choose, count, ladder
+from longlive.programs.memory import RESERVED, Model, Parts, choose, count, ladder
 from longlive.provenance import commit, processor, version
 
 CARDS = (24, 16, 12, 8, 6)  # GiB
@@ -49,7 +49,7 @@ def warnings_for(machine: Machine) -> list[str]:
     found = []
     if machine.cuda and machine.cudnn is not None and machine.cudnn < 91500:
         found.append(
-            f"cuDNN {cudnn_name(machine.cudnn)} runs the decoder's three-dimensional convolutions in bfloat16 up to three times slower than "
+            f"cuDNN {cudnn_name(machine.cudnn)} runs the decoder's Conv3d in bfloat16 up to three times slower than "
             "9.15 does: pip install -U nvidia-cudnn-cu12"
         )
     if machine.cuda and machine.torch == (2, 9):

@@ -114,6 +114,7 @@ def prepare(config: InferenceConfig, suite: str, prompts: PromptList, output: Pa
     video.check_writable(output)
     device = choose_device(config.device, world)
     pipe = loading.load_pipeline(config, choose_dtype(config.dtype, device))
+    config = loading.fit_into_memory(config, pipe, device)
     wanted = prepared_from(config, suite, prompts, pipe)
     check_lengths(wanted)
     _claim_together(output, wanted, config, world)

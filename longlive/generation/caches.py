@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -11,8 +11,9 @@ from longlive.cache.history import HistoryCache
 from longlive.cache.quantised import QuantisedRing
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
-from longlive.engine.linears import is_quantised
+from longlive.engine.blocks import blocks_of
 from longlive.engine.sharding import compute_dtype
+from longlive.models.tiny_vae import TinyVAE
 from longlive.models.vae import decoder_width, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.ops.eight_bits import Format
@@ -82,21 +83,58 @@ def cache_bytes(
     return (2 * visible + sink_copies) * config.num_layers * batch * tokens * config.dim * network.dtype.itemsize
 
 
-def activation_bytes(
-    network: WanTransformer, vae: AutoencoderKLWan, height: int, width: int, *, block: int, batch: int, quantised_frames: int = 0
+def transformer_activation_bytes(
+    network: WanTransformer, height: int, width: int, *, block: int, batch: int = 1, quantised: bool = False, quantised_frames: int = 0
 ) -> int:
-    """Estimated bytes at work on one block of `height` x `width` latents.
+    """Estimated bytes at work in a pass over one block of `height` x `width` latents.
 
-    `quantised_frames`: frames in an 8-bit cache, whose keys and values are read back into floating point a layer at a time.
+    `quantised`: linear layers in 8 bits; `quantised_frames`: frames in an 8-bit cache, whose keys and values are read back into floating
+    point a layer at a time.
     """
     config = network.config
     tokens = network.rope(height, width).tokens_per_frame
     activations = batch * block * tokens * (12 * config.dim * 4 + 2 * config.ffn_dim * network.dtype.itemsize)  # residuals in float32
-    if is_quantised(network):
+    if quantised:
         activations += batch * block * tokens * config.ffn_dim * 12  # activations in float32 and 8 bits, products in int32
-    activations += batch * quantised_frames * tokens * config.dim * 2 * (4 + network.dtype.itemsize)
-    settings = settings_of(vae)
-    patch = settings.patch_size or 1
-    pixels = batch * settings.scale_factor_temporal * block * height * width * settings.scale_factor_spatial**2
-    decoder = pixels // patch**2 * 6 * decoder_width(vae) * vae.dtype.itemsize
-    return max(activations, decoder)
+    return activations + batch * quantised_frames * tokens * config.dim * 2 * (4 + network.dtype.itemsize)
+
+
+class _DecoderShape(NamedTuple):
+    """Of the widest level: bytes of one channel of an image, and channels at work and remembered for each of the level's own.
+
+    Counted on the meta device (`tests/unit/test_memory.py`): in Wan's decoder eight tensors are alive when most are.
+    """
+
+    channel: int
+    width: int
+    working: float
+    remembered: float
+    images_per_latent: int
+
+
+def _decoder_shape(network: AutoencoderKLWan | TinyVAE, height: int, width: int) -> _DecoderShape:
+    config = settings_of(network)  # type: ignore[arg-type]  # of both the same kind
+    patch = config.patch_size or 1
+    channel = height * width // patch**2 * network.dtype.itemsize
+    if isinstance(network, TinyVAE):
+        return _DecoderShape(channel, config.widths[-1], 2.35, 1.35, network.images_per_latent)
+    return _DecoderShape(channel, decoder_width(network), 8.1, 25, config.scale_factor_temporal)
+
+
+def decoder_activation_bytes(network: AutoencoderKLWan | TinyVAE, height: int, width: int, *, latent_frames: int, batch: int = 1) -> int:
+    """Estimated bytes at work while so many latent frames of `height` x `width` pixels are decoded in one call."""
+    shape = _decoder_shape(network, height, width)
+    return round(batch * latent_frames * shape.images_per_latent * shape.channel * shape.width * shape.working)
+
+
+def decoder_memory_bytes(network: AutoencoderKLWan | TinyVAE, height: int, width: int, *, batch: int = 1) -> int:
+    """Estimated bytes that a decoder keeps of the frames before, for a video of `height` x `width` pixels."""
+    shape = _decoder_shape(network, height, width)
+    return round(batch * shape.channel * shape.width * shape.remembered)
+
+
+def quantised_weight_bytes(network: WanTransformer) -> int:
+    """Bytes of the network's weights once the linear layers of its blocks are in 8 bits, with a scale per row and a bias in float32."""
+    linears = [layer for block in blocks_of(network) for layer in block.modules() if isinstance(layer, torch.nn.Linear)]
+    before = weight_bytes(*linears)
+    return weight_bytes(network) - before + sum(layer.weight.numel() + 4 * 2 * layer.out_features for layer in linears)

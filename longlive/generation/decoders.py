@@ -9,8 +9,24 @@ import torch
 
 from longlive.checkpoints import store
 from longlive.models.tiny_vae import TinyVAE
+from longlive.types import Decoder, Images, Latents
 
 TINY_FILES = ("tiny_vae", "taew2_1.safetensors", "taew2_1.pth")  # in the folder of a model, in the order in which they are looked for
+
+
+class PartwiseDecoder:
+    """A decoder that is given a few latent frames at a time: the same images, with less memory at work."""
+
+    def __init__(self, decoder: Decoder, latent_frames: int) -> None:
+        self.decoder, self.latent_frames = decoder, latent_frames
+
+    def decode(self, latents: Latents) -> Images:
+        """See `Decoder`."""
+        return torch.cat([self.decoder.decode(part) for part in latents.split(self.latent_frames, dim=1)], dim=2)
+
+    def reset(self) -> None:
+        """Start a new video."""
+        self.decoder.reset()
 
 
 def load_tiny_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> TinyVAE:
@@ -34,6 +50,11 @@ def load_tiny_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> Tiny
         vae = TinyVAE(**config)
     store.fill(vae, state, what=f"the tiny decoder in {path}", dtype=dtype)
     return vae.eval().requires_grad_(False)
+
+
+def has_tiny_vae(folder: Path | None) -> bool:
+    """Whether there is a tiny decoder in the folder of a model."""
+    return folder is not None and any((folder / name).exists() for name in TINY_FILES)
 
 
 def find_tiny_vae(folder: Path | None) -> Path:

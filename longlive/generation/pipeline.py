@@ -25,11 +25,18 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from longlive.cache.window import KVCache, Window
 from longlive.checkpoints import configs, store
 from longlive.engine.apply import Recipe, apply
-from longlive.engine.linears import LinearKind
-from longlive.generation.caches import activation_bytes, cache_bytes, ring_cache, weight_bytes
+from longlive.engine.linears import LinearKind, is_quantised
+from longlive.generation.caches import (
+    cache_bytes,
+    decoder_activation_bytes,
+    decoder_memory_bytes,
+    ring_cache,
+    transformer_activation_bytes,
+    weight_bytes,
+)
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import Cues, PromptQueue, PromptSchedule
-from longlive.generation.decoders import check_fits, find_tiny_vae, load_tiny_vae
+from longlive.generation.decoders import PartwiseDecoder, check_fits, find_tiny_vae, has_tiny_vae, load_tiny_vae
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.dimensions import Timing, check_size
 from longlive.generation.noise import Generators
@@ -42,7 +49,7 @@ from longlive.generation.transition import Recache, Transition
 from longlive.models.lora import merge_lora
 from longlive.models.text import TextEncoder, TextEncoderMode, check_mode
 from longlive.models.tiny_vae import TinyDecoder, TinyVAE
-from longlive.models.vae import StreamDecoder, decoder_width, settings_of
+from longlive.models.vae import StreamDecoder, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.ops.eight_bits import Format, check_device, dtype_of
 from longlive.ops.flow_matching import warp_steps
@@ -156,6 +163,7 @@ class LongLivePipeline(DiffusionPipeline):
         self._conditioner: Conditioner | None = None
         self._folder: Path | None = None  # where it was loaded from
         self._tiny: TinyVAE | None = None  # decodes instead of the VAE
+        self._decode_latent_frames: int | None = None  # at most in one call; None: a block
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, attention: str = "auto", **kwargs: Any) -> LongLivePipeline:  # type: ignore[override]
@@ -253,7 +261,16 @@ class LongLivePipeline(DiffusionPipeline):
 
     def decoder(self) -> Decoder:
         """A new decoder of one video's latents, block by block."""
-        return StreamDecoder(self.vae) if self._tiny is None else TinyDecoder(self._tiny)
+        decoder = StreamDecoder(self.vae) if self._tiny is None else TinyDecoder(self._tiny)
+        return decoder if self._decode_latent_frames is None else PartwiseDecoder(decoder, self._decode_latent_frames)
+
+    def load_tiny_vae(self) -> TinyVAE | None:
+        """The tiny decoder in the model's folder; None when there is none."""
+        return load_tiny_vae(find_tiny_vae(self._folder), dtype=self.vae.dtype) if has_tiny_vae(self._folder) else None
+
+    @property
+    def _decoding_network(self) -> AutoencoderKLWan | TinyVAE:
+        return self.vae if self._tiny is None else self._tiny
 
     @property
     def counted_parts(self) -> list[torch.nn.Module]:
@@ -272,7 +289,18 @@ class LongLivePipeline(DiffusionPipeline):
         return (
             weight_bytes(*self.counted_parts)
             + cache
-            + activation_bytes(self.transformer, self.vae, *size, block=self.config.block, batch=batch, quantised_frames=frames)
+            + transformer_activation_bytes(
+                self.transformer,
+                *size,
+                block=self.config.block,
+                batch=batch,
+                quantised=is_quantised(self.transformer),
+                quantised_frames=frames,
+            )
+            + decoder_memory_bytes(self._decoding_network, height, width, batch=batch)
+            + decoder_activation_bytes(
+                self._decoding_network, height, width, latent_frames=self._decode_latent_frames or self.config.block, batch=batch
+            )
         )
 
     def _cache_bytes(self, height: int, width: int, *, visible: int, batch: int) -> int:
@@ -483,8 +511,7 @@ class LongLivePipeline(DiffusionPipeline):
         if self.config.window == EVERYTHING:
             raise ValueError("sessions without an end need a window; window -1 is for videos of known length")
         cache = self._cache_bytes(height // self._spatial_stride, width // self._spatial_stride, visible=self.config.window, batch=1)
-        decoder = 2 * decoder_width(self.vae) * 8 * height * width * self.vae.dtype.itemsize  # two frames before every convolution
-        return cache + decoder
+        return cache + decoder_memory_bytes(self._decoding_network, height, width)
 
     def transient_bytes(self) -> int:
         """Bytes that are needed on the device now and then, beyond what it holds: those of a text encoder that is moved there on demand."""
@@ -500,7 +527,12 @@ class LongLivePipeline(DiffusionPipeline):
         self._conditioner = None
 
     def accelerate(
-        self, *, quantize: LinearKind | None = None, quantize_cache: Format | None = None, decoder: str | Path | None = None
+        self,
+        *,
+        quantize: LinearKind | None = None,
+        quantize_cache: Format | None = None,
+        decoder: str | Path | None = None,
+        decode_latent_frames: int | None = None,
     ) -> None:
         """Change how fast the pipeline runs and what it needs. What is left out stays as it is, so that several calls add up.
 
@@ -510,6 +542,7 @@ class LongLivePipeline(DiffusionPipeline):
             quantize_cache: hold the keys and values of videos that begin from now on in "int8" or "fp8".
             decoder: "full" is the VAE's own; "tiny" the tiny decoder in the model's folder, or a path of one (see `load_tiny_vae`), which
                 is faster and less exact.
+            decode_latent_frames: latent frames that are decoded in one call; fewer than a block need less memory and give the same images.
 
         Raises:
             ValueError, FileNotFoundError: for an unknown value, a transformer that is quantised already, a device without the
@@ -523,6 +556,10 @@ class LongLivePipeline(DiffusionPipeline):
         if quantize is not None:
             self._conditioner = None  # what it keeps of prompts was computed with the weights as they were
         self._cache_format = quantize_cache or self._cache_format
+        if decode_latent_frames is not None:
+            if decode_latent_frames < 1:
+                raise ValueError(f"decode_latent_frames {decode_latent_frames}: at least one latent frame is decoded in a call")
+            self._decode_latent_frames = decode_latent_frames
         if decoder == "full":
             self._tiny = None
         elif decoder is not None:

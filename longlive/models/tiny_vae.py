@@ -103,7 +103,7 @@ class TinyVAE(ModelMixin, ConfigMixin):
         x, new, before = latents.to(self.dtype), [], iter(memory)
         for layer in self.decoder:
             if isinstance(layer, MemoryBlock):
-                new.append(x[:, -1:])
+                new.append(x[:, -1:].clone())  # a view would keep all frames
                 x = layer(x, next(before))
                 continue
             flat = x.flatten(0, 1)

@@ -74,5 +74,6 @@ def rotate(x: Float[Tensor, "*B N A D"], rotation: Rotation) -> Float[Tensor, "*
     cos, sin = rotation.cos[:, None, :], rotation.sin[:, None, :]
     if not torch.compiler.is_compiling():  # a compiler fuses the real numbers, and knows no complex ones
         return torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
-    even, odd = pairs.unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+    # (even, odd) cos + (odd, even) (-sin, sin), without a stack, which a compiler would write to memory
+    signs = 2 * torch.arange(2, device=x.device) - 1
+    return (pairs * cos[..., None] + pairs.flip(-1) * (signs * sin[..., None])).flatten(-2).to(x.dtype)

@@ -185,6 +185,7 @@ def run(config: InferenceConfig, *, interactive: bool = False, terminal: int = 0
     video.check_writable(config.output)
     device = choose_device(config.device, world)
     pipe = loading.load_pipeline(config, choose_dtype(config.dtype, device))
+    config = loading.fit_into_memory(config, pipe, device)
     if is_miniature(pipe.tokenizer) and world.is_main:
         for text in dict.fromkeys(found for script in scripts for prompt in script.prompts if (found := hint(prompt)) is not None):
             log.warning(text)

@@ -25,6 +25,7 @@ from longlive.generation.dimensions import check_size
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.ops.eight_bits import check_device
 from longlive.parallel.world import choose_dtype, free_memory
+from longlive.programs import memory
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,12 @@ def load_pipeline(config: InferenceConfig, dtype: torch.dtype) -> LongLivePipeli
         if config.lora is not None:
             pipe.load_lora_weights(config.lora)
     pipe.place_text_encoder(config.text_encoder)
-    pipe.accelerate(quantize=config.quantize, quantize_cache=config.quantize_cache, decoder=config.decoder)
+    pipe.accelerate(
+        quantize=config.quantize,
+        quantize_cache=config.quantize_cache,
+        decoder=config.decoder,
+        decode_latent_frames=config.decode_latent_frames,
+    )
     return pipe
 
 
@@ -94,6 +100,29 @@ def move_to_device(config: InferenceConfig, pipe: LongLivePipeline, device: torc
     elif device.type == "cpu" and sum(weight.numel() for part in pipe.counted_parts for weight in part.parameters()) < SMALL_MODEL:
         torch.set_num_threads(1)
     pipe.to(device)
+
+
+def fit_into_memory(config: InferenceConfig, pipe: LongLivePipeline, device: torch.device) -> InferenceConfig:
+    """With `low_memory`, apply the settings with which a video fits into what is free on `device`, as much like the defaults as possible.
+
+    Returns the settings with those that were chosen. Call it after `load_pipeline`.
+
+    Raises:
+        ValueError: when none of them fits, or the model has no window, so that what it needs depends on the video.
+    """
+    if not config.low_memory:
+        return config
+    if pipe.info.window < 0:
+        raise ValueError("low_memory is for a model with a window; give window, or choose the settings yourself")
+    on_gpu, (height, width) = device.type != "cpu", video_size(config, pipe)
+    available = free_memory(device) + (-memory.RESERVED if on_gpu else weight_bytes(*pipe.counted_parts))
+    model = memory.Model.of(pipe, pipe.load_tiny_vae(), visible=pipe.info.window)
+    settings, parts = memory.choose(model, available, height=height, width=width, on_gpu=on_gpu)
+    log.info("low_memory: %s; %.2f of %.2f GiB", settings.words(), parts.total / 2**30, available / 2**30)
+    pipe.place_text_encoder(settings.text_encoder)
+    chosen = dataclasses.asdict(settings)
+    pipe.accelerate(**{name: value for name, value in chosen.items() if name != "text_encoder"})
+    return dataclasses.replace(config, low_memory=False, **chosen)
 
 
 def video_length(config: InferenceConfig, pipe: LongLivePipeline) -> int | None:

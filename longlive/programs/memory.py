@@ -54,21 +54,18 @@ class MemorySettings:
 
 
 def ladder(*, tiny: bool) -> Iterator[MemorySettings]:
-    """From the defaults to the least memory: first what leaves the images as they are, then what changes them least.
+    """Settings that need less and less memory, by how little they change: first what leaves the images as they are, then 8 bits with
+    the VAE's own decoder, then the tiny decoder without and with 8 bits.
 
     `tiny`: whether there is a tiny decoder.
     """
-    settings = MemorySettings()
-    yield settings
-    for change in (
-        {"text_encoder": "cpu"},
-        {"decode_latent_frames": 1},
-        {"quantize": "int8-weights"},
-        {"quantize_cache": "int8"},
-        *([{"decoder": "tiny"}] if tiny else []),
-    ):
-        settings = dataclasses.replace(settings, **change)
-        yield settings
+    yield MemorySettings()
+    yield MemorySettings(text_encoder="cpu")
+    for decoder in ("full", "tiny") if tiny else ("full",):
+        exact = MemorySettings(text_encoder="cpu", decode_latent_frames=1, decoder=decoder)
+        yield exact
+        yield dataclasses.replace(exact, quantize="int8-weights")
+        yield dataclasses.replace(exact, quantize="int8-weights", quantize_cache="int8")
 
 
 class Parts(NamedTuple):

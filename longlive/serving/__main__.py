@@ -49,6 +49,7 @@ def load_scheduler(config: ServeConfig, metrics: Metrics) -> SessionScheduler:
     """Load the model and find out how many sessions fit into memory. Raises ValueError when none does."""
     device = choose_device(config.video.device, get_world())
     pipe = loading.load_pipeline(config.video, choose_dtype(config.video.dtype, device))
+    config = dataclasses.replace(config, video=loading.fit_into_memory(config.video, pipe, device))
     height, width = loading.video_size(config.video, pipe)
     loading.move_to_device(config.video, pipe, device)
     per_session, free = pipe.session_bytes(height, width), free_memory(device) - pipe.transient_bytes()

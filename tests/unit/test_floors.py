@@ -11,7 +11,7 @@ FLOORS = (
     {"engine"},
     {"generation", "miniature"},
     {"programs"},
-    {"training", "serving", "evaluation"},
+    {"training", "serving", "evaluation", "doctor"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(path for path in (ROOT / "longlive").rglob("*.py") if path != ROOT / "longlive" / "__init__.py")
