@@ -26,7 +26,9 @@ class InferenceConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on cuda, float32 on cpu
     threads: int | None = None  # CPU threads; None: one for a small model, else torch's default
     text_encoder: Literal["resident", "on_demand", "cpu"] = "resident"  # on_demand: on the GPU only while it encodes; cpu: never
-    attention: str = "auto"  # fa3, fa2, cudnn or sdpa; auto: the first of them that is available here, see ops/attention.py
+    attention: str = "auto"  # fa3, fa2, cudnn, sdpa; auto: the fastest available; in 8 bits: fa3-fp8, sage
+    quantize: Literal["int8", "int8-weights", "fp8"] | None = None  # linear layers in 8 bits, see docs/quantization.md
+    quantize_cache: Literal["int8", "fp8"] | None = None  # keys and values of past frames in 8 bits
 
     # the video
     prompt: str | None = None

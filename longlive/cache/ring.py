@@ -63,8 +63,8 @@ class RingCache:
         sink, recent = self._extent.visible(span)
         if self.relative:
             self._shift_sink(self._extent.oldest_recent(span))
-        slots = {self._slot(frame) for frame in (*sink, *recent)}
-        length, own = len(slots) * self._tokens, self._indices([self._slot(frame) for frame in span])
+        slots = {self._extent.slot(frame) for frame in (*sink, *recent)}
+        length, own = len(slots) * self._tokens, self._indices([self._extent.slot(frame) for frame in span])
         keys, values = self.keys, self.values
         if slots == set(range(len(slots))):  # always so, except after `clear` or during a block-by-block recache
             memory = lambda layer: RingMemory(keys[layer][:, :length], values[layer][:, :length], own)  # noqa: E731
@@ -87,11 +87,6 @@ class RingCache:
 
     def clear(self) -> None:
         self._extent.clear()
-
-    def _slot(self, frame: int) -> int:
-        if frame in self._extent.sink:
-            return frame - self._extent.sink.start
-        return self.window.sink + (frame - self.window.sink) % self.window.recent
 
     def _indices(self, slots: Sequence[int]) -> TokenIndices:
         return token_indices(slots, self._tokens, self.keys.device)

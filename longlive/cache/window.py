@@ -123,6 +123,12 @@ class Extent:
             )
         return range(self.sink.start, min(self.sink.stop, span.stop)), range(oldest, span.stop)
 
+    def slot(self, frame: int) -> int:
+        """Where a cache of `window.visible` slots holds a frame: the sink in the first slots, then the recent frames in turn."""
+        if frame in self.sink:
+            return frame - self.sink.start
+        return self.window.sink + (frame - self.window.sink) % self.window.recent
+
     def oldest_recent(self, span: range) -> int:
         """The oldest frame after the sink that `span` may see."""
         return max(self._oldest, span.stop - self.window.recent)

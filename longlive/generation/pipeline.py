@@ -22,9 +22,10 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
-from longlive.cache.ring import RingCache
-from longlive.cache.window import Window
+from longlive.cache.window import KVCache, Window
 from longlive.checkpoints import configs, store
+from longlive.engine.apply import Recipe, apply
+from longlive.engine.linears import LinearKind
 from longlive.generation.caches import activation_bytes, cache_bytes, ring_cache, weight_bytes
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import Cues, PromptQueue, PromptSchedule
@@ -41,6 +42,7 @@ from longlive.models.lora import merge_lora
 from longlive.models.text import TextEncoder, TextEncoderMode, check_mode
 from longlive.models.vae import StreamDecoder, decode_video, decoder_width, settings_of
 from longlive.models.wan import WanTransformer
+from longlive.ops.eight_bits import Format, check_device, dtype_of
 from longlive.ops.flow_matching import warp_steps
 from longlive.types import Decoder, Latents, TextKV
 
@@ -148,6 +150,7 @@ class LongLivePipeline(DiffusionPipeline):
             fps=fps,
         )
         self._text_mode: TextEncoderMode = "resident"
+        self._cache_format: Format | None = None
         self._conditioner: Conditioner | None = None
 
     @classmethod
@@ -258,15 +261,16 @@ class LongLivePipeline(DiffusionPipeline):
         size = height // self._spatial_stride, width // self._spatial_stride
         visible = num_latent_frames if self.config.window == EVERYTHING else self.config.window
         cache = self._cache_bytes(*size, visible=visible, batch=batch)
+        frames = visible if self._cache_format is not None else 0
         return (
             weight_bytes(*self.counted_parts)
             + cache
-            + activation_bytes(self.transformer, self.vae, *size, block=self.config.block, batch=batch)
+            + activation_bytes(self.transformer, self.vae, *size, block=self.config.block, batch=batch, quantised_frames=frames)
         )
 
     def _cache_bytes(self, height: int, width: int, *, visible: int, batch: int) -> int:
         copies = self.config.sink if self.config.relative_rope else 0
-        return cache_bytes(self.transformer, height, width, visible=visible, sink_copies=copies, batch=batch)
+        return cache_bytes(self.transformer, height, width, visible=visible, sink_copies=copies, batch=batch, quantize=self._cache_format)
 
     @torch.no_grad()
     def __call__(
@@ -488,6 +492,26 @@ class LongLivePipeline(DiffusionPipeline):
         self.transformer = merge_lora(self.transformer, store.load_lora(path), alpha=alpha)
         self._conditioner = None
 
+    def accelerate(self, *, quantize: LinearKind | None = None, quantize_cache: Format | None = None) -> None:
+        """Change how the transformer runs. What is left out stays as it is, so that several calls add up.
+
+        Args:
+            quantize: put the linear layers of its blocks into 8 bits, for good: "int8" (activations and weights), "int8-weights" or
+                "fp8". Merge a LoRA before. The pipeline can then not be saved.
+            quantize_cache: hold the keys and values of videos that begin from now on in "int8" or "fp8".
+
+        Raises:
+            ValueError: for an unknown value, a transformer that is quantised already, or a device that has no such instructions.
+        """
+        if quantize_cache is not None:
+            dtype_of(quantize_cache)
+        if quantize is not None:
+            check_device(quantize, self._device)
+        apply(self.transformer, Recipe(quantize=quantize))
+        if quantize is not None:
+            self._conditioner = None  # what it keeps of prompts was computed with the weights as they were
+        self._cache_format = quantize_cache or self._cache_format
+
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str = "cuda") -> None:  # type: ignore[override]
         """Keep the text encoder, by far the largest part, on the CPU and move it to the device only while a prompt is read.
 
@@ -544,7 +568,7 @@ class LongLivePipeline(DiffusionPipeline):
         check_size(*size, self._spatial_stride * self.transformer.config.patch_size[1])
         return size
 
-    def _cache(self, num_latent_frames: int | None, height: int, width: int, batch: int) -> RingCache:
+    def _cache(self, num_latent_frames: int | None, height: int, width: int, batch: int) -> KVCache:
         if self.config.window == EVERYTHING:
             if num_latent_frames is None:
                 raise ValueError("an endless video needs a window; with window -1 give seconds or num_latent_frames")
@@ -552,7 +576,8 @@ class LongLivePipeline(DiffusionPipeline):
         else:
             window = Window.of(self.config.window, self.config.sink)
         size = height // self._spatial_stride, width // self._spatial_stride
-        return ring_cache(self.transformer, *size, window=window, batch=batch, relative=self.config.relative_rope)
+        relative = self.config.relative_rope
+        return ring_cache(self.transformer, *size, window=window, batch=batch, relative=relative, quantize=self._cache_format)
 
     def _denoiser(self, batch: int) -> Denoiser:
         if self.config.guidance_scale == 1:

@@ -14,8 +14,11 @@ NAME = "default"  # peft's name of the adapter; released files leave it out
 
 
 def adapted_linears(model: WanTransformer) -> list[str]:
-    """Names of the layers LongLive adapts: every linear layer inside every transformer block."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith("blocks.")]
+    """Names of the layers LongLive adapts: every linear layer inside every transformer block. Raises ValueError when there is none."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith("blocks.")]
+    if not names:
+        raise ValueError("the blocks of this network hold no floating-point linear layer: add or merge adapters before it is quantised")
+    return names
 
 
 def add_lora(model: WanTransformer, *, rank: int, alpha: float | None = None) -> PeftModel:

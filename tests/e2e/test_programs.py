@@ -50,6 +50,9 @@ class StandIn:
     def place_text_encoder(self, mode):
         assert mode == "resident"
 
+    def accelerate(self, *, quantize, quantize_cache):
+        assert quantize is quantize_cache is None
+
     def memory_needed(self, num_latent_frames, height, width, batch=1):
         return 1000 * height * width
 

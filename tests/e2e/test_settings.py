@@ -43,6 +43,9 @@ class Watched(StandIn):
     def to(self, device):
         self.facts["on"] = str(device)
 
+    def accelerate(self, **settings):
+        self.facts |= settings
+
     def place_text_encoder(self, mode):
         self.facts["text encoder"] = mode
 
@@ -91,6 +94,8 @@ TABLE = {
     "threads": (["threads=2"], {"threads": 2}),
     "text_encoder": (["text_encoder=on_demand"], {"text encoder": "on_demand"}),
     "attention": (["attention=sdpa"], {"attention": "sdpa"}),
+    "quantize": (["quantize=int8-weights"], {"quantize": "int8-weights"}),
+    "quantize_cache": (["quantize_cache=fp8"], {"quantize_cache": "fp8"}),
     "prompt": (["prompt=b c"], one(prompts=["b c"])),
     "prompts": (["prompts=a.txt"], {"videos": one(prompts=["one"])["videos"] + one(prompts=["two"], seed=10_000)["videos"]}),
     "seconds": (["seconds=1"], one(length=6)),

@@ -65,6 +65,11 @@ def test_an_ampere_gpu_is_enough_for(machine, name):
         ("cudnn", CUDA, HALF, 7, [], True, r"compute capability 8\.0 or more"),
         ("cudnn", CUDA, HALF, 9, [], False, r"it needs cuDNN"),
         ("fa2", CUDA, HALF, 7, ["flash_attn"], True, r"compute capability 8\.0 or more"),
+        ("fa3-fp8", CUDA, HALF, 10, ["flash_attn_interface"], True, "for Hopper"),
+        ("fa3-fp8", CUDA, HALF, 9, ["flash_attn"], True, "module 'flash_attn_interface' is not installed"),
+        ("sage", CPU, HALF, 9, ["sageattention"], True, "it needs a CUDA device, this is cpu"),
+        ("sage", CUDA, HALF, 7, ["sageattention"], True, r"SageAttention needs compute capability 8\.0 or more"),
+        ("sage", CUDA, HALF, 9, [], True, "module 'sageattention' is not installed"),
     ],
 )
 def test_why_a_backend_cannot_run(machine, name, device, dtype, major, modules, cudnn, reason):
@@ -74,7 +79,7 @@ def test_why_a_backend_cannot_run(machine, name, device, dtype, major, modules, 
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="'flash' is unknown; choose auto, sdpa, cudnn, fa2, fa3"):
+    with pytest.raises(ValueError, match="'flash' is unknown; choose auto, sdpa, cudnn, fa2, fa3, fa3-fp8, sage"):
         attention.choose("flash", CPU, torch.float32)
 
 
@@ -122,6 +127,44 @@ def test_flash_attention_is_given_heads_as_they_are(monkeypatch, name, module, p
 
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(flash_attn_func=flash_attn_func))
     assert attention.BACKENDS[name](q, k, v, None) is attention.BACKENDS[name](q, k, v) is out
+
+
+def test_8_bits_are_used_only_when_they_are_asked_for(machine):
+    machine(9, "flash_attn_interface", "sageattention")
+    assert attention.choose("auto", CUDA, HALF) is attention.BACKENDS["fa3"]
+    for name in ("fa3-fp8", "sage"):
+        assert attention.choose(name, CUDA, HALF) is attention.BACKENDS[name]
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_flash_attention_in_8_bits_is_given_values_and_a_scale_per_head(monkeypatch, pair):
+    """A large mean of all keys makes no difference."""
+
+    def flash_attn_func(q, k, v, *, q_descale, k_descale, v_descale):
+        parts = []
+        for values, scales in ((q, q_descale), (k, k_descale), (v, v_descale)):
+            assert values.dtype == torch.float8_e4m3fn and scales.shape == (2, 3) and scales.dtype == torch.float32
+            parts.append(values.float() * scales[:, None, :, None])
+        out = by_hand(parts[0], parts[1], parts[2], torch.ones(4, 6, dtype=torch.bool)).bfloat16()
+        return (out, None) if pair else out
+
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", SimpleNamespace(flash_attn_func=flash_attn_func))
+    q, k, v = heads()
+    scaled = [part * torch.tensor([0.1, 1.0, 10.0])[:, None] for part in (q, v)]  # each head has a size of its own
+    found = attention.BACKENDS["fa3-fp8"](scaled[0] / 10, k + 5, scaled[1])
+    expected = by_hand(scaled[0] / 10, k, scaled[1], torch.ones(4, 6, dtype=torch.bool))
+    assert found.dtype == q.dtype
+    error, size = (part.square().mean((0, 1, 3)).sqrt() for part in (found - expected, expected))
+    assert (error < size / 16).all()  # the coarsest rounding of e4m3
+
+
+def test_sage_attention_is_told_the_order_of_the_dimensions(monkeypatch):
+    q, k, v = heads()
+    given = []
+    sageattn = lambda *arguments, **settings: given.append((arguments, settings)) or q  # noqa: E731
+    monkeypatch.setitem(sys.modules, "sageattention", SimpleNamespace(sageattn=sageattn))
+    assert attention.BACKENDS["sage"](q, k, v) is q
+    assert given[0][1] == {"tensor_layout": "NHD"} and all(a is b for a, b in zip(given[0][0], (q, k, v), strict=True))
 
 
 def test_cudnn_is_asked_for_and_no_other(monkeypatch):

@@ -236,6 +236,42 @@ def test_a_text_encoder_that_is_on_the_device_moves_back(tiny, mode, monkeypatch
     assert sent[pipe.text_encoder] == ("meta" if mode == "resident" else "cpu")
 
 
+@pytest.mark.parametrize("kind", ["int8", "int8-weights", "fp8"])
+def test_in_8_bits_a_video_is_similar_and_needs_less_memory(tiny, kind):
+    plain, pipe = LongLivePipeline.from_pretrained(tiny), LongLivePipeline.from_pretrained(tiny)
+    expected, needed, session = latents(pipe, num_latent_frames=9), pipe.memory_needed(9), pipe.session_bytes()
+    saved = weight_bytes(pipe.transformer)
+    pipe.accelerate(quantize=kind)
+    saved -= weight_bytes(pipe.transformer)
+    assert saved > 0 and pipe.memory_needed(9) == needed - saved and pipe.session_bytes() == session
+    found = latents(pipe, num_latent_frames=9)  # the text, which the pipeline had kept, is read by the new layers
+    assert 0 < (found - expected).norm() < 0.2 * expected.norm()
+    assert torch.equal(latents(plain, num_latent_frames=9), expected)
+    pipe.accelerate(quantize_cache="int8")
+    assert pipe.session_bytes() < session
+    both = latents(pipe, num_latent_frames=9)
+    assert not torch.equal(both, found) and (both - expected).norm() < 0.2 * expected.norm()
+    pipe.accelerate()  # nothing
+    assert torch.equal(latents(pipe, num_latent_frames=9), both)
+
+
+def test_in_8_bits_a_pipeline_is_not_saved_adapted_or_accelerated_again(tiny, tmp_path):
+    pipe = LongLivePipeline.from_pretrained(tiny)
+    lora = lora_state(add_lora(copy.deepcopy(pipe.transformer), rank=2))
+    for wrong in ({"quantize": "int4"}, {"quantize_cache": "int4"}, {"quantize": "int8", "quantize_cache": "int4"}):
+        with pytest.raises(ValueError, match="'int4' is unknown"):
+            pipe.accelerate(**wrong)
+    pipe.save_pretrained(tmp_path / "before")  # nothing was changed
+    pipe.accelerate(quantize="int8")
+    with pytest.raises(ValueError, match="save it before it is quantised"):
+        pipe.save_pretrained(tmp_path / "after")
+    torch.save(lora, tmp_path / "lora.pt")
+    with pytest.raises(ValueError, match="before it is quantised"):
+        pipe.load_lora_weights(tmp_path / "lora.pt")
+    with pytest.raises(ValueError, match="quantised already"):
+        pipe.accelerate(quantize="fp8")
+
+
 @pytest.mark.parametrize("relative", [False, True])
 def test_memory_needed_counts_the_cache_it_will_allocate(tiny, relative):
     pipe = LongLivePipeline.from_pretrained(tiny, relative_rope=relative)
