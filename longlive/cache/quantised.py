@@ -22,6 +22,7 @@ from longlive.cache.memory import CacheView
 from longlive.cache.window import Extent, Window
 from longlive.ops.eight_bits import Quantised, dtype_of, quantise
 from longlive.ops.rope import Rope, rotate
+from longlive.ops.transfer import to_device
 from longlive.types import AttentionBackend, Heads, Rotation
 
 Frames8 = Shaped[Tensor, "B S n A D"]  # S slots of n tokens; int8 or float8
@@ -126,7 +127,8 @@ class QuantisedRing:
             keys, values = (self.keys[layer], self.key_scales[layer], self.key_means[layer]), (self.values[layer], self.value_scales[layer])
             return QuantisedMemory(*keys, *values, own, visible, moved, shift)
 
-        return CacheView(self._rope.at(span), memory)
+        moving = (own, visible) if moved is None or shift is None else (own, visible, moved, *shift)
+        return CacheView(self._rope.at(span), memory, moving if len(visible) == self.window.visible else None)
 
     @contextmanager
     def record(self, span: range) -> Iterator[CacheView]:
@@ -136,8 +138,11 @@ class QuantisedRing:
     def forget(self, *, keep_sink: bool) -> range:
         return self._extent.forget(keep_sink=keep_sink)
 
+    def skip(self, num_frames: int) -> None:
+        self._extent.end += num_frames
+
     def clear(self) -> None:
         self._extent.clear()
 
     def _slots(self, slots: Sequence[int]) -> Slots:
-        return torch.tensor(list(slots), dtype=torch.long).to(self._rope.device, non_blocking=True)
+        return to_device(torch.tensor(list(slots), dtype=torch.long), self._rope.device)

@@ -6,8 +6,9 @@ A long file: the one class of the Python interface, with the documentation of it
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from longlive.cache.window import KVCache, Window
 from longlive.checkpoints import configs, store
 from longlive.engine.apply import Recipe, apply
 from longlive.engine.linears import LinearKind
+from longlive.engine.steady import SteadyPasses, cuda_graph, default_compiler
 from longlive.generation.caches import activation_bytes, cache_bytes, ring_cache, weight_bytes
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import Cues, PromptQueue, PromptSchedule
@@ -152,6 +154,8 @@ class LongLivePipeline(DiffusionPipeline):
         self._text_mode: TextEncoderMode = "resident"
         self._cache_format: Format | None = None
         self._conditioner: Conditioner | None = None
+        self._compile = self._graphs = False
+        self._steady: SteadyPasses | None = None  # of the transformer, if its passes are compiled or recorded
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, attention: str = "auto", **kwargs: Any) -> LongLivePipeline:  # type: ignore[override]
@@ -489,28 +493,69 @@ class LongLivePipeline(DiffusionPipeline):
         Raises:
             ValueError: when it does not fit.
         """
-        self.transformer = merge_lora(self.transformer, store.load_lora(path), alpha=alpha)
-        self._conditioner = None
+        with self._plain_transformer():
+            self.transformer = merge_lora(self.transformer, store.load_lora(path), alpha=alpha)
 
-    def accelerate(self, *, quantize: LinearKind | None = None, quantize_cache: Format | None = None) -> None:
+    def accelerate(
+        self,
+        *,
+        compile: bool | None = None,
+        graphs: bool | None = None,
+        quantize: LinearKind | None = None,
+        quantize_cache: Format | None = None,
+    ) -> None:
         """Change how the transformer runs. What is left out stays as it is, so that several calls add up.
 
         Args:
+            compile: whether blocks that see a full window run through torch.compile: about a minute once per process on a CPU, more on a
+                GPU. Other passes, and everything with False, run as the code says.
+            graphs: whether these passes are recorded as CUDA graphs.
             quantize: put the linear layers of its blocks into 8 bits, for good: "int8" (activations and weights), "int8-weights" or
                 "fp8". Merge a LoRA before. The pipeline can then not be saved.
             quantize_cache: hold the keys and values of videos that begin from now on in "int8" or "fp8".
 
         Raises:
-            ValueError: for an unknown value, a transformer that is quantised already, or a device that has no such instructions.
+            ValueError: for an unknown value, a transformer that is quantised already, or a device that has no such instructions or graphs.
         """
+        if graphs and self._device.type != "cuda":
+            raise ValueError(
+                f"graphs are CUDA graphs, and the pipeline is on {self._device.type}; move it to a GPU first, or leave graphs out"
+            )
         if quantize_cache is not None:
             dtype_of(quantize_cache)
         if quantize is not None:
             check_device(quantize, self._device)
-        apply(self.transformer, Recipe(quantize=quantize))
-        if quantize is not None:
-            self._conditioner = None  # what it keeps of prompts was computed with the weights as they were
+        with self._plain_transformer():
+            apply(self.transformer, Recipe(quantize=quantize))
+            self._compile = self._compile if compile is None else compile
+            self._graphs = self._graphs if graphs is None else graphs
         self._cache_format = quantize_cache or self._cache_format
+
+    def warm_up(self, height: int | None = None, width: int | None = None) -> None:
+        """Make a short video with a prompt switch, so that whatever happens once (compiling, choosing kernels) has happened.
+
+        Videos of the size that follows meet no shape for the first time.
+        """
+        blocks = 2 + -(-max(0, self.config.window) // self.config.block)  # a full window, a block after it and one after a switch
+        session = self.session("-", num_latent_frames=blocks * self.config.block, height=height, width=width, seed=0)
+        for number, _ in enumerate(session):
+            if number == blocks - 2:
+                session.prompt("- -")
+
+    @contextmanager
+    def _plain_transformer(self) -> Iterator[None]:
+        """For a change of the transformer: while it lasts its passes are neither compiled nor recorded, afterwards they are anew."""
+        if self._steady is not None:
+            self._steady.remove()
+            self._steady = None
+        try:
+            yield
+        finally:
+            self._conditioner = None  # what it keeps of prompts was computed with the weights as they were
+            compiler = default_compiler(self._device) if self._compile else None
+            capture = cuda_graph if self._graphs and self._device.type == "cuda" else None
+            if compiler is not None or capture is not None:
+                self._steady = SteadyPasses(self.transformer, block=self.config.block, compiler=compiler, capture=capture)
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str = "cuda") -> None:  # type: ignore[override]
         """Keep the text encoder, by far the largest part, on the CPU and move it to the device only while a prompt is read.
@@ -535,10 +580,10 @@ class LongLivePipeline(DiffusionPipeline):
             torch.nn.Module.to(kept, "cpu")
             self.text_encoder = None
         try:
-            super().to(*args, **kwargs)
+            with self._plain_transformer():
+                super().to(*args, **kwargs)
         finally:
             self.text_encoder = kept
-        self._conditioner = None
         return self
 
     @property
