@@ -91,6 +91,7 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> LongLivePipe
 
 def move_to_device(config: InferenceConfig, pipe: LongLivePipeline, device: torch.device) -> None:
     """Move the pipeline to its device and choose the number of CPU threads.
+
     A small model on a CPU gets one thread. Its operations are too short to be shared, and threads that wait for each other by spinning
     come to a halt when another program takes a core (miniature, 2 cores: 115 frames/s with two threads and 106 with one when nothing
     else runs, 2 and 99 beside one busy process).
