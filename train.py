@@ -22,7 +22,7 @@ from longlive.settings import load
 from longlive.training.stages import build
 from longlive.training.trainer import Terminated, train
 
-SINGLE_PROCESS = ("language", "autoencoder", "teacher", "causal_init")  # stages of the miniature
+SINGLE_PROCESS = ("language", "autoencoder", "tiny_decoder", "teacher", "causal_init")  # stages of the miniature
 
 log = logging.getLogger("longlive")
 

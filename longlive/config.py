@@ -57,6 +57,7 @@ class InferenceConfig:
 
     # output
     output: str = "outputs"
+    decoder: str = "full"  # of latents: the VAE's own; tiny: the one in the model's folder, faster and less exact; or the path of one
     scale: int | None = None  # repeat every pixel this many times; None: enough for 256 pixels
     crf: int = 18  # H.264 quality: 0 lossless, 51 worst
     overwrite: bool = False  # replace finished videos
@@ -155,6 +156,29 @@ class AutoencoderConfig:
     reset: float = 0.2  # probability, at every chunk, that new videos begin
     kl_weight: float = 1e-4
     latent_noise: float = 0.2  # latents are decoded with noise of up to this fraction of their standard deviation
+    subject_weight: float = 4.0  # of subject pixels, relative to 1 for the background
+    edge_weight: float = 6.0  # added for pixels at the subject's edge
+    gradient_weight: float = 0.5  # of the error in differences between neighbouring pixels
+    oversampled: tuple[str, ...] = ("cross", "ring", "gray")  # attribute values that are reconstructed worst:
+    oversampling: float = 2.0  # new videos have each of them this many times as often
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TinyDecoderConfig:
+    """Stage `tiny_decoder`: a small decoder of the miniature's latents (`models/tiny_vae.py`), distilled from its autoencoder."""
+
+    autoencoder: str = "runs/miniature/autoencoder/export"
+    target: Literal["images", "full"] = "images"  # what it learns to make: the videos, or what the full decoder makes of them
+    widths: tuple[int, ...] = (64, 32)  # channels of each level; each doubles height and width
+    growth: tuple[int, ...] = (2, 2)  # by how much each level multiplies the number of frames
+    num_blocks: int = 2  # memory blocks per level
+    patch_size: int = 2  # pixels, each way, that the last layer makes as channels
+    lr: float = 1.5e-3
+    batch: int = 8
+    images_per_chunk: int = 4
+    stream_from: int = 1500  # until this step videos grow longer; at first most are a single chunk
+    reset: float = 0.2  # probability, at every chunk, that new videos begin
+    latent_noise: float = 0.1  # latents are decoded with noise of up to this fraction of their standard deviation
     subject_weight: float = 4.0  # of subject pixels, relative to 1 for the background
     edge_weight: float = 6.0  # added for pixels at the subject's edge
     gradient_weight: float = 0.5  # of the error in differences between neighbouring pixels
@@ -333,7 +357,7 @@ class DistillationConfig:
 class TrainConfig:
     """Settings of `train.py`: those of every stage, and a section for each stage."""
 
-    stage: Literal["language", "autoencoder", "teacher", "causal_init", "init", "long"] = "causal_init"
+    stage: Literal["language", "autoencoder", "tiny_decoder", "teacher", "causal_init", "init", "long"] = "causal_init"
     run: str = "runs/train"  # folder of checkpoints, metrics, pictures and finally `export`
     steps: int = 1000
     seed: int = 0
@@ -349,6 +373,7 @@ class TrainConfig:
     wandb_project: str = "longlive"
     language: LanguageConfig = dataclasses.field(default_factory=LanguageConfig)
     autoencoder: AutoencoderConfig = dataclasses.field(default_factory=AutoencoderConfig)
+    tiny_decoder: TinyDecoderConfig = dataclasses.field(default_factory=TinyDecoderConfig)
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
     causal_init: CausalInitConfig = dataclasses.field(default_factory=CausalInitConfig)
     ode: OdeConfig = dataclasses.field(default_factory=OdeConfig)

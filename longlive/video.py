@@ -26,6 +26,7 @@ from torch import Tensor
 
 from longlive.files import replacing
 
+SMALL_PICTURE = 300_000  # pixels
 BT709 = 1  # the number of ITU-R BT.709 in the colour fields of H.264
 
 
@@ -90,8 +91,7 @@ class VideoWriter:
         # a fragment an image and an encoder that keeps none back: what was written is on the disk
         fragmented = {"movflags": "empty_moov+default_base_moof+frag_every_frame", "flush_packets": "1"}
         container = av.open(str(self.path), "w", format="mp4", options=fragmented)
-        options = {"crf": str(self.crf), "preset": "medium", "tune": "zerolatency"}
-        stream = container.add_stream("libx264", rate=self.fps, options=options)
+        stream = container.add_stream("libx264", rate=self.fps, options=encoder_options(height, width, crf=self.crf))
         stream.codec_context.gop_size = max(1, round(self.fps))
         set_picture(stream.codec_context, height, width, self.fps)
         return container, stream
@@ -108,6 +108,12 @@ class VideoWriter:
         index_in_front(self.path)
 
 
+def encoder_options(height: int, width: int, *, crf: int) -> dict[str, str]:
+    """x264's: no image is kept back. Small images are encoded by one thread, because more cost more than they save."""
+    threads = {"threads": "1"} if height * width < SMALL_PICTURE else {}
+    return {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"} | threads
+
+
 def set_picture(context: av.VideoCodecContext, height: int, width: int, fps: Fraction) -> None:
     """Size, rate and colours of what `video_frame` makes. Raises ValueError for an odd size."""
     if height % 2 or width % 2:
@@ -119,11 +125,23 @@ def set_picture(context: av.VideoCodecContext, height: int, width: int, fps: Fra
 
 
 def video_frame(image: np.ndarray, number: int, *, fps: Fraction, scale: int) -> av.VideoFrame:
-    """Image `[H, W, 3]`, number `number` of its video, every pixel `scale` times, as H.264 wants it."""
-    enlarged = image.repeat(scale, axis=0).repeat(scale, axis=1)
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(enlarged), format="rgb24").reformat(
-        format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-    )
+    """Image `[H, W, 3]`, number `number` of its video, every pixel `scale` times, as H.264 wants it.
+
+    The image is converted first and enlarged then: less to convert, and for an even `scale` no colour is averaged with a neighbour's.
+    """
+    colours = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
+    rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    if scale % 2:  # colours of 2 x 2 pixels are one, which must be of the enlarged image
+        enlarged = image.repeat(scale, axis=0).repeat(scale, axis=1)
+        frame = av.VideoFrame.from_ndarray(enlarged, format="rgb24") if scale > 1 else rgb
+        frame = frame.reformat(format="yuv420p", **colours)
+    else:
+        frame = av.VideoFrame(image.shape[1] * scale, image.shape[0] * scale, "yuv420p")
+        converted = rgb.reformat(format="yuv444p", **colours).to_ndarray()
+        for plane, values, times in zip(frame.planes, converted, (scale, scale // 2, scale // 2)):
+            rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)  # the frame's own memory
+            rows[:, : plane.width] = values.repeat(times, axis=0).repeat(times, axis=1)
+        frame.colorspace, frame.color_range = Colorspace.ITU709, ColorRange.MPEG
     frame.pts, frame.time_base = number, 1 / fps
     return frame
 

@@ -31,6 +31,7 @@ from longlive.engine.steady import SteadyPasses, cuda_graph, default_compiler
 from longlive.generation.caches import activation_bytes, cache_bytes, ring_cache, weight_bytes
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import Cues, PromptQueue, PromptSchedule
+from longlive.generation.decoders import check_fits, find_tiny_vae, load_tiny_vae
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.dimensions import Timing, check_size
 from longlive.generation.noise import Generators
@@ -42,11 +43,12 @@ from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Recache, Transition
 from longlive.models.lora import merge_lora
 from longlive.models.text import TextEncoder, TextEncoderMode, check_mode
-from longlive.models.vae import StreamDecoder, decode_video, decoder_width, settings_of
+from longlive.models.tiny_vae import TinyDecoder, TinyVAE
+from longlive.models.vae import StreamDecoder, decoder_width, settings_of
 from longlive.models.wan import WanTransformer
 from longlive.ops.eight_bits import Format, check_device, dtype_of
 from longlive.ops.flow_matching import warp_steps
-from longlive.types import Decoder, Latents, TextKV
+from longlive.types import Decoder, Images, Latents, TextKV
 
 BUNDLED = {"miniature": Path(__file__).parents[1] / "miniature" / "weights"}
 EVERYTHING = -1  # the released configurations' word for "no window"
@@ -156,6 +158,8 @@ class LongLivePipeline(DiffusionPipeline):
         self._conditioner: Conditioner | None = None
         self._compile = self._graphs = False
         self._steady: SteadyPasses | None = None  # of the transformer, if its passes are compiled or recorded
+        self._folder: Path | None = None  # where it was loaded from
+        self._tiny: TinyVAE | None = None  # decodes instead of the VAE
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, attention: str = "auto", **kwargs: Any) -> LongLivePipeline:  # type: ignore[override]
@@ -178,6 +182,7 @@ class LongLivePipeline(DiffusionPipeline):
         if not isinstance(pipe, LongLivePipeline):
             raise ValueError(f"{folder} holds a {type(pipe).__name__}; for a Wan pipeline use LongLivePipeline.from_original")
         pipe.transformer.use_attention(attention)
+        pipe._folder = folder
         return pipe
 
     @classmethod
@@ -216,7 +221,9 @@ class LongLivePipeline(DiffusionPipeline):
         transformer.eval().requires_grad_(False)
         transformer.use_attention(attention)
         text_encoder, tokenizer = store.load_text_encoder(wan_dir, dtype=torch_dtype)
-        return cls(transformer, store.load_vae(wan_dir, dtype=torch_dtype), text_encoder, tokenizer, **settings)
+        pipe = cls(transformer, store.load_vae(wan_dir, dtype=torch_dtype), text_encoder, tokenizer, **settings)
+        pipe._folder = Path(wan_dir)
+        return pipe
 
     @property
     def info(self) -> PipelineInfo:
@@ -250,12 +257,12 @@ class LongLivePipeline(DiffusionPipeline):
 
     def decoder(self) -> Decoder:
         """A new decoder of one video's latents, block by block."""
-        return StreamDecoder(self.vae)
+        return StreamDecoder(self.vae) if self._tiny is None else TinyDecoder(self._tiny)
 
     @property
     def counted_parts(self) -> list[torch.nn.Module]:
         """The networks whose weights `memory_needed` counts."""
-        return [self.transformer, self.vae, *([] if self._text_mode == "cpu" else [self.text_encoder])]
+        return [self.transformer, self.vae, *filter(None, [self._tiny]), *([] if self._text_mode == "cpu" else [self.text_encoder])]
 
     def memory_needed(self, num_latent_frames: int, height: int | None = None, width: int | None = None, batch: int = 1) -> int:
         """Estimated bytes on the device at most: weights (the text encoder's unless it stays on the CPU), key-value cache, activations of
@@ -334,7 +341,7 @@ class LongLivePipeline(DiffusionPipeline):
             videos.append(torch.cat([part.latents for part in made], dim=1))
         frames: Any = torch.cat(videos)
         if output_type != "latent":
-            frames = self._postprocess(decode_video(self.vae, frames, frames_per_call=self.config.block), output_type)
+            frames = self._postprocess(self._decode(frames), output_type)
         return LongLiveOutput(frames=frames) if return_dict else (frames,)
 
     def session(
@@ -503,8 +510,9 @@ class LongLivePipeline(DiffusionPipeline):
         graphs: bool | None = None,
         quantize: LinearKind | None = None,
         quantize_cache: Format | None = None,
+        decoder: str | Path | None = None,
     ) -> None:
-        """Change how the transformer runs. What is left out stays as it is, so that several calls add up.
+        """Change how fast the pipeline runs. What is left out stays as it is, so that several calls add up.
 
         Args:
             compile: whether blocks that see a full window run through torch.compile: about a minute once per process on a CPU, more on a
@@ -513,9 +521,13 @@ class LongLivePipeline(DiffusionPipeline):
             quantize: put the linear layers of its blocks into 8 bits, for good: "int8" (activations and weights), "int8-weights" or
                 "fp8". Merge a LoRA before. The pipeline can then not be saved.
             quantize_cache: hold the keys and values of videos that begin from now on in "int8" or "fp8".
+            decoder: "full" is the VAE's own; "tiny" the tiny decoder in the model's folder, or a path of one (see `load_tiny_vae`), which
+                is faster and less exact.
 
         Raises:
-            ValueError: for an unknown value, a transformer that is quantised already, or a device that has no such instructions or graphs.
+            ValueError: for an unknown value, a transformer that is quantised already, a device that has no such instructions or graphs, or
+                a decoder that does not fit the VAE's latents.
+            FileNotFoundError: for a decoder that is not there.
         """
         if graphs and self._device.type != "cuda":
             raise ValueError(
@@ -525,11 +537,23 @@ class LongLivePipeline(DiffusionPipeline):
             dtype_of(quantize_cache)
         if quantize is not None:
             check_device(quantize, self._device)
+        self._tiny = self._chosen_decoder(decoder)
         with self._plain_transformer():
             apply(self.transformer, Recipe(quantize=quantize))
             self._compile = self._compile if compile is None else compile
             self._graphs = self._graphs if graphs is None else graphs
         self._cache_format = quantize_cache or self._cache_format
+
+    def _chosen_decoder(self, decoder: str | Path | None) -> TinyVAE | None:
+        if decoder is None or decoder == "full":
+            return self._tiny if decoder is None else None
+        tiny, config = (
+            load_tiny_vae(find_tiny_vae(self._folder) if decoder == "tiny" else decoder, dtype=self.vae.dtype),
+            settings_of(self.vae),
+        )
+        strides = {"spatial_stride": config.scale_factor_spatial, "images_per_latent": config.scale_factor_temporal}
+        check_fits(tiny, latent_channels=config.z_dim, **strides)
+        return tiny.to(self._device)
 
     def warm_up(self, height: int | None = None, width: int | None = None) -> None:
         """Make a short video with a prompt switch, so that whatever happens once (compiling, choosing kernels) has happened.
@@ -584,6 +608,8 @@ class LongLivePipeline(DiffusionPipeline):
                 super().to(*args, **kwargs)
         finally:
             self.text_encoder = kept
+        if self._tiny is not None:
+            self._tiny.to(*args, **kwargs)
         return self
 
     @property
@@ -637,6 +663,10 @@ class LongLivePipeline(DiffusionPipeline):
 
     def _on_step(self, callback: Callback) -> OnStep:
         return lambda number, t, x0: (callback(self, number, t, {"latents": x0}) or {}).get("latents")
+
+    def _decode(self, latents: Latents) -> Images:
+        decoder = self.decoder()
+        return torch.cat([decoder.decode(part) for part in latents.split(self.config.block, dim=1)], dim=2)
 
     def _postprocess(self, images: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image]]:
         return VideoProcessor(vae_scale_factor=self._spatial_stride).postprocess_video(images.float(), output_type=output_type)

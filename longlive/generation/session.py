@@ -267,7 +267,8 @@ class Session:
     def __init__(self, steps: SteppedSession, *, ahead: bool = False) -> None:
         self._steps = steps
         self._changed = threading.Condition()  # notified when iteration may go on, or has to end
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="blocks") if ahead else None
+        threads = torch.set_num_threads, (torch.get_num_threads(),)  # counted per thread
+        self._worker = ThreadPoolExecutor(1, "blocks", *threads) if ahead else None
         self._next: Future[tuple[SessionVideo, LatentBlock] | None] | None = None  # the block that the worker makes
 
     @property

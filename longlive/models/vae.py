@@ -7,19 +7,22 @@ before the caller can take a gradient; the two classes here do neither. Knows no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import DupUp3D, WanCausalConv3d, WanRMS_norm, WanUpsample, patchify, unpatchify
+from einops import rearrange
 from torch import Tensor
 
 from longlive.types import Images, Latents
 
 # What a causal convolution needs of the past: nothing yet, "Rep" (diffusers' mark for "one frame seen, nothing kept"), or its last inputs.
 ConvCache = list[Tensor | str | None]
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+LEAST_NORM = 1e-12  # as torch.nn.functional.normalize
 
 SpatialPadding = Literal["zeros", "circular"]
 """What lies beyond the border of an image: nothing (Wan's), or the opposite edge (a world on a torus)."""
@@ -73,36 +76,85 @@ def spatial_padding(vae: AutoencoderKLWan) -> SpatialPadding:
     return padding
 
 
-def _pad_circularly(network: torch.nn.Module) -> None:
-    """From now on convolutions of `network` see the opposite edge beyond the border, and as before nothing beyond the last image."""
-    for layer in list(network.modules()):
-        if isinstance(layer, WanCausalConv3d):
-            left, right, top, bottom = layer._padding[:4]
-            layer._padding = (0, 0, 0, 0, *layer._padding[4:])
-            if left or top:
-                layer.padding_mode = "circular"
-                layer._reversed_padding_repeated_twice = [left, right, top, bottom, 0, 0]  # type: ignore[assignment]  # numbers, never words
-        elif isinstance(layer, torch.nn.Conv2d) and layer.padding != (0, 0):
-            layer.padding_mode = "circular"
-        for name, child in layer.named_children():
-            if isinstance(child, torch.nn.ZeroPad2d):
-                setattr(layer, name, torch.nn.CircularPad2d(child.padding))
+def _channels_last(x: Tensor) -> Tensor:
+    """`x` in the memory format in which convolutions are fastest; with a gradient, where it brings nothing, as it is."""
+    return x if torch.is_grad_enabled() else x.contiguous(memory_format=CHANNELS_LAST[x.ndim])
 
 
-def _convolve(layer: torch.nn.Conv3d, plain: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`plain`, or on a CPU oneDNN, which torch itself does not choose for so few channels and one video: a quarter of the time."""
-    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-        return plain(x, weight, bias)
+def _normalize(layer: WanRMS_norm, x: Tensor) -> Tensor:
+    """`WanRMS_norm.forward` without `torch.nn.functional.normalize`, whose norm over channels takes 8 times as long as this on a CPU."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    inverse = wide.square().sum(1, keepdim=True).clamp_min(LEAST_NORM**2).rsqrt()
+    return (wide * inverse).to(x.dtype) * (layer.gamma * layer.scale) + layer.bias
+
+
+def _wrap(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
+    """`x` with the opposite edges beyond its borders; without a gradient in the memory format of `_channels_last`."""
+    if torch.is_grad_enabled():
+        return torch.nn.functional.pad(x, (left, right, top, bottom) + (0, 0) * (x.ndim == 5), mode="circular")
+    *others, height, width = x.shape
+    size = (*others, top + height + bottom, left + width + right)
+    wrapped = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST[x.ndim])
+    rows = wrapped[..., top : top + height, :]
+    rows[..., left : left + width] = x
+    rows[..., :left], rows[..., left + width :] = x[..., width - left :], x[..., :right]
+    wrapped[..., :top, :], wrapped[..., top + height :, :] = rows[..., height - top :, :], rows[..., :bottom, :]
+    return wrapped
+
+
+def _convolve(layer: WanCausalConv3d, x: Tensor, past: Tensor | None = None) -> Tensor:
+    """`WanCausalConv3d.forward` with zeros around images, or their opposite edges; zeros are added inside the convolution.
+
+    On a CPU by oneDNN, which torch itself does not choose for so few channels and one video: a quarter of the time.
+    """
+    left, right, top, bottom, before, _ = layer._padding
+    if past is not None and before:
+        x = torch.cat([past, x], dim=2)
+        before -= past.shape[2]
+    if before:
+        x = torch.nn.functional.pad(x, (0, 0, 0, 0, before, 0))
+    padding = (0, top, left)
     if layer.padding_mode == "circular":
-        x = torch.nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode="circular")
-    return torch.mkldnn_convolution(x, weight, bias, layer.padding, layer.stride, layer.dilation, layer.groups)  # type: ignore[arg-type]  # numbers, never words
+        x, padding = _wrap(x, left, right, top, bottom), (0, 0, 0)
+    x = _channels_last(x)  # which attention was not
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return torch.nn.functional.conv3d(x, layer.weight, layer.bias, layer.stride, padding)
+    return torch.mkldnn_convolution(x, layer.weight, layer.bias, padding, layer.stride, layer.dilation, layer.groups)  # type: ignore[arg-type]  # numbers, never words
 
 
-def _prefer_onednn(network: torch.nn.Module) -> None:
-    """From now on the convolutions of `network` go through `_convolve`; a second call changes nothing."""
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.Conv3d) and not isinstance(layer._conv_forward, partial):
-            layer._conv_forward = partial(_convolve, layer, layer._conv_forward)  # type: ignore[method-assign]
+def _convolve_circularly(layer: torch.nn.Conv2d, images: Tensor) -> Tensor:
+    """`Conv2d.forward` with the opposite edges around images."""
+    top, left = layer.padding
+    return torch.nn.functional.conv2d(_wrap(images, left, left, top, top), layer.weight, layer.bias, layer.stride)  # type: ignore[arg-type]  # numbers, never words
+
+
+def _upsample(layer: WanUpsample, images: Tensor) -> Tensor:
+    """`WanUpsample.forward`, which keeps the memory format of what it is given."""
+    return WanUpsample.forward(layer, _channels_last(images))
+
+
+def _duplicate(layer: DupUp3D, x: Tensor, first_chunk: bool = False) -> Tensor:
+    """`DupUp3D.forward`, which keeps the memory format."""
+    repeated = x.permute(0, 2, 3, 4, 1).repeat_interleave(layer.repeats, -1)
+    pixels = "B T Y X (C t y x) -> B (T t) (Y y) (X x) C"
+    copies = rearrange(repeated, pixels, t=layer.factor_t, y=layer.factor_s, x=layer.factor_s).movedim(-1, 1)
+    return copies[:, :, layer.factor_t - 1 :] if first_chunk else copies
+
+
+def _prepare(network: torch.nn.Module, padding: SpatialPadding) -> None:
+    """From now on `network` pads images as asked, and its layers compute the same in less time; a second call changes nothing."""
+    ways = {WanRMS_norm: _normalize, WanUpsample: _upsample, DupUp3D: _duplicate, WanCausalConv3d: _convolve}
+    for layer in list(network.modules()):
+        if type(layer) in ways:
+            layer.forward = partial(ways[type(layer)], layer)  # type: ignore[method-assign]
+        if isinstance(layer, WanCausalConv3d) and padding == "circular" and any(layer._padding[:4]):
+            layer.padding_mode = padding
+        elif isinstance(layer, torch.nn.Conv2d) and padding == "circular" and layer.padding != (0, 0):
+            layer.padding_mode = padding
+            layer.forward = partial(_convolve_circularly, layer)  # type: ignore[method-assign]
+        for name, child in layer.named_children():
+            if isinstance(child, torch.nn.ZeroPad2d) and padding == "circular":
+                setattr(layer, name, torch.nn.CircularPad2d(child.padding))
 
 
 class _Stream:
@@ -111,9 +163,7 @@ class _Stream:
     def __init__(self, vae: AutoencoderKLWan, network: torch.nn.Module) -> None:
         self.vae = vae
         self._network = network
-        if spatial_padding(vae) == "circular":
-            _pad_circularly(network)
-        _prefer_onednn(network)
+        _prepare(network, spatial_padding(vae))
         self._num_convolutions = sum(isinstance(module, WanCausalConv3d) for module in network.modules())
         self.reset()
 
@@ -127,7 +177,7 @@ class _Stream:
         self.cache = _detached(self.cache)
 
     def _run(self, x: Tensor, **kwargs: bool) -> Tensor:
-        return self._network(x, feat_cache=self.cache, feat_idx=[0], **kwargs)
+        return self._network(_channels_last(x), feat_cache=self.cache, feat_idx=[0], **kwargs)
 
 
 class StreamDecoder(_Stream):

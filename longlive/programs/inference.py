@@ -142,8 +142,13 @@ def make(
     quiet: bool = False,
 ) -> recording.Recording:
     """Make a video, until its end or until `stop` is true for a block."""
-    (height, width), length = loading.video_size(config, pipe), request.num_latent_frames
-    with pipe.session(request.prompts, num_latent_frames=length, height=height, width=width, seed=request.seed) as session:
+    (height, width), length, planned = (
+        loading.video_size(config, pipe),
+        request.num_latent_frames,
+        isinstance(request.prompts, PromptSchedule),
+    )
+    size = {"num_latent_frames": length, "height": height, "width": width}
+    with pipe.session(request.prompts, **size, seed=request.seed, ahead=planned) as session:  # a typed prompt must not be shown later
         try:
             return recording.record(
                 session,

@@ -84,7 +84,7 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> LongLivePipe
         pipe = LongLivePipeline.from_pretrained(model, torch_dtype=dtype, attention=config.attention, **sampling)
         if config.lora is not None:
             pipe.load_lora_weights(config.lora)
-    pipe.accelerate(quantize=config.quantize, quantize_cache=config.quantize_cache)
+    pipe.accelerate(quantize=config.quantize, quantize_cache=config.quantize_cache, decoder=config.decoder)
     pipe.place_text_encoder(config.text_encoder)
     return pipe
 
@@ -148,6 +148,7 @@ def picture_settings(config: InferenceConfig, pipe: LongLivePipeline, device: to
         "quantize": config.quantize,
         "quantize_cache": config.quantize_cache,
         "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
+        "decoder": config.decoder,
         "scale": pixel_scale(config, height, width),
         "crf": config.crf,
     }

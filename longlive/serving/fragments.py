@@ -13,9 +13,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from longlive.video import set_picture, video_frame
+from longlive.video import encoder_options, set_picture, video_frame
 
-SMALL = 300_000  # pixels; images up to this size are encoded fastest by one thread
 TIMESCALE = 90_000  # ticks per second of the mp4's clock
 FRAGMENTED = {"movflags": "empty_moov+default_base_moof+frag_custom", "video_track_timescale": str(TIMESCALE)}
 
@@ -28,10 +27,9 @@ class FragmentEncoder:
     """
 
     def __init__(self, *, fps: float, scale: int = 1, crf: int = 20) -> None:
-        self.fps, self.scale = Fraction(fps).limit_denominator(1001), scale
+        self.fps, self.scale, self.crf = Fraction(fps).limit_denominator(1001), scale, crf
         self.header = b""
         self.num_images = self.num_fragments = 0
-        self._options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
 
     @property
     def mime(self) -> str:
@@ -45,8 +43,7 @@ class FragmentEncoder:
         start = self.num_images
         with av.open(file, "w", format="mp4", options=FRAGMENTED) as container:
             height, width = images.shape[1] * self.scale, images.shape[2] * self.scale
-            threads = {"threads": "1"} if height * width < SMALL else {}  # starting more would take longer than they save
-            stream = container.add_stream("libx264", rate=self.fps, options=self._options | threads)
+            stream = container.add_stream("libx264", rate=self.fps, options=encoder_options(height, width, crf=self.crf))
             set_picture(stream.codec_context, height, width, self.fps)
             stream.codec_context.gop_size = len(images)
             for number, image in enumerate(images):

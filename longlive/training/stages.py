@@ -39,6 +39,7 @@ from longlive.training.miniature.causal_init import CausalInitStage
 from longlive.training.miniature.language import LanguageStage
 from longlive.training.miniature.starting_vae import starting_vae
 from longlive.training.miniature.teacher import TeacherStage
+from longlive.training.miniature.tiny_decoder import TinyDecoderStage
 from longlive.training.networks import TrainableNetwork, load_network
 from longlive.training.ode import ODERegression
 from longlive.training.ode_init import OdeInitStage
@@ -68,6 +69,10 @@ def build(config: TrainConfig, world: World, device: torch.device) -> Built:
         return Built(LanguageStage(config.language, steps=config.steps, seed=config.seed))
     if config.stage == "autoencoder":
         return Built(AutoencoderStage(config.autoencoder, starting_vae(config.autoencoder), steps=config.steps, seed=config.seed))
+    if config.stage == "tiny_decoder":
+        _check_exported("tiny_decoder", autoencoder=config.tiny_decoder.autoencoder)
+        vae = store.load_vae(config.tiny_decoder.autoencoder).requires_grad_(False)
+        return Built(TinyDecoderStage(config.tiny_decoder, vae, steps=config.steps, seed=config.seed))
     if config.stage in ("init", "long"):
         return _distillation(config, config.init if config.stage == "init" else config.long, world, device)
     if config.stage == "causal_init" and config.causal_init.objective == "ode":
@@ -78,13 +83,18 @@ def build(config: TrainConfig, world: World, device: torch.device) -> Built:
     return Built(CausalInitStage(config.causal_init, *_miniature_parts(config.causal_init, "causal_init"), **run))
 
 
-def _miniature_parts(config: CausalInitConfig | TeacherConfig, stage: str) -> tuple[WanTransformer, AutoencoderKLWan, TextEncoder]:
-    """The transformer in training, and the earlier stages' exports, frozen."""
-    for earlier, folder in (("language", config.language), ("autoencoder", config.autoencoder)):
+def _check_exported(stage: str, **folders: str) -> None:
+    """Raises ValueError unless the exports of earlier stages are there."""
+    for earlier, folder in folders.items():
         if not Path(folder).is_dir():
             raise ValueError(
                 f"{folder} does not exist; run configs/miniature/{earlier}.yaml first, or say where its export is: {stage}.{earlier}=…"
             )
+
+
+def _miniature_parts(config: CausalInitConfig | TeacherConfig, stage: str) -> tuple[WanTransformer, AutoencoderKLWan, TextEncoder]:
+    """The transformer in training, and the earlier stages' exports, frozen."""
+    _check_exported(stage, language=config.language, autoencoder=config.autoencoder)
     encoder, tokenizer = store.load_text_encoder(config.language)
     if config.initial is None:
         network = WanTransformer(**arguments(config.size))

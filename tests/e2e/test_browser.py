@@ -17,6 +17,7 @@ import torch
 
 from longlive import video
 from longlive.miniature import oracle
+from longlive.miniature.world import ATTRIBUTES
 from tests.e2e.test_serving import Served
 
 pytestmark = pytest.mark.browser
@@ -169,3 +170,23 @@ def test_type_and_watch(served, browser, tmp_path, format):
     assert info.images > 60 and (info.height, info.width) == (256, 256)
     assert not wrong, wrong
     context.close()
+
+
+def test_what_the_model_understands_and_what_it_does_not(served, browser):
+    page = browser.new_page()
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(served.url)
+    until_state(page, "idle")
+    page.click("#help")
+    assert page.is_visible("#words")
+    rows = page.evaluate("[...document.querySelectorAll('#word-list > div')].map((row) => row.innerText.replace(/\\s+/g, ' '))")
+    assert [row.split()[0] for row in rows] == list(ATTRIBUTES) and "circle, square, triangle, cross, ring" in rows[0]
+    assert page.get_attribute("#word-list span >> nth=0", "title") == "circle, disc, disk, ball, dot"
+    page.keyboard.press("Escape")
+    page.keyboard.type("a red dragon")
+    page.keyboard.press("Enter")
+    until(page, "!document.getElementById('notice').hidden", 60)
+    assert 'does not know "dragon"; it understands shape (circle' in page.inner_text("#notice")
+    assert not wrong, wrong
+    page.close()

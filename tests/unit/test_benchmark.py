@@ -35,7 +35,11 @@ def test_flops_are_those_torch_counts():
     for visible in (2, 4, 5, 5):
         with ring.record(range(ring.end, ring.end + 2)) as view, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(latents, torch.full((1, 2), 500.0), text, view)
-        assert counter.get_total_flops() == flops_of_pass(model, frames=2, visible=visible, tokens_per_frame=6)
+        sizes = {"frames": 2, "visible": visible, "tokens_per_frame": 6}
+        assert counter.get_total_flops() == flops_of_pass(model, **sizes)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model.write_kv(latents, torch.full((1, 1), 500.0), text, view)
+        assert counter.get_total_flops() == flops_of_pass(model, **sizes, timesteps=1, writes_only=True)
 
 
 def test_command_line_writes_what_it_prints(tmp_path, capsys):

@@ -4,9 +4,19 @@ import diffusers.utils.logging
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
 
 from longlive.checkpoints import store
-from longlive.models.vae import StreamDecoder, StreamEncoder, decode_video, encode_video, set_spatial_padding, spatial_padding
+from longlive.models.vae import (
+    StreamDecoder,
+    StreamEncoder,
+    _normalize,
+    _wrap,
+    decode_video,
+    encode_video,
+    set_spatial_padding,
+    spatial_padding,
+)
 
 WAN21 = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
 RESIDUAL = {
@@ -78,6 +88,39 @@ def test_convolutions_of_the_library_that_is_asked_for_are_the_same(vae, latents
     calls.clear()
     monkeypatch.undo()
     torch.testing.assert_close(decode_video(vae, latents[:1].clone().requires_grad_()).detach(), fast, atol=1e-5, rtol=0)
+
+
+def test_convolutions_get_images_in_the_format_that_is_fast_and_pad_them_inside(vae, latents, monkeypatch):
+    """Channels last all the way, also behind the layers of diffusers that would change it; copies for padding only on a torus."""
+    given, real = [], torch.mkldnn_convolution
+
+    def convolution(x, weight, bias, padding, *rest):
+        given.append((x.is_contiguous(memory_format=torch.channels_last_3d), tuple(weight.shape[2:]), tuple(padding)))
+        return real(x, weight, bias, padding, *rest)
+
+    monkeypatch.setattr(torch, "mkldnn_convolution", convolution)
+    with torch.no_grad():
+        decode_video(vae, latents[:1])
+    assert given and all(fast for fast, *_ in given)
+    circular = spatial_padding(vae) == "circular"
+    assert {padding for _, kernel, padding in given if kernel == (3, 3, 3)} == {(0, 0, 0) if circular else (0, 1, 1)}
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 3, 2, 5, 6)], ids=str)
+def test_opposite_edges_are_those_of_torch(shape):
+    x = torch.randn(shape)
+    expected = torch.nn.functional.pad(x, (2, 1, 1, 3) + (0, 0) * (len(shape) == 5), mode="circular")
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert torch.equal(_wrap(x, 2, 1, 1, 3), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_is_that_of_diffusers(dtype):
+    layer = WanRMS_norm(24, images=False).to(dtype)
+    layer.gamma.data.normal_()
+    x = torch.cat([torch.randn(1, 24, 2, 3, 3), 1e-15 * torch.randn(1, 24, 1, 3, 3), torch.zeros(1, 24, 1, 3, 3)], dim=2).to(dtype)
+    torch.testing.assert_close(_normalize(layer, x), layer(x), atol=1e-6 if dtype == torch.float32 else 4e-2, rtol=0)
 
 
 def test_two_streams_do_not_disturb_each_other(vae, latents):

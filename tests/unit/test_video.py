@@ -1,6 +1,7 @@
 """A video file can be read at every moment of its life, and holds what was put in."""
 
 import shutil
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -43,6 +44,32 @@ def test_colours_survive(tmp_path):
         with video.VideoWriter(path) as writer:
             writer.write(np.broadcast_to(colour, (4, 32, 32, 3)))
         assert np.abs(video.read_video(path).astype(int) - colour).max() <= 4
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_an_enlarged_frame_has_the_colours_of_its_image_and_of_no_neighbour(scale):
+    """Before compression: every 2 x 2 pixels that share a colour lie within one pixel of the image."""
+    image = np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8)
+    frame = video.video_frame(image, 0, fps=Fraction(16), scale=scale)
+    luma, *chroma = (np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width] for plane in frame.planes)
+    red, green, blue = np.moveaxis(image / 255, -1, 0)
+    y = 0.2126 * red + 0.7152 * green + 0.0722 * blue  # ITU-R BT.709
+    expected = 16 + 219 * y, 128 + 224 * (blue - y) / 1.8556, 128 + 224 * (red - y) / 1.5748
+    for plane, wanted, times in zip((luma, *chroma), expected, (scale, scale // 2, scale // 2), strict=True):
+        assert np.abs(plane - wanted.repeat(times, 0).repeat(times, 1)).max() < 1.5
+    assert (frame.width, frame.height, frame.format.name) == (10 * scale, 6 * scale, "yuv420p")
+    assert (frame.colorspace, frame.color_range) == (1, 1)
+
+
+@pytest.mark.parametrize(("scale", "least"), [(1, 32), (2, 36), (4, 40)])
+def test_decibels_of_a_written_video(tmp_path, scale, least):
+    """One pixel of noise that moves, on a background: hard edges of colour, as the miniature's."""
+    images = clip(24, 32, 48)
+    images[:, 20:24, 30:34] = (220, 40, 40)
+    with video.VideoWriter(tmp_path / "a.mp4", scale=scale) as writer:
+        writer.write(images)
+    error = video.read_video(tmp_path / "a.mp4").astype(float) - images.repeat(scale, 1).repeat(scale, 2)
+    assert -10 * np.log10(np.square(error).mean() / 255**2) > least
 
 
 def test_playable_while_it_grows(tmp_path):
