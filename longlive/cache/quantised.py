@@ -103,6 +103,8 @@ class QuantisedRing:
         self.keys, self.values = (torch.zeros(values, dtype=dtype_of(kind), device=device) for _ in range(2))
         self.key_scales, self.value_scales = (torch.zeros((*one, 1), device=device) for _ in range(2))
         self.key_means = torch.zeros((*one, width), device=device)
+        # One place for every block, as the buffers have: a recorded pass reads it there.
+        self._shift = Rotation(*(part.clone() for part in rope.time_shift(0))) if relative else None
         self._extent = Extent(window)
 
     @property
@@ -117,18 +119,19 @@ class QuantisedRing:
         """See `KVCache`. A pass writes into the span's own slots, whose old frames the span may not see anyway."""
         sink, recent = self._extent.visible(span)
         own = self._slots([self._extent.slot(frame) for frame in span])
-        visible = self._slots(sorted({self._extent.slot(frame) for frame in (*sink, *recent)}))
-        moved, shift = None, None
-        if self.relative:  # the sink to just before the oldest recent frame
+        slots = sorted({self._extent.slot(frame) for frame in (*sink, *recent)})
+        visible, moved = self._slots(slots), None
+        if self._shift is not None:  # the sink to just before the oldest recent frame
             moved = self._slots(range(len(sink)))
-            shift = self._rope.time_shift(self._extent.oldest_recent(span) - self._extent.sink.stop)
+            for part, new in zip(self._shift, self._rope.time_shift(self._extent.oldest_recent(span) - self._extent.sink.stop)):
+                part.copy_(new, non_blocking=True)
 
         def memory(layer: int) -> QuantisedMemory:
             keys, values = (self.keys[layer], self.key_scales[layer], self.key_means[layer]), (self.values[layer], self.value_scales[layer])
-            return QuantisedMemory(*keys, *values, own, visible, moved, shift)
+            return QuantisedMemory(*keys, *values, own, visible, moved, self._shift)
 
-        moving = (own, visible) if moved is None or shift is None else (own, visible, moved, *shift)
-        return CacheView(self._rope.at(span), memory, moving if len(visible) == self.window.visible else None)
+        moving = (own, visible) if moved is None else (own, visible, moved)
+        return CacheView(self._rope.at(span), memory, moving if len(slots) == self.window.visible else None)
 
     @contextmanager
     def record(self, span: range) -> Iterator[CacheView]:

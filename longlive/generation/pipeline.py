@@ -512,7 +512,7 @@ class LongLivePipeline(DiffusionPipeline):
         quantize_cache: Format | None = None,
         decoder: str | Path | None = None,
     ) -> None:
-        """Change how fast the pipeline runs. What is left out stays as it is, so that several calls add up.
+        """Change how fast the pipeline runs and what it needs. What is left out stays as it is, so that several calls add up.
 
         Args:
             compile: whether blocks that see a full window run through torch.compile: about a minute once per process on a CPU, more on a
@@ -547,13 +547,11 @@ class LongLivePipeline(DiffusionPipeline):
     def _chosen_decoder(self, decoder: str | Path | None) -> TinyVAE | None:
         if decoder is None or decoder == "full":
             return self._tiny if decoder is None else None
-        tiny, config = (
-            load_tiny_vae(find_tiny_vae(self._folder) if decoder == "tiny" else decoder, dtype=self.vae.dtype),
-            settings_of(self.vae),
-        )
+        config = settings_of(self.vae)
+        tiny = load_tiny_vae(find_tiny_vae(self._folder) if decoder == "tiny" else decoder, dtype=self.vae.dtype)
         strides = {"spatial_stride": config.scale_factor_spatial, "images_per_latent": config.scale_factor_temporal}
         check_fits(tiny, latent_channels=config.z_dim, **strides)
-        return tiny.to(self._device)
+        return tiny.to(self._device)  # type: ignore[arg-type]  # diffusers' annotation
 
     def warm_up(self, height: int | None = None, width: int | None = None) -> None:
         """Make a short video with a prompt switch, so that whatever happens once (compiling, choosing kernels) has happened.

@@ -84,8 +84,8 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> LongLivePipe
         pipe = LongLivePipeline.from_pretrained(model, torch_dtype=dtype, attention=config.attention, **sampling)
         if config.lora is not None:
             pipe.load_lora_weights(config.lora)
-    pipe.accelerate(quantize=config.quantize, quantize_cache=config.quantize_cache, decoder=config.decoder)
     pipe.place_text_encoder(config.text_encoder)
+    pipe.accelerate(quantize=config.quantize, quantize_cache=config.quantize_cache, decoder=config.decoder)
     return pipe
 
 

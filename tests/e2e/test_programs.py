@@ -51,12 +51,12 @@ class StandIn:
         assert mode == "resident"
 
     def accelerate(self, **settings):
-        assert not any(settings.values())
+        assert settings.pop("decoder", "full") == "full" and not any(settings.values())
 
     def memory_needed(self, num_latent_frames, height, width, batch=1):
         return 1000 * height * width
 
-    def session(self, prompts, *, num_latent_frames, height, width, seed):
+    def session(self, prompts, *, num_latent_frames, height, width, seed, ahead):
         timeline = Timeline(seed, {**self.info._asdict(), "height": height, "width": width, "context_timestep": 0.0})
         return StandInSession(timeline, self.blocks(prompts, num_latent_frames, height, width, timeline))
 

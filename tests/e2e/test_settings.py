@@ -95,6 +95,7 @@ TABLE = {
     "text_encoder": (["text_encoder=on_demand"], {"text encoder": "on_demand"}),
     "attention": (["attention=sdpa"], {"attention": "sdpa"}),
     "compile": (["compile=true"], {"compile": True}),
+    "decoder": (["decoder=tiny"], {"decoder": "tiny"}),
     "quantize": (["quantize=int8-weights"], {"quantize": "int8-weights"}),
     "quantize_cache": (["quantize_cache=fp8"], {"quantize_cache": "fp8"}),
     "prompt": (["prompt=b c"], one(prompts=["b c"])),

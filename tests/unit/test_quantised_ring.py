@@ -9,6 +9,7 @@ import torch
 from longlive.cache.quantised import QuantisedRing
 from longlive.cache.window import Window
 from longlive.engine.apply import Recipe, apply
+from longlive.engine.steady import SteadyPasses
 from longlive.generation.caches import cache_bytes, ring_cache
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.rollout import Rollout
@@ -18,6 +19,7 @@ from longlive.models.wan import WanTransformer
 from longlive.ops.attention import BACKENDS
 from longlive.ops.eight_bits import DTYPES, quantise
 from longlive.ops.rope import Rope, rotate
+from tests.unit import test_steady
 from tests.unit.test_cache import BLOCK, HEAD_DIM, HEADS, LAYERS, SHAPE, STEPS, TOKENS, NaiveCache, ring, run, use_duck_shape
 
 KINDS = list(DTYPES)
@@ -205,6 +207,19 @@ def test_it_is_on_the_device_of_its_rope(kind):
             q = torch.empty(2, BLOCK * TOKENS, HEADS, HEAD_DIM, device="meta")
             with cache.record(range(start, start + BLOCK)) as view:
                 assert view.at(1).attend(q, q, q, BACKENDS["sdpa"]).device.type == "meta"
+
+
+@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
+def test_two_recordings_serve_it_too(model, monkeypatch, relative):
+    """As in `test_steady`: also the rotation of the sink, which differs from block to block, is at a fixed place."""
+    apply(model, Recipe(quantize="int8"))
+    monkeypatch.setattr(test_steady, "ring_cache", partial(ring_cache, quantize="int8"))
+    expected, tape = test_steady.video(model, relative=relative), test_steady.Tape()
+    passes = SteadyPasses(model, block=BLOCK, capture=tape)
+    found = test_steady.video(model, relative=relative)
+    passes.remove()
+    assert sorted(tape.recorded) == ["forward", "write_kv"] and len(tape.replayed) > 20
+    assert torch.equal(found, expected)
 
 
 def test_what_cannot_be_done_is_refused(model):
