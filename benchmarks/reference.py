@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longlive.cache.ring import RingCache
 from longlive.cache.window import KVCache, Window
 from longlive.generation.pipeline import EVERYTHING, LongLivePipeline
 from longlive.models.lora import adapted_linears
@@ -240,13 +239,12 @@ class ReferenceTransformer(WanTransformer):
 class ReferencePipeline(LongLivePipeline):
     """A pipeline whose transformer is a `ReferenceTransformer`."""
 
-    def _cache(self, num_latent_frames: int | None, height: int, width: int, batch: int) -> RingCache:
+    def _cache(self, num_latent_frames: int | None, height: int, width: int, batch: int) -> KVCache:
         network = self.transformer
         window = (
             Window.full(num_latent_frames or 0) if self.config.window == EVERYTHING else Window.of(self.config.window, self.config.sink)
         )
-        cache = reference_cache(network, height // self._spatial_stride, width // self._spatial_stride, window, self.config.relative_rope)
-        return cast(RingCache, cache)
+        return reference_cache(network, height // self._spatial_stride, width // self._spatial_stride, window, self.config.relative_rope)
 
 
 def reference_cache(network: WanTransformer, height: int, width: int, window: Window, relative: bool = False) -> KVCache:

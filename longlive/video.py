@@ -139,7 +139,7 @@ def video_frame(image: np.ndarray, number: int, *, fps: Fraction, scale: int) ->
         frame = av.VideoFrame(image.shape[1] * scale, image.shape[0] * scale, "yuv420p")
         converted = rgb.reformat(format="yuv444p", **colours).to_ndarray()
         for plane, values, times in zip(frame.planes, converted, (scale, scale // 2, scale // 2)):
-            rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)  # the frame's own memory
+            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)  # the frame's own memory
             rows[:, : plane.width] = values.repeat(times, axis=0).repeat(times, axis=1)
         frame.colorspace, frame.color_range = Colorspace.ITU709, ColorRange.MPEG
     frame.pts, frame.time_base = number, 1 / fps

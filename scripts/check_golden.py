@@ -21,8 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from longlive.cache.ring import RingCache
-from longlive.cache.window import Window
+from longlive.cache.window import KVCache, Window
 from longlive.checkpoints import configs, convert
 from longlive.generation.caches import ring_cache
 from longlive.generation.cues import PromptSchedule
@@ -93,7 +92,7 @@ class Case:
     def tensors(self) -> dict[str, Tensor]:
         return self.folder.tensors(self.name)
 
-    def ring(self, model: WanTransformer, like: Tensor, num_latent_frames: int) -> RingCache:
+    def ring(self, model: WanTransformer, like: Tensor, num_latent_frames: int) -> KVCache:
         visible, sink = self.settings["window_frames"], self.settings["sink_frames"]
         return ring_cache(
             model,

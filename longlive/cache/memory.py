@@ -87,11 +87,16 @@ class HistoryMemory(NamedTuple):
 
 
 class CacheView(NamedTuple):
-    """A span's view of a cache: the rotation of its tokens, a memory for every layer, and whether the window is full."""
+    """A span's view of a cache: the rotation of its tokens, and a memory for every layer.
+
+    Attributes:
+        moving: of a full window, those tensors of the memories that differ from span to span; all else are the cache's own buffers.
+            None: of another window, whose memories may have other shapes.
+    """
 
     rotation: Rotation
     memory: Callable[[int], Memory]
-    full: bool = False
+    moving: tuple[Tensor, ...] | None = None
 
     def at(self, layer: int) -> Memory:
         """The memory of one layer."""

@@ -130,18 +130,19 @@ class QuantisedRing:
             keys, values = (self.keys[layer], self.key_scales[layer], self.key_means[layer]), (self.values[layer], self.value_scales[layer])
             return QuantisedMemory(*keys, *values, own, visible, moved, self._shift)
 
-        return CacheView(self._rope.at(span), memory, full=len(slots) == self.window.visible)
+        moving = (own, visible) if moved is None else (own, visible, moved)
+        return CacheView(self._rope.at(span), memory, moving if len(slots) == self.window.visible else None)
 
     @contextmanager
     def record(self, span: range) -> Iterator[CacheView]:
         yield self.view(span)
         self._extent.end = span.stop
 
-    def skip(self, num_frames: int) -> None:
-        self._extent.end += num_frames
-
     def forget(self, *, keep_sink: bool) -> range:
         return self._extent.forget(keep_sink=keep_sink)
+
+    def skip(self, num_frames: int) -> None:
+        self._extent.end += num_frames
 
     def clear(self) -> None:
         self._extent.clear()

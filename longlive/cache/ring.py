@@ -68,7 +68,7 @@ class RingCache:
         keys, values = self.keys, self.values
         if slots == set(range(len(slots))):  # always so, except after `clear` or during a block-by-block recache
             memory = lambda layer: RingMemory(keys[layer][:, :length], values[layer][:, :length], own)  # noqa: E731
-            return CacheView(self._rope.at(span), memory, full=len(slots) == self.window.visible)
+            return CacheView(self._rope.at(span), memory, (own,) if len(slots) == self.window.visible else None)
         visible = self._indices(sorted(slots))
         return CacheView(self._rope.at(span), lambda layer: RingMemory(keys[layer], values[layer], own, visible))
 

@@ -136,20 +136,20 @@ class SteadyPasses:
 
     def _is_steady(self, x: Latents, t: Timesteps, view: KVView | None) -> bool:
         whole_block = x.shape[1] == self.block and t.shape == (1, 1)
-        return whole_block and isinstance(view, CacheView) and view.full and not torch.is_grad_enabled()
+        return whole_block and isinstance(view, CacheView) and view.moving is not None and not torch.is_grad_enabled()
 
     def _layer(self, plain: Callable[..., Any], compiled: Callable[..., Any], *inputs: Any) -> Any:
         return (compiled if self._steady else plain)(*inputs)
 
     def _run(self, name: str, x: Latents, t: Timesteps, text: TextKV, view: KVView | None) -> Tensor | None:
-        assert view is not None
+        assert isinstance(view, CacheView) and view.moving is not None
         if self._capture is None:
             return self._fixed(partial(self._plain[name], x, t, text, view))
         leaves, structure = pytree.tree_flatten([view.at(layer) for layer in range(len(text.keys))])  # tensors, or None
         parts = [leaf for leaf in leaves if leaf is not None]
-        places = {id(part): part for part in parts if part.dtype == torch.long}  # of the block; all else are the ring's own buffers
-        held = [part for part in parts if id(part) not in places]
-        given = [x, t, *view.rotation, *places.values()]
+        moving = {id(part): part for part in view.moving}
+        held = [part for part in parts if id(part) not in moving]  # the cache's buffers, at their places
+        given = [x, t, *view.rotation, *moving.values()]
         kind = text.keys[0].shape, text.keys[0].dtype, text.keys[0].device
         words = self._words.setdefault(kind, _Words(text))
         words.update(text)
@@ -157,7 +157,7 @@ class SteadyPasses:
         recording = self._recordings.pop(key, None)
         if recording is None:
             inputs = [own.clone() for own in given]
-            function = partial(self._pass, name, len(given), len(words.tensors), self._filling(leaves, places, held), structure)
+            function = partial(self._pass, name, len(given), len(words.tensors), self._filling(leaves, moving, held), structure)
             recording = _Recording(inputs, self._fixed(partial(self._capture, function, [*inputs, *words.tensors, *held])))
         self._recordings[key] = recording  # the newest are kept
         if len(self._recordings) > MAX_RECORDINGS:
@@ -168,17 +168,17 @@ class SteadyPasses:
         return None if out is None else out.clone()
 
     @staticmethod
-    def _filling(leaves: Sequence[Tensor | None], places: dict[int, Tensor], held: Tensors) -> list[int | None]:
-        """Where each leaf of the memories is among the places and, counted on from there, the ring's buffers."""
-        order = {part: n for n, part in enumerate([*places, *map(id, held)])}
+    def _filling(leaves: Sequence[Tensor | None], moving: dict[int, Tensor], held: Tensors) -> list[int | None]:
+        """Where each leaf of the memories is among the moving tensors and, counted on from there, the cache's buffers."""
+        order = {part: n for n, part in enumerate([*moving, *map(id, held)])}
         return [order.get(id(leaf)) for leaf in leaves]
 
     def _pass(
         self, name: str, num_given: int, num_words: int, filling: Sequence[int | None], structure: Any, tensors: Tensors
     ) -> Tensor | None:
-        x, t, cos, sin, *places = tensors[:num_given]
+        x, t, cos, sin, *moving = tensors[:num_given]
         words, held = tensors[num_given : num_given + num_words], tensors[num_given + num_words :]
-        sources = [*places, *held]
+        sources = [*moving, *held]
         memories = pytree.tree_unflatten([None if n is None else sources[n] for n in filling], structure)
         text = TextKV(tuple(words[: num_words // 2]), tuple(words[num_words // 2 :]))
         return self._plain[name](x, t, text, _View(Rotation(cos, sin), memories))

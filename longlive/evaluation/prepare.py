@@ -25,7 +25,7 @@ from longlive.evaluation.suites import PromptList, find_suite, names_of
 from longlive.files import file_digest
 from longlive.generation.dimensions import Timing
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
-from longlive.parallel.world import World, choose_device, choose_dtype, gather, get_world, joined
+from longlive.parallel.world import World, choose_device, gather, get_world, joined
 from longlive.programs import loading
 from longlive.provenance import made_with
 from longlive.settings import load
@@ -113,7 +113,7 @@ def prepare(config: InferenceConfig, suite: str, prompts: PromptList, output: Pa
     world = get_world()
     video.check_writable(output)
     device = choose_device(config.device, world)
-    pipe = loading.load_pipeline(config, choose_dtype(config.dtype, device))
+    pipe = loading.load_pipeline(config, device)
     config = loading.fit_into_memory(config, pipe, device)
     wanted = prepared_from(config, suite, prompts, pipe)
     check_lengths(wanted)

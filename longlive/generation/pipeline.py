@@ -6,8 +6,9 @@ A long file: the one class of the Python interface, with the documentation of it
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from longlive.cache.window import KVCache, Window
 from longlive.checkpoints import configs, store
 from longlive.engine.apply import Recipe, apply
 from longlive.engine.linears import LinearKind, is_quantised
+from longlive.engine.steady import SteadyPasses, cuda_graph, default_compiler
 from longlive.generation.caches import (
     cache_bytes,
     decoder_activation_bytes,
@@ -161,6 +163,8 @@ class LongLivePipeline(DiffusionPipeline):
         self._text_mode: TextEncoderMode = "resident"
         self._cache_format: Format | None = None
         self._conditioner: Conditioner | None = None
+        self._compile = self._graphs = False
+        self._steady: SteadyPasses | None = None  # of the transformer, if its passes are compiled or recorded
         self._folder: Path | None = None  # where it was loaded from
         self._tiny: TinyVAE | None = None  # decodes instead of the VAE
         self._decode_latent_frames: int | None = None  # at most in one call; None: a block
@@ -523,12 +527,14 @@ class LongLivePipeline(DiffusionPipeline):
         Raises:
             ValueError: when it does not fit.
         """
-        self.transformer = merge_lora(self.transformer, store.load_lora(path), alpha=alpha)
-        self._conditioner = None
+        with self._plain_transformer():
+            self.transformer = merge_lora(self.transformer, store.load_lora(path), alpha=alpha)
 
     def accelerate(
         self,
         *,
+        compile: bool | None = None,
+        graphs: bool | None = None,
         quantize: LinearKind | None = None,
         quantize_cache: Format | None = None,
         decoder: str | Path | None = None,
@@ -537,41 +543,73 @@ class LongLivePipeline(DiffusionPipeline):
         """Change how fast the pipeline runs and what it needs. What is left out stays as it is, so that several calls add up.
 
         Args:
-            quantize: put the linear layers of the transformer's blocks into 8 bits, for good: "int8" (activations and weights),
-                "int8-weights" or "fp8". Merge a LoRA before. The pipeline can then not be saved.
+            compile: whether blocks that see a full window run through torch.compile: about a minute once per process on a CPU, more on a
+                GPU. Other passes, and everything with False, run as the code says.
+            graphs: whether these passes are recorded as CUDA graphs.
+            quantize: put the linear layers of its blocks into 8 bits, for good: "int8" (activations and weights), "int8-weights" or
+                "fp8". Merge a LoRA before. The pipeline can then not be saved.
             quantize_cache: hold the keys and values of videos that begin from now on in "int8" or "fp8".
             decoder: "full" is the VAE's own; "tiny" the tiny decoder in the model's folder, or a path of one (see `load_tiny_vae`), which
                 is faster and less exact.
             decode_latent_frames: latent frames that are decoded in one call; fewer than a block need less memory and give the same images.
 
         Raises:
-            ValueError, FileNotFoundError: for an unknown value, a transformer that is quantised already, a device without the
-                instructions, a decoder that is not there or does not fit the VAE's latents.
+            ValueError: for an unknown value, a transformer that is quantised already, a device that has no such instructions or graphs, or
+                a decoder that does not fit the VAE's latents.
+            FileNotFoundError: for a decoder that is not there.
         """
+        if graphs and self._device.type != "cuda":
+            raise ValueError(
+                f"graphs are CUDA graphs, and the pipeline is on {self._device.type}; move it to a GPU first, or leave graphs out"
+            )
+        if decode_latent_frames is not None and decode_latent_frames < 1:
+            raise ValueError(f"decode_latent_frames {decode_latent_frames}: at least one latent frame is decoded in a call")
         if quantize_cache is not None:
             dtype_of(quantize_cache)
         if quantize is not None:
             check_device(quantize, self._device)
-        apply(self.transformer, Recipe(quantize=quantize))
-        if quantize is not None:
-            self._conditioner = None  # what it keeps of prompts was computed with the weights as they were
+        self._tiny = self._chosen_decoder(decoder)
+        with self._plain_transformer():
+            apply(self.transformer, Recipe(quantize=quantize))
+            self._compile = self._compile if compile is None else compile
+            self._graphs = self._graphs if graphs is None else graphs
         self._cache_format = quantize_cache or self._cache_format
-        if decode_latent_frames is not None:
-            if decode_latent_frames < 1:
-                raise ValueError(f"decode_latent_frames {decode_latent_frames}: at least one latent frame is decoded in a call")
-            self._decode_latent_frames = decode_latent_frames
-        if decoder == "full":
-            self._tiny = None
-        elif decoder is not None:
-            tiny = load_tiny_vae(find_tiny_vae(self._folder) if decoder == "tiny" else decoder, dtype=self.vae.dtype)
-            config = settings_of(self.vae)
-            check_fits(
-                tiny,
-                latent_channels=config.z_dim,
-                spatial_stride=config.scale_factor_spatial,
-                images_per_latent=config.scale_factor_temporal,
-            )
-            self._tiny = tiny.to(self._device)
+        self._decode_latent_frames = decode_latent_frames or self._decode_latent_frames
+
+    def _chosen_decoder(self, decoder: str | Path | None) -> TinyVAE | None:
+        if decoder is None or decoder == "full":
+            return self._tiny if decoder is None else None
+        config = settings_of(self.vae)
+        tiny = load_tiny_vae(find_tiny_vae(self._folder) if decoder == "tiny" else decoder, dtype=self.vae.dtype)
+        strides = {"spatial_stride": config.scale_factor_spatial, "images_per_latent": config.scale_factor_temporal}
+        check_fits(tiny, latent_channels=config.z_dim, **strides)
+        return tiny.to(self._device)  # type: ignore[arg-type]  # diffusers' annotation
+
+    def warm_up(self, height: int | None = None, width: int | None = None) -> None:
+        """Make a short video with a prompt switch, so that whatever happens once (compiling, choosing kernels) has happened.
+
+        Videos of the size that follows meet no shape for the first time.
+        """
+        blocks = 2 + -(-max(0, self.config.window) // self.config.block)  # a full window, a block after it and one after a switch
+        session = self.session("-", num_latent_frames=blocks * self.config.block, height=height, width=width, seed=0)
+        for number, _ in enumerate(session):
+            if number == blocks - 2:
+                session.prompt("- -")
+
+    @contextmanager
+    def _plain_transformer(self) -> Iterator[None]:
+        """For a change of the transformer: while it lasts its passes are neither compiled nor recorded, afterwards they are anew."""
+        if self._steady is not None:
+            self._steady.remove()
+            self._steady = None
+        try:
+            yield
+        finally:
+            self._conditioner = None  # what it keeps of prompts was computed with the weights as they were
+            compiler = default_compiler(self._device) if self._compile else None
+            capture = cuda_graph if self._graphs and self._device.type == "cuda" else None
+            if compiler is not None or capture is not None:
+                self._steady = SteadyPasses(self.transformer, block=self.config.block, compiler=compiler, capture=capture)
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str = "cuda") -> None:  # type: ignore[override]
         """Keep the text encoder, by far the largest part, on the CPU and move it to the device only while a prompt is read.
@@ -596,10 +634,10 @@ class LongLivePipeline(DiffusionPipeline):
             torch.nn.Module.to(kept, "cpu")
             self.text_encoder = None
         try:
-            super().to(*args, **kwargs)
+            with self._plain_transformer():
+                super().to(*args, **kwargs)
         finally:
             self.text_encoder = kept
-        self._conditioner = None
         if self._tiny is not None:
             self._tiny.to(*args, **kwargs)
         return self

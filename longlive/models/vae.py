@@ -107,7 +107,7 @@ def _convolve(layer: WanCausalConv3d, x: Tensor, past: Tensor | None = None) -> 
 
     On a CPU by oneDNN, which torch itself does not choose for so few channels and one video: a quarter of the time.
     """
-    left, right, top, bottom, before, _ = layer._padding
+    left, right, top, bottom, before, _ = (int(size) for size in layer._padding)
     if past is not None and before:
         x = torch.cat([past, x], dim=2)
         before -= past.shape[2]
@@ -118,7 +118,7 @@ def _convolve(layer: WanCausalConv3d, x: Tensor, past: Tensor | None = None) -> 
         x, padding = _wrap(x, left, right, top, bottom), (0, 0, 0)
     x = _channels_last(x)  # which attention was not
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-        return torch.nn.functional.conv3d(x, layer.weight, layer.bias, layer.stride, padding)
+        return torch.nn.functional.conv3d(x, layer.weight, layer.bias, layer.stride, padding)  # type: ignore[arg-type]  # numbers, never words
     return torch.mkldnn_convolution(x, layer.weight, layer.bias, padding, layer.stride, layer.dilation, layer.groups)  # type: ignore[arg-type]  # numbers, never words
 
 

@@ -25,7 +25,7 @@ from longlive.generation.session import DecodedBlock
 from longlive.generation.timeline import Timeline
 from longlive.miniature.captions import hint, summary
 from longlive.miniature.language import is_miniature
-from longlive.parallel.world import choose_device, choose_dtype, get_world
+from longlive.parallel.world import choose_device, get_world
 from longlive.programs import loading, recording
 from longlive.programs.loading import VideoRequest
 from longlive.programs.status import exit_status
@@ -184,7 +184,7 @@ def run(config: InferenceConfig, *, interactive: bool = False, terminal: int = 0
     scripts = [] if typing or timeline is not None else requested_scripts(config, one_video=interactive)
     video.check_writable(config.output)
     device = choose_device(config.device, world)
-    pipe = loading.load_pipeline(config, choose_dtype(config.dtype, device))
+    pipe = loading.load_pipeline(config, device)
     config = loading.fit_into_memory(config, pipe, device)
     if is_miniature(pipe.tokenizer) and world.is_main:
         for text in dict.fromkeys(found for script in scripts for prompt in script.prompts if (found := hint(prompt)) is not None):
@@ -221,6 +221,8 @@ def make_typed(config: InferenceConfig, pipe: LongLivePipeline, device: torch.de
     request = VideoRequest(config.seed, PromptSchedule.single("-"), length, path)
     loading.check_resources(config, [request], pipe, device)
     loading.move_to_device(config, pipe, device)
+    if config.compile or device.type == "cuda":
+        loading.warm_up(config, pipe)
     log.info("type a prompt and Enter; each further line is the prompt from the next block on. Ctrl-D: no more prompts. Ctrl-C: stop")
     words = is_miniature(pipe.tokenizer)
     if words:

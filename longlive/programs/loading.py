@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,8 +57,17 @@ class VideoRequest:
     path: Path
 
 
-def load_pipeline(config: InferenceConfig, dtype: torch.dtype) -> LongLivePipeline:
-    """The model that the settings name, on the CPU. Raises ValueError, with what to download, when it is missing."""
+def load_pipeline(config: InferenceConfig, device: torch.device) -> LongLivePipeline:
+    """The model that the settings name, in the type for `device`, but on the CPU.
+
+    Raises:
+        ValueError: when it is missing, with what to download, or `device` cannot do what `quantize` or `graphs` need.
+    """
+    if config.quantize is not None:
+        check_device(config.quantize, device)
+    if config.graphs and device.type != "cuda":
+        raise ValueError(f"graphs are CUDA graphs, and the device is {device}; leave graphs out, or give device=cuda")
+    dtype = choose_dtype(config.dtype, device)
     for path in filter(None, (config.wan_dir, config.checkpoint, config.lora)):
         if not Path(path).exists():
             raise ValueError(f"{path} does not exist; {DOWNLOAD_HINT}")
@@ -86,20 +96,29 @@ def load_pipeline(config: InferenceConfig, dtype: torch.dtype) -> LongLivePipeli
 
 
 def move_to_device(config: InferenceConfig, pipe: LongLivePipeline, device: torch.device) -> None:
-    """Move the pipeline to its device and choose the number of CPU threads. Raises ValueError for a device without the instructions
-    that `quantize` needs.
+    """Move the pipeline to its device and choose the number of CPU threads.
 
     A small model on a CPU gets one thread. Its operations are too short to be shared, and threads that wait for each other by spinning
     come to a halt when another program takes a core (miniature, 2 cores: 115 frames/s with two threads and 106 with one when nothing
     else runs, 2 and 99 beside one busy process).
     """
-    if config.quantize is not None:
-        check_device(config.quantize, device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     elif device.type == "cpu" and sum(weight.numel() for part in pipe.counted_parts for weight in part.parameters()) < SMALL_MODEL:
         torch.set_num_threads(1)
     pipe.to(device)
+    pipe.accelerate(compile=config.compile, graphs=config.graphs)
+
+
+def warm_up(config: InferenceConfig, pipe: LongLivePipeline) -> None:
+    """Before a person waits for images: let happen whatever happens once per process, if that takes long."""
+    height, width = video_size(config, pipe)
+    if config.compile or config.graphs or pipe.device.type == "cuda":
+        began = time.perf_counter()
+        pipe.warm_up(height, width)
+        log.info("ready after %.0f s of warming up", time.perf_counter() - began)
+    else:  # the first block is slow: kernels are selected, memory is allocated
+        next(iter(pipe.session("-", num_latent_frames=pipe.info.block, height=height, width=width, seed=0)))
 
 
 def fit_into_memory(config: InferenceConfig, pipe: LongLivePipeline, device: torch.device) -> InferenceConfig:
@@ -154,6 +173,7 @@ def picture_settings(config: InferenceConfig, pipe: LongLivePipeline, device: to
         "context_timestep": config.context_timestep,
         "height": height,
         "width": width,
+        "compile": config.compile,
         "quantize": config.quantize,
         "quantize_cache": config.quantize_cache,
         "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),

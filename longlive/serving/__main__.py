@@ -15,7 +15,7 @@ import uvicorn
 
 from longlive import video
 from longlive.config import ServeConfig
-from longlive.parallel.world import choose_device, choose_dtype, configure_logging, free_memory, get_world
+from longlive.parallel.world import choose_device, configure_logging, free_memory, get_world
 from longlive.programs import loading
 from longlive.serving.app import create_app, model_name, token_for
 from longlive.serving.metrics import Metrics
@@ -48,7 +48,7 @@ def parse(argv: Sequence[str] | None) -> ServeConfig:
 def load_scheduler(config: ServeConfig, metrics: Metrics) -> SessionScheduler:
     """Load the model and find out how many sessions fit into memory. Raises ValueError when none does."""
     device = choose_device(config.video.device, get_world())
-    pipe = loading.load_pipeline(config.video, choose_dtype(config.video.dtype, device))
+    pipe = loading.load_pipeline(config.video, device)
     config = dataclasses.replace(config, video=loading.fit_into_memory(config.video, pipe, device))
     height, width = loading.video_size(config.video, pipe)
     loading.move_to_device(config.video, pipe, device)
@@ -57,8 +57,7 @@ def load_scheduler(config: ServeConfig, metrics: Metrics) -> SessionScheduler:
     if fit < 1:
         raise ValueError(f"a session needs about {per_session / 2**30:.2f} GiB on {device}; {free / 2**30:.2f} GiB are free")
     log.info("%s on %s: %.1f MiB per session, %d fit", model_name(config), device, per_session / 2**20, fit)
-    # The first block of a process is slow (kernels are selected, memory is allocated): make it before the first client comes.
-    next(pipe.session("-", num_latent_frames=pipe.info.block, height=height, width=width, seed=0))
+    loading.warm_up(config.video, pipe)
     return SessionScheduler(
         pipe,
         folder=Path(config.output),

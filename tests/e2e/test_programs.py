@@ -50,8 +50,8 @@ class StandIn:
     def place_text_encoder(self, mode):
         assert mode == "resident"
 
-    def accelerate(self, *, quantize, quantize_cache, decoder):
-        assert quantize is quantize_cache is None and decoder == "full"
+    def accelerate(self, **settings):
+        assert settings.pop("decoder", "full") == "full" and not any(settings.values())
 
     def memory_needed(self, num_latent_frames, height, width, batch=1):
         return 1000 * height * width
@@ -303,6 +303,7 @@ BAD = {
     "no released weights": (["--config", str(ROOT / "configs/inference.yaml")], "wan_models/Wan2.1-T2V-1.3B does not exist"),
     "no prompt": (["prompts=null"], "no prompt"),
     "device": (["device=tpu9"], "there is no device 'tpu9'"),
+    "graphs": (["graphs=true", "device=cpu"], "graphs are CUDA graphs, and the device is cpu; leave graphs out"),
     "unwritable": (["--output", "/dev/null/videos"], "cannot write to /dev/null/videos"),
     "memory": (["--prompt", "a", "height=1600000", "width=1600000"], "GiB of memory needed on cpu"),
     "disk": (["--prompt", "a", "--seconds", "1e12"], "GiB of disk needed"),

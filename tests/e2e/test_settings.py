@@ -94,6 +94,7 @@ TABLE = {
     "threads": (["threads=2"], {"threads": 2}),
     "text_encoder": (["text_encoder=on_demand"], {"text encoder": "on_demand"}),
     "attention": (["attention=sdpa"], {"attention": "sdpa"}),
+    "compile": (["compile=true"], {"compile": True}),
     "decoder": (["decoder=tiny"], {"decoder": "tiny"}),
     "quantize": (["quantize=int8-weights"], {"quantize": "int8-weights"}),
     "quantize_cache": (["quantize_cache=fp8"], {"quantize_cache": "fp8"}),
@@ -122,7 +123,8 @@ TABLE = {
     "scale": (["scale=2"], {"size": (64, 64)}),
     "crf": (["crf=30"], {"crf": "30.0"}),
 }  # fmt: skip
-ELSEWHERE = {"timeline", "device", "overwrite"}  # test_programs.py: a timeline is made again, a device is refused, a video made again
+# test_programs.py: a timeline is made again, a device and graphs are refused, a video is made again
+ELSEWHERE = {"timeline", "device", "graphs", "overwrite"}
 
 
 def test_the_table_has_every_setting():

@@ -59,6 +59,50 @@ def test_same_video_on_both(on_cpu, on_gpu):
         torch.testing.assert_close(second.cpu(), first, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
+@pytest.mark.parametrize("cache", [None, "int8"])
+def test_recorded_passes_give_the_same_latents_bit_by_bit(tiny, relative, cache):
+    """Two videos, so that there are two rings, with switches before and after the window is full; also once more without recordings."""
+    pipe = LongLivePipeline.from_pretrained(tiny, relative_rope=relative).to(DEVICE)
+    pipe.accelerate(quantize_cache=cache)
+    cues = PromptSchedule((Cue(0, PROMPT), Cue(6, OTHER), Cue(21, PROMPT, Transition(True)), Cue(30, OTHER, Transition(False))))
+
+    def video(seed):
+        return pipe(cues, num_latent_frames=45, generator=generator(seed), output_type="latent").frames
+
+    expected = [video(seed) for seed in (0, 1)]
+    for graphs in (True, False):
+        pipe.accelerate(graphs=graphs)
+        assert all(torch.equal(video(seed), latents) for seed, latents in enumerate(expected))
+
+
+def test_compiled_and_recorded_passes_stay_close(tiny):
+    pipe = LongLivePipeline.from_pretrained(tiny).to(DEVICE)
+    cues = PromptSchedule((Cue(0, PROMPT), Cue(21, OTHER)))
+    expected = pipe(cues, num_latent_frames=36, generator=generator(), output_type="latent").frames
+    pipe.accelerate(compile=True, graphs=True)
+    pipe.warm_up()
+    found = pipe(cues, num_latent_frames=36, generator=generator(), output_type="latent").frames
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_blocks_are_queued_without_waiting_for_the_device(on_gpu):
+    """Once the window is full the host neither reads from the device nor waits for it, between blocks and at a prompt switch."""
+    pipe = on_gpu
+    pipe.prepare_prompt(OTHER).result()
+    cues = PromptSchedule((Cue(0, PROMPT), Cue(21, OTHER)))
+    blocks = pipe.stream(cues, num_latent_frames=36, generator=generator())
+    for _ in range(4):
+        next(blocks)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(7):
+            next(blocks)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(list(blocks)) == 1
+
+
 def test_same_images_from_a_session(on_cpu, on_gpu):
     first, second = (
         torch.cat([chunk.images for chunk in pipe.session(PROMPT, num_latent_frames=12, generator=generator())], dim=1)

@@ -17,6 +17,7 @@ from longlive.models.zoo import arguments
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import throughput
 from flops import flops_of_block, flops_of_pass
+from random_model import build
 
 
 def test_flops_of_the_full_size():
@@ -35,7 +36,11 @@ def test_flops_are_those_torch_counts():
     for visible in (2, 4, 5, 5):
         with ring.record(range(ring.end, ring.end + 2)) as view, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(latents, torch.full((1, 2), 500.0), text, view)
-        assert counter.get_total_flops() == flops_of_pass(model, frames=2, visible=visible, tokens_per_frame=6)
+        sizes = {"frames": 2, "visible": visible, "tokens_per_frame": 6}
+        assert counter.get_total_flops() == flops_of_pass(model, **sizes)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model.write_kv(latents, torch.full((1, 1), 500.0), text, view)
+        assert counter.get_total_flops() == flops_of_pass(model, **sizes, timesteps=1, writes_only=True)
 
 
 def test_command_line_writes_what_it_prints(tmp_path, capsys):
@@ -57,6 +62,38 @@ def test_command_line_writes_what_it_prints(tmp_path, capsys):
     assert result["utilisation"] is None
 
 
+SMALL = "--size miniature --height 32 --width 32 --window 6 --steps 1000,500 --device cpu --dtype float32 --blocks 1 --switches 1".split()
+
+
+@pytest.mark.parametrize(
+    "words", ["--engine reference", "--quantize int8 --quantize-cache int8 --decoder tiny", "--blocks 500 --max-seconds 0"]
+)
+def test_every_engine_is_measured_in_the_same_way(words, capsys):
+    assert throughput.main([*SMALL, *words.split()]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["network_fps"] > 0 and result["warm_up_s"] > 0 and result["flat_ratio"] > 0 and result["blocks"] == 1
+    given = dict(zip(words.split()[::2], words.split()[1::2]))
+    assert result["engine"] == given.get("--engine", "eager") and result["decoder"] == given.get("--decoder", "full")
+    assert result["quantize"] == given.get("--quantize")
+
+
+def test_the_plain_way_does_more(capsys):
+    """Adapters beside the layers, text layers in every pass: more operations of the same size."""
+    pipes = [build("miniature", device=torch.device("cpu"), dtype=torch.float32, reference=reference) for reference in (False, True)]
+    counts = []
+    for pipe in pipes:
+        with FlopCounterMode(display=False) as counter:
+            for _ in pipe.session("a red circle", num_latent_frames=3, height=32, width=32, seed=0):
+                pass
+        counts.append(counter.get_total_flops())
+    assert counts[1] > 1.2 * counts[0]
+
+
+def test_flatness():
+    assert throughput.flatness([1.0] * 50 + [2.0] * 50) == 2.0
+    assert throughput.flatness([3.0]) == 1.0
+
+
 def test_what_cannot_be_measured_is_refused(capsys):
     sizes = ["--size", "miniature", "--dtype", "float32", "--device", "cpu"]
     assert throughput.main([*sizes, "--height", "30", "--width", "32"]) == 2
@@ -65,3 +102,7 @@ def test_what_cannot_be_measured_is_refused(capsys):
     assert "choose at least 1" in capsys.readouterr().err
     assert throughput.main([*sizes, "--height", "32", "--width", "32", "--attention", "fa3"]) == 2
     assert "needs a CUDA device" in capsys.readouterr().err
+    assert throughput.main([*SMALL, "--engine", "reference", "--quantize", "int8"]) == 2
+    assert "the plain way knows no 8 bits" in capsys.readouterr().err
+    assert throughput.main([*SMALL, "--engine", "graphs"]) == 2
+    assert "graphs are CUDA graphs" in capsys.readouterr().err

@@ -159,7 +159,7 @@ def test_low_memory_chooses_what_fits(tiny, monkeypatch):
     config = InferenceConfig(model=str(tiny), low_memory=True)
 
     def chosen(free):
-        pipe = loading.load_pipeline(config, torch.float32)
+        pipe = loading.load_pipeline(config, torch.device("cpu"))
         monkeypatch.setattr(loading, "free_memory", lambda _: free - caches.weight_bytes(*pipe.counted_parts))
         return pipe, loading.fit_into_memory(config, pipe, torch.device("cpu"))
 

@@ -236,6 +236,57 @@ def test_a_text_encoder_that_is_on_the_device_moves_back(tiny, mode, monkeypatch
     assert sent[pipe.text_encoder] == ("meta" if mode == "resident" else "cpu")
 
 
+def test_passes_are_compiled_until_they_are_not(tiny, monkeypatch, tmp_path):
+    """What changes the transformer, a LoRA or 8 bits, is in the compiled passes too; with compile=False everything is as before."""
+    compiled = []
+    monkeypatch.setattr(
+        "longlive.generation.pipeline.default_compiler",
+        lambda device: lambda forward: lambda *inputs: (compiled.append(1), forward(*inputs))[1],
+    )
+    pipe = LongLivePipeline.from_pretrained(tiny)
+    lora = lora_state(add_lora(copy.deepcopy(pipe.transformer), rank=2))
+    lora = {name: torch.ones_like(weight) for name, weight in lora.items()}
+    expected = latents(pipe, num_latent_frames=15)
+    pipe.accelerate(compile=True)
+    assert torch.equal(latents(pipe, num_latent_frames=15), expected) and compiled
+    for change in (
+        lambda p: p.load_lora_weights(tmp_path / "ones.pt"),
+        lambda p: p.accelerate(quantize="int8"),
+        lambda p: p.to(torch.float32),
+    ):
+        plain = LongLivePipeline.from_pretrained(tiny)
+        torch.save(lora, tmp_path / "ones.pt")
+        change(plain)
+        compiled.clear()
+        pipe = LongLivePipeline.from_pretrained(tiny)
+        pipe.accelerate(compile=True)
+        change(pipe)
+        assert torch.equal(latents(pipe, num_latent_frames=15), latents(plain, num_latent_frames=15)) and compiled
+    pipe.accelerate(compile=False)
+    compiled.clear()
+    assert torch.equal(latents(pipe, num_latent_frames=15), expected) and not compiled
+    with pytest.raises(ValueError, match="graphs are CUDA graphs, and the pipeline is on cpu"):
+        pipe.accelerate(graphs=True)
+
+
+def test_warming_up_meets_every_shape_of_an_endless_video(tiny):
+    """Nothing that is seen for the first time afterwards: numbers of tokens, of visible tokens, and whether keys and values are written."""
+    pipe, seen = LongLivePipeline.from_pretrained(tiny), []
+    attention = pipe.transformer._backend_for(torch.zeros(1))
+    pipe.transformer._chosen = (
+        *pipe.transformer._chosen[:2],
+        lambda q, k, v, mask=None: (seen.append((q.shape, k.shape)), attention(q, k, v))[1],
+    )
+    pipe.warm_up()
+    known = set(seen)
+    seen.clear()
+    session = pipe.session("a", num_latent_frames=30, seed=1)
+    for number, _ in enumerate(session):
+        if number in (5, 7):
+            session.prompt("b")
+    assert set(seen) <= known
+
+
 @pytest.mark.parametrize("kind", ["int8", "int8-weights", "fp8"])
 def test_in_8_bits_a_video_is_similar_and_needs_less_memory(tiny, kind):
     plain, pipe = LongLivePipeline.from_pretrained(tiny), LongLivePipeline.from_pretrained(tiny)

@@ -19,7 +19,7 @@ from longlive.generation.transition import Transition
 STEPS = [1000.0, 937.5, 625.0]
 
 
-def video(network, *, blocks=12, keep_sink=True, relative=False, seed=0, batch=1, size=(4, 6)):
+def video(network, *, blocks=12, keep_sink=True, relative=False, seed=0, batch=1, size=(4, 6), quantize=None):
     """Latents of a video with two prompt switches after the window is full."""
     texts = torch.randn(3, batch, 5, 8, generator=torch.Generator().manual_seed(1))
     projected = {}  # as the pipeline keeps them: the same prompt, the same tensors
@@ -28,7 +28,7 @@ def video(network, *, blocks=12, keep_sink=True, relative=False, seed=0, batch=1
         Denoiser(network),
         plan,
         lambda prompt: projected.setdefault(prompt, network.project_text(texts["abc".index(prompt)])),
-        cache=ring_cache(network, *size, window=Window(3, 6), relative=relative, batch=batch),
+        cache=ring_cache(network, *size, window=Window(3, 6), relative=relative, batch=batch, quantize=quantize),
         latent_size=size,
         timesteps=STEPS,
         generator=torch.Generator().manual_seed(seed),
@@ -59,12 +59,12 @@ class Tape:
 
 
 @pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
-@pytest.mark.parametrize("keep_sink", [True, False], ids=["sink kept", "sink read again"])
-def test_two_recordings_serve_an_endless_video(model, relative, keep_sink):
+@pytest.mark.parametrize(("keep_sink", "quantize"), [(True, None), (False, None), (True, "int8"), (False, "int8")])
+def test_two_recordings_serve_an_endless_video(model, relative, keep_sink, quantize):
     """Of 20 blocks with two switches; blocks that do not see a full window yet, and recaches, are not recorded."""
-    expected, tape = video(model, blocks=20, keep_sink=keep_sink, relative=relative), Tape()
+    expected, tape = video(model, blocks=20, keep_sink=keep_sink, relative=relative, quantize=quantize), Tape()
     passes = SteadyPasses(model, block=3, capture=tape)
-    found = video(model, blocks=20, keep_sink=keep_sink, relative=relative)
+    found = video(model, blocks=20, keep_sink=keep_sink, relative=relative, quantize=quantize)
     assert sorted(tape.recorded) == ["forward", "write_kv"]
     assert torch.equal(found, expected)
     first = 2  # blocks before the window is full
@@ -73,7 +73,10 @@ def test_two_recordings_serve_an_endless_video(model, relative, keep_sink):
     last_of_a_causal_recache = 1
     assert tape.replayed.count("write_kv") == 20 - first - without_clean_pass + last_of_a_causal_recache
     passes.remove()
-    assert torch.equal(video(model, keep_sink=keep_sink, relative=relative), expected[:, :36]) and len(tape.replayed) < 20 * 4
+    assert (
+        torch.equal(video(model, keep_sink=keep_sink, relative=relative, quantize=quantize), expected[:, :36])
+        and len(tape.replayed) < 20 * 4
+    )
 
 
 def test_every_ring_and_batch_has_recordings_of_its_own(model):

@@ -164,7 +164,7 @@ def test_a_pipeline_decodes_with_it(tiny, tmp_path):
 def test_the_programs_setting(tiny, tmp_path):
     TinyVAE(**SMALL | {"latent_channels": 8}).save_pretrained(tmp_path / "tiny_vae")
     for decoder, kind in ((str(tmp_path / "tiny_vae"), True), ("full", False)):
-        pipe = load_pipeline(InferenceConfig(model=str(tiny), decoder=decoder), torch.float32)
+        pipe = load_pipeline(InferenceConfig(model=str(tiny), decoder=decoder), torch.device("cpu"))
         assert isinstance(pipe.decoder(), TinyDecoder) is kind
     with pytest.raises(FileNotFoundError, match="no-such"):
-        load_pipeline(InferenceConfig(model=str(tiny), decoder="no-such.pth"), torch.float32)
+        load_pipeline(InferenceConfig(model=str(tiny), decoder="no-such.pth"), torch.device("cpu"))

@@ -71,13 +71,14 @@ def read_back(size) -> int:
     return 2 * read(size) - 2 * size["text_len"] * size["dim"] * size["text_dim"]
 
 
-def back(size, *, frames: int, visible: int, again: bool) -> float:
+def back(size, *, frames: int, visible: int, again: bool, timesteps: int | None = None) -> float:
     """FLOPs of a backward pass to all weights: linears twice, fused attention 2.5 times; latents and t have no gradient."""
     queries, width = frames * TOKENS, size["dim"]
     linears = 2 * queries * width * (6 * width + 2 * size["ffn_dim"]) * size["num_layers"]
     attended = 4 * queries * (visible * TOKENS + size["text_len"]) * width * size["num_layers"]
     into, out = 2 * queries * width * 4 * size["in_dim"], 2 * queries * width * 4 * size["out_dim"]
-    time, times = 2 * frames * width * size["freq_dim"], 2 * frames * width * 7 * width
+    different = frames if timesteps is None else timesteps
+    time, times = 2 * different * width * size["freq_dim"], 2 * different * width * 7 * width
     return 2 * linears + 2.5 * attended + into + 2 * out + time + 2 * times + again * (linears + attended)
 
 
@@ -88,23 +89,23 @@ def test_flops_of_a_mean_step_are_those_of_the_formula(checkpointing):
     with torch.device("meta"):
         models = {name: WanTransformer(**size) for name, size in (("size", SIZE), ("teacher", teacher))}
 
-    def passed(frames: int, visible: int, of: str = "size") -> int:
-        return flops_of_pass(models[of], frames=frames, visible=visible, tokens_per_frame=TOKENS)
+    def passed(frames: int, visible: int, of: str = "size", **settings: int) -> int:
+        return flops_of_pass(models[of], frames=frames, visible=visible, tokens_per_frame=TOKENS, **settings)
 
     # a video of 15 frames: clips of 6, 3, 3 and 3 new ones, so blocks 3, 6, 6, 6, 6 frames can see
-    blocks = (passed(3, 3) + 4 * passed(3, 6)) / 4
+    blocks, written = ((passed(3, 3, timesteps=1, writes_only=w) + 4 * passed(3, 6, timesteps=1, writes_only=w)) / 4 for w in (False, True))
     clip, clips = passed(6, 6) + read(SIZE), 1 + 1 / 2
     again = {"again": checkpointing}
-    generated_back = back(SIZE, frames=3, visible=6, **again)
+    generated_back = back(SIZE, frames=3, visible=6, timesteps=1, **again)
     expected = {
         "prompts": clips * read(SIZE),
         "denoise": clips * 1.5 * blocks,
-        "remember": clips * blocks,
-        "recache": clips * passed(6, 6) / 4,
+        "remember": clips * written,
+        "recache": clips * passed(6, 6, timesteps=1, writes_only=True) / 4,
         "anchor": clips * 1000 * 3 / 4,
         "teacher": (passed(6, 6, "teacher") + read(teacher)) * 2 / 2,
         "critic for the generator": clip / 2,
-        "generator backward": (back(SIZE, frames=3, visible=3, **again) / 4 + generated_back + read_back(SIZE)) / 2,
+        "generator backward": (back(SIZE, frames=3, visible=3, timesteps=1, **again) / 4 + generated_back + read_back(SIZE)) / 2,
         "critic forward": clip,
         "critic backward": back(SIZE, frames=6, visible=6, **again) + read_back(SIZE),
     }
