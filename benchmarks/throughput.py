@@ -187,3 +187,115 @@ def speed_of(steady: list[Lap], switched: list[Lap], *, flops: int, **measured: 
         network_tflops=flops / network / 1e12,
         **measured,
     )
+
+
+def utilisation(speed: Speed, setup: Setup) -> float | None:
+    """Fraction of the GPU's peak rate; None when that is not known."""
+    peak = PEAK_TFLOPS.get(setup.device) if setup.dtype != "float32" else None
+    return None if peak is None else speed.network_tflops / peak
+
+
+def table(setup: Setup, speed: Speed, memory: int, used: float | None) -> str:
+    def spread(values: Spread) -> str:
+        return f"{values.median:10.1f} {values.p10:10.1f} {values.p90:10.1f}"
+
+    clocks = "" if speed.clocks is None else ", ".join(f"{name} {value}" for name, value in speed.clocks.items())
+    share = "" if used is None else f"   ({used:.1%} of {PEAK_TFLOPS[setup.device]})"
+    lines = [
+        f"{setup.size} at {setup.height}x{setup.width}, {setup.dtype}, attention {setup.attention}",
+        f"window {setup.window} (sink {setup.sink}), block {setup.block}, {len(setup.steps)}+1 passes",
+        f"{setup.device} | {setup.machine}",
+        f"torch {setup.torch}, CUDA {setup.cuda}, cuDNN {setup.cudnn} | commit {setup.commit}",
+        *([clocks] if clocks else []),
+        "",
+        f"{f'ms per block, of {speed.blocks}':24} {'median':>10} {'p10':>10} {'p90':>10}",
+        f"{'whole':24} {spread(speed.block_ms)}",
+        f"{'  denoise':24} {spread(speed.denoise_ms)}",
+        f"{'  remember':24} {spread(speed.remember_ms)}",
+        f"{'  decode':24} {spread(speed.decode_ms)}",
+        "",
+        f"{'FPS, transformer only':32} {speed.network_fps:10.2f}",
+        f"{'FPS, pixels in host memory':32} {speed.end_to_end_fps:10.2f}",
+        f"{'warm-up video, s':32} {speed.warm_up_s:10.1f}   (compilation and recording included)",
+        f"{'first images, ms':32} {speed.first_images_ms:10.1f}   (the first video of the process: {speed.first_images_cold_ms:.1f})",
+        f"{'prompt switch, recache, ms':32} {speed.switch_recache_ms:10.1f}",
+        f"{'prompt switch, whole block, ms':32} {speed.switch_block_ms:10.1f}",
+        f"{'last blocks over first ones':32} {speed.flat_ratio:10.3f}   (memory grew by {speed.memory_growth_bytes / 2**20:.1f} MiB)",
+        f"{'peak memory, GiB':32} {memory / 2**30:10.2f}",
+        f"{'transformer, TFLOP per block':32} {speed.block_tflop:10.4g}",
+        f"{'transformer, TFLOP/s':32} {speed.network_tflops:10.4g}{share}",
+    ]
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--size", choices=list(ZOO), default="1.3b")
+    parser.add_argument("--height", type=int, default=480, help="pixels")
+    parser.add_argument("--width", type=int, default=832, help="pixels")
+    parser.add_argument("--engine", choices=ENGINES, default="eager", help="how the transformer runs")
+    parser.add_argument("--quantize", choices=("int8", "int8-weights", "fp8"), help="its linear layers in 8 bits")
+    parser.add_argument("--quantize-cache", choices=("int8", "fp8"), help="its key-value cache in 8 bits")
+    parser.add_argument("--decoder", choices=("full", "tiny"), default="full")
+    parser.add_argument("--blocks", type=int, default=60, help="steady blocks to measure")
+    parser.add_argument("--max-seconds", type=float, help="measure fewer steady blocks when they take longer than this")
+    parser.add_argument("--switches", type=int, default=3, help="prompt switches to measure, after the steady blocks")
+    parser.add_argument("--window", type=int, default=12, help="latent frames a block sees, sink and itself included")
+    parser.add_argument("--sink", type=int, default=3, help="latent frames")
+    parser.add_argument("--block", type=int, default=3, help="latent frames")
+    parser.add_argument("--steps", default="1000,750,500,250", help="denoising steps")
+    parser.add_argument("--attention", default="auto", help=f"auto, {', '.join(attention.BACKENDS)}")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="also write the JSON line to this file")
+    return parser
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure as the command line says; prints the table and returns the content of the JSON line."""
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("this machine has no CUDA device; choose --device cpu")
+    if options.blocks < 1 or options.switches < 1:
+        raise ValueError(f"{options.blocks} blocks and {options.switches} switches cannot be measured; choose at least 1 of each")
+    pipe = build(
+        options.size,
+        device=device,
+        dtype=DTYPES[options.dtype],
+        attention_backend=options.attention,
+        seed=options.seed,
+        reference=options.engine == "reference",
+        window=options.window,
+        sink=options.sink,
+        block=options.block,
+        denoising_steps=[int(step) for step in options.steps.split(",")],
+        height=options.height,
+        width=options.width,
+    )
+    how = {name: getattr(options, name) for name in ("engine", "quantize", "quantize_cache", "decoder")}
+    accelerate(pipe, size=options.size, **how)
+    setup = describe(pipe, size=options.size, height=options.height, width=options.width, attention_backend=options.attention)
+    speed = measure(
+        pipe,
+        height=options.height,
+        width=options.width,
+        blocks=options.blocks,
+        switches=options.switches,
+        seed=options.seed,
+        max_seconds=options.max_seconds,
+    )
+    memory, used = peak_memory(device), utilisation(speed, setup)
+    print(", ".join(f"{name} {value}" for name, value in how.items() if value is not None))
+    print(table(setup, speed, memory, used), end="\n\n")
+    spreads = {name: value._asdict() for name, value in vars(speed).items() if isinstance(value, Spread)}
+    return {**asdict(setup), **how, **asdict(speed), **spreads, "peak_memory_bytes": memory, "utilisation": used}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    return report(lambda: run(options), options.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

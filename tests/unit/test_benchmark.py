@@ -62,14 +62,14 @@ def test_command_line_writes_what_it_prints(tmp_path, capsys):
     assert result["utilisation"] is None
 
 
-SMALL = "--size miniature --height 32 --width 32 --window 6 --steps 1000,500 --device cpu --dtype float32 --blocks 1 --switches 1".split()
+SMALL = "--size miniature --height 32 --width 32 --window 6 --steps 1000,500 --device cpu --dtype float32 --blocks 1 --switches 1"
 
 
 @pytest.mark.parametrize(
     "words", ["--engine reference", "--quantize int8 --quantize-cache int8 --decoder tiny", "--blocks 500 --max-seconds 0"]
 )
 def test_every_engine_is_measured_in_the_same_way(words, capsys):
-    assert throughput.main([*SMALL, *words.split()]) == 0
+    assert throughput.main([*SMALL.split(), *words.split()]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["network_fps"] > 0 and result["warm_up_s"] > 0 and result["flat_ratio"] > 0 and result["blocks"] == 1
     given = dict(zip(words.split()[::2], words.split()[1::2]))
@@ -102,7 +102,7 @@ def test_what_cannot_be_measured_is_refused(capsys):
     assert "choose at least 1" in capsys.readouterr().err
     assert throughput.main([*sizes, "--height", "32", "--width", "32", "--attention", "fa3"]) == 2
     assert "needs a CUDA device" in capsys.readouterr().err
-    assert throughput.main([*SMALL, "--engine", "reference", "--quantize", "int8"]) == 2
+    assert throughput.main([*SMALL.split(), "--engine", "reference", "--quantize", "int8"]) == 2
     assert "the plain way knows no 8 bits" in capsys.readouterr().err
-    assert throughput.main([*SMALL, "--engine", "graphs"]) == 2
+    assert throughput.main([*SMALL.split(), "--engine", "graphs"]) == 2
     assert "graphs are CUDA graphs" in capsys.readouterr().err
