@@ -140,7 +140,7 @@ def count(model: Model, settings: MemorySettings, *, height: int, width: int, on
             quantised=quantised,
             quantised_frames=model.visible if settings.quantize_cache is not None else 0,
         ),
-        decoder=weight_bytes(network),
+        decoder=weight_bytes(*{model.vae, network}),  # a tiny one is held beside the VAE
         decoding=decoder_memory_bytes(network, height, width) + decoder_activation_bytes(network, height, width, latent_frames=at_once),
         text_encoder=0 if on_gpu and settings.text_encoder == "cpu" else model.text_encoder,
     )

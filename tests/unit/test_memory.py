@@ -47,7 +47,7 @@ def test_parts_of_the_real_size_by_hand(released):
     assert small.cache == 12 * 30 * (2 * 1560 * 1536 + 4 * (2 * 12 + 1536))
     assert small.text_encoder == 0
     assert count(released, MemorySettings(text_encoder="cpu"), **SIZE, on_gpu=False).text_encoder == plain.text_encoder
-    assert small.decoder == 2 * sum(p.numel() for p in released.tiny.parameters()) < plain.decoder
+    assert small.decoder - plain.decoder == 2 * sum(p.numel() for p in released.tiny.parameters())  # held beside the VAE
 
 
 @pytest.mark.parametrize("kind", ["full", "tiny"])
