@@ -6,15 +6,11 @@ import re
 import runpy
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from torch.fx.experimental import _config as symbolic_shapes
 
 import longlive
-from longlive import LongLivePipeline
 from longlive.config import InferenceConfig, TrainConfig
 from longlive.evaluation import __main__ as evaluation
 from longlive.programs import inference
@@ -104,19 +100,6 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     assert names["frames"].shape == (1, 165, 64, 64, 3) and (tmp_path / "timeline.json").is_file()
     with pytest.raises(FileNotFoundError, match="hf download"):  # the second needs the released files
         exec(blocks[1], names)
-
-
-def test_the_layers_compile_as_contributing_says(tiny, monkeypatch):
-    """Traced and not translated: no C++ compiler is needed for it."""
-    graphs = []
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=lambda graph, _: (graphs.append(graph), graph)[1]))
-    (snippet,) = [text for language, text in FENCE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")) if language == "python"]
-    plain, compiled = (LongLivePipeline.from_pretrained(tiny) for _ in range(2))
-    with symbolic_shapes.patch(use_duck_shape=True):  # restored behind it: the snippet changes it
-        exec(snippet, {"pipe": compiled})
-        settings = {"num_latent_frames": 6, "output_type": "latent"}
-        made = [pipe("a circle", **settings, generator=torch.Generator().manual_seed(0)).frames for pipe in (plain, compiled)]
-    assert torch.equal(*made) and len(graphs) == 1
 
 
 class Parsed(Exception):
