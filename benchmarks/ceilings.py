@@ -68,7 +68,7 @@ def attention_rates(
             backend = attention.choose(name, device, dtype)
             seconds = seconds_of(lambda backend=backend: backend(q, k, v), device, times=times)
         except (ValueError, RuntimeError) as error:  # it is not there, or its kernels refuse this device
-            found[name] = str(error).splitlines()[0]
+            found[name] = str(error).splitlines()[0].split("cannot be used: ")[-1].removesuffix("; choose auto")
         else:
             found[name] = 4 * queries * keys * heads * width / seconds
     return found

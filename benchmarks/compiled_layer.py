@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 from step_count import on_a_line
+from torch._inductor import config as inductor_config
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.graph import GraphLowering
 from torch._inductor.utils import run_and_get_code
@@ -82,7 +83,7 @@ def _compiled(sizes: dict[str, Any], *, block: int, window: Window, rows: int) -
     with (
         mock.patch.object(AsyncCompile, "cpp_pybinding", lambda *_, **__: lambda *_: calls.append(None)),
         mock.patch.object(GraphLowering, "compile_to_module", built),
-        torch._inductor.config.patch(fx_graph_cache=False),
+        inductor_config.patch(fx_graph_cache=False),
     ):
         _, codes = run_and_get_code(layer, *inputs)
     extern = sum(len(EXTERN.findall(code)) for code in codes)

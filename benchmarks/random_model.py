@@ -62,15 +62,17 @@ def build(
     attention_backend: str = "auto",
     seed: int = 0,
     reference: bool = False,
+    layers: int | None = None,
     **settings: Any,
 ) -> LongLivePipeline:
     """A pipeline of random weights of a named size, with Wan's autoencoder (the miniature with its own).
 
-    `reference`: the plain way, with a LoRA of the released rank that is not merged.
+    `reference`: the plain way, with a LoRA of the released rank that is not merged. `layers`: None: as many as the size has.
     """
     torch.manual_seed(seed)
     with building(device, dtype):
-        transformer = (ReferenceTransformer if reference else WanTransformer)(**arguments(size))
+        sizes: dict[str, Any] = arguments(size) | ({} if layers is None else {"num_layers": layers})
+        transformer = (ReferenceTransformer if reference else WanTransformer)(**sizes)
         vae = AutoencoderKLWan(**(MINIATURE_VAE if size == "miniature" else {}))
     randomise(transformer)
     randomise(vae)

@@ -231,6 +231,7 @@ def table(setup: Setup, speed: Speed, memory: int, used: float | None) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--size", choices=list(ZOO), default="1.3b")
+    parser.add_argument("--layers", type=int, help="fewer layers than the size has, for a machine that is too small for all")
     parser.add_argument("--height", type=int, default=480, help="pixels")
     parser.add_argument("--width", type=int, default=832, help="pixels")
     parser.add_argument("--engine", choices=ENGINES, default="eager", help="how the transformer runs")
@@ -266,6 +267,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         attention_backend=options.attention,
         seed=options.seed,
         reference=options.engine == "reference",
+        layers=options.layers,
         window=options.window,
         sink=options.sink,
         block=options.block,
@@ -289,7 +291,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     print(", ".join(f"{name} {value}" for name, value in how.items() if value is not None))
     print(table(setup, speed, memory, used), end="\n\n")
     spreads = {name: value._asdict() for name, value in vars(speed).items() if isinstance(value, Spread)}
-    return {**asdict(setup), **how, **asdict(speed), **spreads, "peak_memory_bytes": memory, "utilisation": used}
+    return {
+        **asdict(setup),
+        "layers": pipe.transformer.config.num_layers,
+        **how,
+        **asdict(speed),
+        **spreads,
+        "peak_memory_bytes": memory,
+        "utilisation": used,
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
