@@ -98,6 +98,7 @@ TABLE = {
     "decoder": (["decoder=tiny"], {"decoder": "tiny"}),
     "quantize": (["quantize=int8-weights"], {"quantize": "int8-weights"}),
     "quantize_cache": (["quantize_cache=fp8"], {"quantize_cache": "fp8"}),
+    "decode_latent_frames": (["decode_latent_frames=1"], {"decode_latent_frames": 1}),
     "prompt": (["prompt=b c"], one(prompts=["b c"])),
     "prompts": (["prompts=a.txt"], {"videos": one(prompts=["one"])["videos"] + one(prompts=["two"], seed=10_000)["videos"]}),
     "seconds": (["seconds=1"], one(length=6)),
@@ -123,8 +124,8 @@ TABLE = {
     "scale": (["scale=2"], {"size": (64, 64)}),
     "crf": (["crf=30"], {"crf": "30.0"}),
 }  # fmt: skip
-# test_programs.py: a timeline is made again, a device and graphs are refused, a video is made again
-ELSEWHERE = {"timeline", "device", "graphs", "overwrite"}
+# test_programs.py: a timeline is made again, a device and graphs are refused, a video is made again; test_memory.py: low_memory
+ELSEWHERE = {"timeline", "device", "graphs", "overwrite", "low_memory"}
 
 
 def test_the_table_has_every_setting():

@@ -294,7 +294,8 @@ def test_in_8_bits_a_video_is_similar_and_needs_less_memory(tiny, kind):
     saved = weight_bytes(pipe.transformer)
     pipe.accelerate(quantize=kind)
     saved -= weight_bytes(pipe.transformer)
-    assert saved > 0 and pipe.memory_needed(9) == needed - saved and pipe.session_bytes() == session
+    at_work = 3 * 4 * 32 * 12  # frames, tokens of a frame, width of the feed-forward, bytes
+    assert saved > 0 and pipe.memory_needed(9) == needed - saved + at_work and pipe.session_bytes() == session
     found = latents(pipe, num_latent_frames=9)  # the text, which the pipeline had kept, is read by the new layers
     assert 0 < (found - expected).norm() < 0.2 * expected.norm()
     assert torch.equal(latents(plain, num_latent_frames=9), expected)

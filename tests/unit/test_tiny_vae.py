@@ -149,7 +149,7 @@ def test_a_pipeline_decodes_with_it(tiny, tmp_path):
     pipe.accelerate(decoder=tmp_path / "tiny_vae")
     pipe.accelerate()  # changes nothing
     decoder: Decoder = pipe.decoder()
-    assert isinstance(decoder, TinyDecoder) and pipe.memory_needed(6) > needed
+    assert isinstance(decoder, TinyDecoder) and pipe.memory_needed(6) < needed  # weights more, at work less
     images = made("pt")
     with torch.no_grad():
         expected = (at_once(vae, latents).transpose(1, 2) + 1) / 2
