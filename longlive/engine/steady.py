@@ -7,13 +7,15 @@ length and any number of prompt switches. Every other pass (a video's first bloc
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 from torch.utils import _pytree as pytree
 
 from longlive.cache.memory import CacheView
@@ -21,19 +23,26 @@ from longlive.engine.blocks import blocks_of
 from longlive.models.wan import WanTransformer
 from longlive.types import KVView, Latents, Memory, Rotation, Text, TextKV, Timesteps
 
+log = logging.getLogger(__name__)
+
 Tensors = Sequence[Tensor]
 Pass = Callable[[Tensors], "Tensor | None"]
 """A pass as a function of tensors alone."""
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-MAX_RECORDINGS = 16  # two for each of the rings that are in use
+MAX_RECORDINGS = 32  # two for each of the rings that are in use
 
 
 class Capture(Protocol):
     """Records what a pass does to tensors; the recording is called with tensors at the same places."""
 
     def __call__(self, function: Pass, tensors: Tensors) -> Pass: ...
+
+
+@lru_cache
+def _graph_pool() -> Any:
+    return torch.cuda.graph_pool_handle()
 
 
 def cuda_graph(function: Pass, tensors: Tensors) -> Pass:
@@ -45,7 +54,8 @@ def cuda_graph(function: Pass, tensors: Tensors) -> Pass:
             function(tensors)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads decode, and encode text
+    # One pool for all, because an output is copied before another graph is replayed; other threads decode and encode text meanwhile.
+    with torch.cuda.graph(graph, pool=_graph_pool(), capture_error_mode="thread_local"):
         out = function(tensors)
 
     def replay(_: Tensors) -> Tensor | None:
@@ -56,7 +66,15 @@ def cuda_graph(function: Pass, tensors: Tensors) -> Pass:
 
 
 def default_compiler(device: torch.device) -> Compiler:
-    """torch.compile of one function into one graph of fixed shapes; on a GPU matrix products are tuned, which takes minutes once."""
+    """torch.compile of one function into one graph of fixed shapes; on a GPU matrix products are tuned, which takes minutes once.
+
+    Raises:
+        ValueError: when nothing can be compiled here, as without a C++ compiler on a CPU.
+    """
+    try:
+        torch.compile(torch.sin, fullgraph=True)(torch.ones(4, device=device))
+    except BackendCompilerFailed as error:
+        raise ValueError(f"torch.compile does not work here: {str(error).splitlines()[0]}; leave compile out") from error
     mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else None
     return partial(torch.compile, fullgraph=True, dynamic=False, mode=mode)
 
@@ -102,6 +120,7 @@ class SteadyPasses:
         self._plain = {"forward": network.forward, "write_kv": network.write_kv}
         self._recordings: OrderedDict[Any, _Recording] = OrderedDict()
         self._words: dict[Any, _Words] = {}
+        self._warned: set[str] = set()
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._steady = False  # during a pass of fixed shapes
         if compiler is not None:
@@ -139,7 +158,17 @@ class SteadyPasses:
         return whole_block and isinstance(view, CacheView) and view.moving is not None and not torch.is_grad_enabled()
 
     def _layer(self, plain: Callable[..., Any], compiled: Callable[..., Any], *inputs: Any) -> Any:
-        return (compiled if self._steady else plain)(*inputs)
+        if self._steady:
+            try:
+                return compiled(*inputs)
+            except FailOnRecompileLimitHit:  # Dynamo's, for one function: sizes that came first stay compiled
+                self._warn("passes of this size are not compiled: torch.compile takes no more sizes in one process")
+        return plain(*inputs)
+
+    def _warn(self, words: str) -> None:
+        if words not in self._warned:
+            log.warning(words)
+            self._warned.add(words)
 
     def _run(self, name: str, x: Latents, t: Timesteps, text: TextKV, view: KVView | None) -> Tensor | None:
         assert isinstance(view, CacheView) and view.moving is not None
@@ -151,9 +180,12 @@ class SteadyPasses:
         held = [part for part in parts if id(part) not in moving]  # the cache's buffers, at their places
         given = [x, t, *view.rotation, *moving.values()]
         kind = text.keys[0].shape, text.keys[0].dtype, text.keys[0].device
-        words = self._words.setdefault(kind, _Words(text))
+        if kind not in self._words:
+            self._words[kind] = _Words(text)
+        words = self._words[kind]
         words.update(text)
-        key = (name, kind, structure, *((own.shape, own.dtype) for own in given), *((own.data_ptr(), own.shape) for own in held))
+        places = tuple((part.data_ptr(), part.shape, part.dtype) for part in (*held, *self.network.parameters()))
+        key = (name, kind, structure, *((own.shape, own.dtype) for own in given), places)
         recording = self._recordings.pop(key, None)
         if recording is None:
             inputs = [own.clone() for own in given]

@@ -564,13 +564,18 @@ class LongLivePipeline(DiffusionPipeline):
             )
         if decode_latent_frames is not None and decode_latent_frames < 1:
             raise ValueError(f"decode_latent_frames {decode_latent_frames}: at least one latent frame is decoded in a call")
+        if (compile or graphs) and self.config.window == EVERYTHING:
+            raise ValueError("compile and graphs are for blocks that see a window of fixed length; window -1 has none")
         if quantize_cache is not None:
             dtype_of(quantize_cache)
         if quantize is not None:
             check_device(quantize, self._device)
-        self._tiny = self._chosen_decoder(decoder)
+        tiny = self._chosen_decoder(decoder)
         with self._plain_transformer():
+            if compile:
+                default_compiler(self._device)  # raises when nothing can be compiled here, before anything is changed
             apply(self.transformer, Recipe(quantize=quantize))
+            self._tiny = tiny
             self._compile = self._compile if compile is None else compile
             self._graphs = self._graphs if graphs is None else graphs
         self._cache_format = quantize_cache or self._cache_format
