@@ -292,13 +292,13 @@ class Evaluation:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="miniature", help="a folder in diffusers layout (default: the miniature of the package)")
-    parser.add_argument("--output", type=Path, help="folder (default docs/miniature, with --quick outputs/miniature)")
+    parser.add_argument("--output", type=Path, help="folder (default docs/miniature, with --quick or --num-prompts outputs/miniature)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--set", type=int, default=1, help="which noise, switches and sentences: 1 has canonical sentences, others do not")
     parser.add_argument("--num-prompts", type=int, help="held-out captions, at most and by default 100")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter videos")
     arguments = parser.parse_args(argv)
-    output = arguments.output or Path("outputs/miniature" if arguments.quick else "docs/miniature")
+    output = arguments.output or Path("outputs/miniature" if arguments.quick or arguments.num_prompts is not None else "docs/miniature")
     output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # more do not speed up a model this small, and slow it down beside other programs
     amount = QUICK if arguments.quick else Amount()

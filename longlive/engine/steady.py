@@ -31,7 +31,7 @@ Pass = Callable[[Tensors], "Tensor | None"]
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-MAX_RECORDINGS = 32  # two for each of the rings that are in use
+MAX_RECORDINGS = 128  # two for each of the rings that are in use
 
 
 class Capture(Protocol):

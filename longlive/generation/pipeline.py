@@ -167,6 +167,7 @@ class LongLivePipeline(DiffusionPipeline):
         self._steady: SteadyPasses | None = None  # of the transformer, if its passes are compiled or recorded
         self._folder: Path | None = None  # where it was loaded from
         self._tiny: TinyVAE | None = None  # decodes instead of the VAE
+        self._quantize: LinearKind | None = None
         self._decode_latent_frames: int | None = None  # at most in one call; None: a block
 
     @classmethod
@@ -536,7 +537,7 @@ class LongLivePipeline(DiffusionPipeline):
         compile: bool | None = None,
         graphs: bool | None = None,
         quantize: LinearKind | None = None,
-        quantize_cache: Format | None = None,
+        quantize_cache: Format | Literal["off"] | None = None,
         decoder: str | Path | None = None,
         decode_latent_frames: int | None = None,
     ) -> None:
@@ -548,7 +549,7 @@ class LongLivePipeline(DiffusionPipeline):
             graphs: whether these passes are recorded as CUDA graphs.
             quantize: put the linear layers of its blocks into 8 bits, for good: "int8" (activations and weights), "int8-weights" or
                 "fp8". Merge a LoRA before. The pipeline can then not be saved.
-            quantize_cache: hold the keys and values of videos that begin from now on in "int8" or "fp8".
+            quantize_cache: hold the keys and values of videos that begin from now on in "int8" or "fp8", or again as they are ("off").
             decoder: "full" is the VAE's own; "tiny" the tiny decoder in the model's folder, or a path of one (see `load_tiny_vae`), which
                 is faster and less exact.
             decode_latent_frames: latent frames that are decoded in one call; fewer than a block need less memory and give the same images.
@@ -566,7 +567,7 @@ class LongLivePipeline(DiffusionPipeline):
             raise ValueError(f"decode_latent_frames {decode_latent_frames}: at least one latent frame is decoded in a call")
         if (compile or graphs) and self.config.window == EVERYTHING:
             raise ValueError("compile and graphs are for blocks that see a window of fixed length; window -1 has none")
-        if quantize_cache is not None:
+        if quantize_cache not in (None, "off"):
             dtype_of(quantize_cache)
         if quantize is not None:
             check_device(quantize, self._device)
@@ -575,10 +576,11 @@ class LongLivePipeline(DiffusionPipeline):
             if compile:
                 default_compiler(self._device)  # raises when nothing can be compiled here, before anything is changed
             apply(self.transformer, Recipe(quantize=quantize))
-            self._tiny = tiny
+            self._tiny, self._quantize = tiny, quantize or self._quantize
             self._compile = self._compile if compile is None else compile
             self._graphs = self._graphs if graphs is None else graphs
-        self._cache_format = quantize_cache or self._cache_format
+        if quantize_cache is not None:
+            self._cache_format = None if quantize_cache == "off" else quantize_cache
         self._decode_latent_frames = decode_latent_frames or self._decode_latent_frames
 
     def _chosen_decoder(self, decoder: str | Path | None) -> TinyVAE | None:
@@ -644,7 +646,9 @@ class LongLivePipeline(DiffusionPipeline):
         finally:
             self.text_encoder = kept
         if self._tiny is not None:
-            self._tiny.to(*args, **kwargs)
+            torch.nn.Module.to(self._tiny, device=self.vae.device, dtype=self.vae.dtype)
+        if self._quantize is not None:
+            check_device(self._quantize, self._device)
         return self
 
     @property

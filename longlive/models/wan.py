@@ -185,7 +185,7 @@ class WanTransformer(ModelMixin, ConfigMixin):
         return self.patch_embedding.weight.device
 
     def use_attention(self, backend: str) -> None:
-        """Choose the attention backend by name: auto, fa3, fa2, cudnn, sdpa.
+        """Choose the attention backend by name: auto, or one of `ops.attention.BACKENDS`.
 
         Raises:
             ValueError: when there is none of that name; at the first forward pass, where device and dtype are known, when it cannot run.

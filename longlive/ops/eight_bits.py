@@ -67,8 +67,12 @@ def int8_linear(x: Rows, values: Weights8, scales: Scales, bias: Scales | None) 
 
 
 def int8_weights_linear(x: Rows, values: Weights8, scales: Scales, bias: Scales | None) -> Outputs:
-    """Only the weights in int8: they are converted to the type of `x`, exactly, in every call."""
-    product = (x.flatten(0, -2) @ values.to(x.dtype).T).float().mul_(scales)
+    """Only the weights in int8: they are converted to the type of `x`, exactly, in every call.
+
+    In float16 their products would overflow before they are scaled, so that they are taken in float32.
+    """
+    dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
+    product = (x.flatten(0, -2).to(dtype) @ values.to(dtype).T).float().mul_(scales)
     return _finish(product, bias, x)
 
 

@@ -24,6 +24,7 @@ from longlive.generation.caches import weight_bytes
 from longlive.generation.cues import PromptQueue, PromptSchedule
 from longlive.generation.dimensions import check_size
 from longlive.generation.pipeline import LongLivePipeline
+from longlive.ops.attention import EIGHT_BIT_BACKENDS
 from longlive.ops.eight_bits import check_device
 from longlive.parallel.world import choose_dtype, free_memory
 from longlive.programs import memory
@@ -174,6 +175,7 @@ def picture_settings(config: InferenceConfig, pipe: LongLivePipeline, device: to
         "height": height,
         "width": width,
         "compile": config.compile,
+        "attention": config.attention if config.attention in EIGHT_BIT_BACKENDS else None,  # the others compute the same
         "quantize": config.quantize,
         "quantize_cache": config.quantize_cache,
         "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),

@@ -23,7 +23,7 @@ class BestExport:
     has yet to take is not counted: the run comes there again.
 
     Args:
-        metric: the name of a validation metric of which more is better.
+        metric: the name of a validation metric of which more is better; with a minus before it, less.
         start: the step at which the run starts or resumes.
     """
 
@@ -45,10 +45,11 @@ class BestExport:
         Raises:
             ValueError: when the validation has no such metric; names those that it has.
         """
-        if self.metric not in measured:
+        name = self.metric.removeprefix("-")
+        if name not in measured:
             known = f"choose from {', '.join(measured)}" if measured else "this stage measures nothing; leave keep_best out"
-            raise ValueError(f"keep_best {self.metric} is not measured at validation; {known}")
-        value = gather(measured[self.metric], self._world)[0]
+            raise ValueError(f"keep_best {name} is not measured at validation; {known}")
+        value = gather(measured[name] if name == self.metric else -measured[name], self._world)[0]
         if not value > self._value:
             return False
         self._value = value

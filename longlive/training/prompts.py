@@ -115,6 +115,8 @@ class PromptSampler:
 
     def load(self, state: dict[str, int | str]) -> None:
         """Continue at the position of `state`. Raises ValueError when it belongs to another seed or other prompts."""
+        if "chains" not in state:
+            raise ValueError("the run was begun by an earlier version, which drew its prompts in another order; start a new run")
         if state["seed"] != self._seed:
             raise ValueError(f"the run drew its prompts with seed {state['seed']} and cannot resume with {self._seed}; set it back")
         if state["chains"] != self._digest:

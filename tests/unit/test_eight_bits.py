@@ -241,3 +241,13 @@ def test_recipes_that_make_no_sense_are_refused(model):
         Recipe(quantize="int8", checkpointing=True, sharding=Sharding())
     with pytest.raises(ValueError, match="goes without bfloat16_linears"):
         Recipe(quantize="fp8", bfloat16_linears=True)
+
+
+def test_int8_weights_do_not_overflow_in_float16():
+    """Products of tokens and unscaled weights exceed 65,504 long before what they are scaled to does."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = 4 * torch.randn(3, 8960, generator=generator).half(), 0.02 * torch.randn(16, 8960, generator=generator)
+    quantised = eight_bits.quantise(weight, torch.int8, -1)
+    found = eight_bits.int8_weights_linear(x, quantised.values, quantised.scales.flatten(), None)
+    assert found.dtype == torch.float16 and found.isfinite().all()
+    torch.testing.assert_close(found.double(), x.double() @ quantised.dequantised().double().T, atol=0.02, rtol=1e-3)

@@ -267,6 +267,8 @@ def test_passes_are_compiled_until_they_are_not(tiny, monkeypatch, tmp_path):
     assert torch.equal(latents(pipe, num_latent_frames=15), expected) and not compiled
     with pytest.raises(ValueError, match="graphs are CUDA graphs, and the pipeline is on cpu"):
         pipe.accelerate(graphs=True)
+    with pytest.raises(ValueError, match="window of fixed length; window -1 has none"):
+        LongLivePipeline.from_pretrained(tiny, window=-1, sink=0).accelerate(compile=True)
 
 
 def test_warming_up_meets_every_shape_of_an_endless_video(tiny):
@@ -305,6 +307,8 @@ def test_in_8_bits_a_video_is_similar_and_needs_less_memory(tiny, kind):
     assert not torch.equal(both, found) and (both - expected).norm() < 0.2 * expected.norm()
     pipe.accelerate()  # nothing
     assert torch.equal(latents(pipe, num_latent_frames=9), both)
+    pipe.accelerate(quantize_cache="off")
+    assert torch.equal(latents(pipe, num_latent_frames=9), found)
 
 
 def test_in_8_bits_a_pipeline_is_not_saved_adapted_or_accelerated_again(tiny, tmp_path):

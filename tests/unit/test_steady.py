@@ -9,11 +9,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
+from longlive.engine import steady
 from longlive.engine.steady import SteadyPasses
 from longlive.generation.caches import ring_cache
 from longlive.generation.cues import Cue, PromptSchedule
 from longlive.generation.denoiser import Denoiser
+from longlive.generation.rollout import Rollout
 from longlive.generation.sampling import sample
+from longlive.generation.solver import Euler
 from longlive.generation.transition import Transition
 
 STEPS = [1000.0, 937.5, 625.0]
@@ -126,3 +129,64 @@ def test_training_and_other_passes_take_the_plain_way(model):
         cache = RingCache(num_layers=2, batch=1, num_heads=2, rope=model.rope(4, 4), window=Window(0, 3))
         model(latents, torch.full((1, 1), 500.0), model.project_text(text), cache.view(range(3)))
     assert not tape.recorded
+
+
+def test_a_prompt_is_copied_once_and_guidance_takes_two_texts_in_turn(model, monkeypatch):
+    copies, update = [], steady._Words.update
+    monkeypatch.setattr(steady._Words, "update", lambda self, text: (copies.append(text is not self._of), update(self, text))[1])
+    made, init = [], steady._Words.__init__
+    monkeypatch.setattr(steady._Words, "__init__", lambda self, text: (made.append(1), init(self, text))[1])
+    passes = SteadyPasses(model, block=3, capture=Tape())
+    video(model, blocks=11)
+    assert len(made) == 1 and sum(copies) == 2  # the window is full under the first of three prompts
+    passes.remove()
+
+    def guided():
+        text, negative = (model.project_text(torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(seed))) for seed in (3, 4))
+        cache = ring_cache(model, 4, 6, window=Window(3, 6))
+        rollout = Rollout(Denoiser(model, guidance_scale=3.0, negative=negative), cache, Euler(STEPS))
+        generator, blocks = torch.Generator().manual_seed(5), []
+        for _ in range(6):
+            blocks.append(rollout.block(torch.randn(1, 3, 4, 4, 6, generator=generator), text))
+            rollout.remember(blocks[-1], text)
+        return torch.cat(blocks, 1)
+
+    expected = guided()
+    SteadyPasses(model, block=3, capture=(tape := Tape()))
+    assert torch.equal(guided(), expected) and sorted(tape.recorded) == ["forward", "write_kv"]
+
+
+def test_moved_weights_are_recorded_again(model):
+    tape = Tape()
+    SteadyPasses(model, block=3, capture=tape)
+    video(model)
+    recorded = len(tape.recorded)
+    for parameter in model.parameters():
+        parameter.data = 2 * parameter.data  # at another place
+    found = video(model)
+    assert len(tape.recorded) > recorded
+    plain = deepcopy(model)
+    del plain.forward, plain.write_kv
+    assert torch.equal(found, video(plain))
+
+
+@torch._dynamo.config.patch(recompile_limit=2)
+def test_more_sizes_than_are_compiled_run_as_they_are(model, caplog):
+    torch.compiler.reset()
+    passes = SteadyPasses(model, block=3, compiler=partial(torch.compile, fullgraph=True, dynamic=False, backend="eager"))
+    found = [video(model, blocks=5, batch=batch) for batch in (1, 2, 3, 4)]
+    assert sum("passes of this size are not compiled" in record.message for record in caplog.records) == 1
+    passes.remove()
+    torch.compiler.reset()
+    for batch, latents in enumerate(found, 1):
+        torch.testing.assert_close(latents, video(model, blocks=5, batch=batch), atol=1e-5, rtol=0)
+
+
+def test_a_compiler_that_does_not_work_is_found_at_once(monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    torch.compiler.reset()
+    with pytest.raises(ValueError, match=r"torch\.compile does not work here: .*no compiler here; leave compile out"):
+        steady.default_compiler(torch.device("cpu"))

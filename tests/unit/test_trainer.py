@@ -160,6 +160,12 @@ def test_the_best_is_compared_with_what_was_saved_and_only_with_that(tmp_path, m
     assert best(tmp_path)[0] == {"metric": "walk/far", "step": 2, "value": 0.8}
 
 
+def test_the_best_may_be_the_least(tmp_path, monkeypatch):
+    monkeypatch.setattr(Kept, "validate", lambda self, folder, number: {"walk/lost": abs(number - 4) / 10})
+    keep(tmp_path, keep_best="-walk/lost")
+    assert best(tmp_path)[0] == {"metric": "-walk/lost", "step": 4, "value": 0.0}
+
+
 def test_a_best_by_what_is_not_measured_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"keep_best walk/near is not measured at validation; choose from walk/length"):
         keep(tmp_path / "a")
