@@ -74,7 +74,7 @@ def default_compiler(device: torch.device) -> Compiler:
     try:
         torch.compile(torch.sin, fullgraph=True)(torch.ones(4, device=device))
     except BackendCompilerFailed as error:
-        raise ValueError(f"torch.compile does not work here: {str(error).splitlines()[0]}; leave compile out") from error
+        raise ValueError(f"torch.compile does not work here: {' '.join(str(error).splitlines()[:2])}; leave compile out") from error
     mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else None
     return partial(torch.compile, fullgraph=True, dynamic=False, mode=mode)
 
