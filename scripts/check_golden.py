@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from longlive.cache.window import KVCache, Window
+from longlive.cache.ring import RingCache
+from longlive.cache.window import Window
 from longlive.checkpoints import configs, convert
 from longlive.generation.caches import ring_cache
 from longlive.generation.cues import PromptSchedule
@@ -92,15 +93,17 @@ class Case:
     def tensors(self) -> dict[str, Tensor]:
         return self.folder.tensors(self.name)
 
-    def ring(self, model: WanTransformer, like: Tensor, num_latent_frames: int) -> KVCache:
+    def ring(self, model: WanTransformer, like: Tensor, num_latent_frames: int) -> RingCache:
         visible, sink = self.settings["window_frames"], self.settings["sink_frames"]
-        return ring_cache(
+        ring = ring_cache(
             model,
             *like.shape[-2:],
             window=Window.full(num_latent_frames) if visible == -1 else Window.of(visible, sink),
             batch=like.shape[0],
             relative=self.settings.get("relative_rope", False),
         )
+        assert isinstance(ring, RingCache)
+        return ring
 
     def one_pass(self, prediction: Prediction) -> Iterator[float]:
         """The flow, and x0 at the table's level nearest to t: so the recorded x0 was made (the flow saw t itself)."""

@@ -59,6 +59,10 @@ def test_same_video_on_both(on_cpu, on_gpu):
         torch.testing.assert_close(second.cpu(), first, atol=1e-3, rtol=0)
 
 
+def latents(pipe, cues, num_latent_frames, seed=0):
+    return pipe(cues, num_latent_frames=num_latent_frames, generator=generator(seed), output_type="latent").frames
+
+
 @pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
 @pytest.mark.parametrize("cache", [None, "int8"])
 def test_recorded_passes_give_the_same_latents_bit_by_bit(tiny, relative, cache):
@@ -67,22 +71,19 @@ def test_recorded_passes_give_the_same_latents_bit_by_bit(tiny, relative, cache)
     pipe.accelerate(quantize_cache=cache)
     cues = PromptSchedule((Cue(0, PROMPT), Cue(6, OTHER), Cue(21, PROMPT, Transition(True)), Cue(30, OTHER, Transition(False))))
 
-    def video(seed):
-        return pipe(cues, num_latent_frames=45, generator=generator(seed), output_type="latent").frames
-
-    expected = [video(seed) for seed in (0, 1)]
+    expected = [latents(pipe, cues, 45, seed) for seed in (0, 1)]
     for graphs in (True, False):
         pipe.accelerate(graphs=graphs)
-        assert all(torch.equal(video(seed), latents) for seed, latents in enumerate(expected))
+        assert all(torch.equal(latents(pipe, cues, 45, seed), wanted) for seed, wanted in enumerate(expected))
 
 
 def test_compiled_and_recorded_passes_stay_close(tiny):
     pipe = LongLivePipeline.from_pretrained(tiny).to(DEVICE)
     cues = PromptSchedule((Cue(0, PROMPT), Cue(21, OTHER)))
-    expected = pipe(cues, num_latent_frames=36, generator=generator(), output_type="latent").frames
+    expected = latents(pipe, cues, 36)
     pipe.accelerate(compile=True, graphs=True)
     pipe.warm_up()
-    found = pipe(cues, num_latent_frames=36, generator=generator(), output_type="latent").frames
+    found = latents(pipe, cues, 36)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 

@@ -51,7 +51,9 @@ def test_an_enlarged_frame_has_the_colours_of_its_image_and_of_no_neighbour(scal
     """Before compression: every 2 x 2 pixels that share a colour lie within one pixel of the image."""
     image = np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8)
     frame = video.video_frame(image, 0, fps=Fraction(16), scale=scale)
-    luma, *chroma = (np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width] for plane in frame.planes)
+    luma, *chroma = (
+        np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width] for plane in frame.planes
+    )
     red, green, blue = np.moveaxis(image / 255, -1, 0)
     y = 0.2126 * red + 0.7152 * green + 0.0722 * blue  # ITU-R BT.709
     expected = 16 + 219 * y, 128 + 224 * (blue - y) / 1.8556, 128 + 224 * (red - y) / 1.5748
