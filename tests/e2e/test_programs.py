@@ -192,7 +192,7 @@ def test_lines_of_a_text_are_one_interactive_video(program):
     assert [entry["prompt"] for entry in the_json()["prompts"]] == ["one", "two", "three"]
 
 
-def lines(descriptor, *texts, pause=0.15):
+def lines(descriptor, *texts, pause=0.4):  # longer than a block: no two prompts in one
     for text in texts:
         os.write(descriptor, text.encode())
         time.sleep(pause)
