@@ -15,7 +15,7 @@ from torch import Tensor
 
 Latents = Float[Tensor, "B F C H W"]
 Images = Float[Tensor, "B 3 T Y X"]
-Timesteps = Float[Tensor, "B F"]  # or [1, 1]: the same for all
+Timesteps = Float[Tensor, "#B #F"]  # [1, 1]: the same for all
 Text = Float[Tensor, "B L E"]
 Heads = Float[Tensor, "B N A D"]
 Visible = Float[Tensor, "B K A D"]

@@ -23,11 +23,11 @@ from longlive.ops.rope import Rope, rope_for, rotate
 from longlive.types import AttentionBackend, Heads, KVView, Latents, Memory, Rotation, Text, TextKV, Timesteps, Visible
 
 Tokens = Float[Tensor, "B N M"]  # M = A D, the model's width
-PerFrame = Float[Tensor, "B F M"]  # or [1, 1, M]: the same for all frames, as when they have one timestep
-Modulation = Float[Tensor, "B F n M"]  # or [1, 1, n, M]
+PerFrame = Float[Tensor, "#B #F M"]  # [1, 1, M]: the same for all frames, as when they have one timestep
+Modulation = Float[Tensor, "#B #F n M"]
 
 
-def sinusoid(t: Timesteps, width: int) -> Float[Tensor, "B F width"]:
+def sinusoid(t: Timesteps, width: int) -> Float[Tensor, "#B #F width"]:
     """Sinusoidal embedding of timesteps, cosines first; float64 (t is not rounded on its way in)."""
     half = width // 2
     angles = t[..., None] * 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=t.device) / half)
@@ -122,7 +122,7 @@ class Head(nn.Module):
         self.head = nn.Linear(dim, out_features)
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
-    def forward(self, x: Tokens, time_embedding: Float[Tensor, "B F M"]) -> Float[Tensor, "B N P"]:
+    def forward(self, x: Tokens, time_embedding: PerFrame) -> Float[Tensor, "B N P"]:
         shift, scale = (self.modulation.float()[:, None] + time_embedding[:, :, None]).unbind(2)
         return self.head(modulate(x, shift, scale, self.eps))
 

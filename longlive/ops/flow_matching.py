@@ -59,7 +59,7 @@ def nearest_timestep(t: Timesteps, shift: float) -> Timesteps:
     return table[(t[..., None] - table).abs().argmin(-1)]
 
 
-def _sigma(t: Timesteps, like: Latents) -> Float[Tensor, "B F 1 1 1"]:
+def _sigma(t: Timesteps, like: Latents) -> Float[Tensor, "#B #F 1 1 1"]:
     """Noise level of each frame in float64, so that arithmetic with it is promoted to float64."""
     return (t / NUM_TIMESTEPS).to(like.device, torch.float64)[..., None, None, None]
 
