@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from longlive.cache.memory import CacheView, HistoryMemory, TokenIndices, token_indices
-from longlive.cache.window import Extent, Window
+from longlive.cache.window import Window, WindowedCache
 from longlive.ops.rope import Rope
 
 
-class HistoryCache:
+class HistoryCache(WindowedCache):
     """Keys and values of the sink and the recent frames, one buffer `[B, slots * tokens, A, D]` per layer and kind.
 
     When the buffers are full, the frames that can still be seen are copied to new ones; the old ones live as long as a
@@ -43,19 +43,15 @@ class HistoryCache:
         dtype: torch.dtype = torch.float32,
         slots: int | None = None,
     ) -> None:
-        self.window, self._rope, self._tokens = window, rope, rope.tokens_per_frame
+        super().__init__(window)
+        self._rope, self._tokens = rope, rope.tokens_per_frame
         self._num_slots = 2 * window.visible if slots is None else slots
         self._shape = (num_layers, batch, num_heads, dtype)
-        self._extent = Extent(window)
         self.reset()
-
-    @property
-    def end(self) -> int:
-        return self._extent.end
 
     def reset(self) -> None:
         """Start a new video."""
-        self._extent.reset()
+        super().reset()
         self._allocate_all()
         self._slot: dict[int, int] = {}  # slot of the newest copy of each frame that is still visible
         self._used = 0  # slots that are taken: they are never written again
@@ -79,16 +75,13 @@ class HistoryCache:
         self._extent.end = span.stop
         self._drop_unseen()
 
-    def skip(self, num_frames: int) -> None:
-        self._extent.end += num_frames
-
     def forget(self, *, keep_sink: bool) -> range:
-        span = self._extent.forget(keep_sink=keep_sink)
+        span = super().forget(keep_sink=keep_sink)
         self._slot = {frame: slot for frame, slot in self._slot.items() if frame < span.start and frame in self._extent.sink}
         return span
 
     def clear(self) -> None:
-        self._extent.clear()
+        super().clear()
         self._slot = {}
 
     def state(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from longlive.cache.memory import CacheView
-from longlive.cache.window import Extent, Window
+from longlive.cache.window import Window, WindowedCache
 from longlive.ops.eight_bits import Quantised, dtype_of, quantise
 from longlive.ops.rope import Rope, rotate
 from longlive.ops.transfer import to_device
@@ -79,7 +79,7 @@ class QuantisedMemory(NamedTuple):
         return Quantised(seen, scales.index_select(1, self.visible)).dequantised()
 
 
-class QuantisedRing:
+class QuantisedRing(WindowedCache):
     """A `RingCache` in 8 bits (see there): the same frames in the same slots, `[layers, B, slots, tokens, A, D]`, allocated once.
 
     In the infinite mode the sink's keys stay in the buffers as they were recorded and are rotated when they are read.
@@ -97,7 +97,8 @@ class QuantisedRing:
     def __init__(
         self, *, num_layers: int, batch: int, num_heads: int, rope: Rope, window: Window, kind: str, relative: bool = False
     ) -> None:
-        self.window, self.relative, self._rope = window, relative, rope
+        super().__init__(window)
+        self.relative, self._rope = relative, rope
         slots, tokens, width, device = window.visible, rope.tokens_per_frame, rope.head_dim, rope.device
         values, one = (num_layers, batch, slots, tokens, num_heads, width), (num_layers, batch, slots, 1, num_heads)
         self.keys, self.values = (torch.zeros(values, dtype=dtype_of(kind), device=device) for _ in range(2))
@@ -105,15 +106,6 @@ class QuantisedRing:
         self.key_means = torch.zeros((*one, width), device=device)
         # One place for every block, as the buffers have: a recorded pass reads it there.
         self._shift = Rotation(*(part.clone() for part in rope.time_shift(0))) if relative else None
-        self._extent = Extent(window)
-
-    @property
-    def end(self) -> int:
-        return self._extent.end
-
-    def reset(self) -> None:
-        """Start a new video in the same buffers."""
-        self._extent.reset()
 
     def view(self, span: range) -> CacheView:
         """See `KVCache`. A pass writes into the span's own slots, whose old frames the span may not see anyway."""
@@ -137,15 +129,6 @@ class QuantisedRing:
     def record(self, span: range) -> Iterator[CacheView]:
         yield self.view(span)
         self._extent.end = span.stop
-
-    def forget(self, *, keep_sink: bool) -> range:
-        return self._extent.forget(keep_sink=keep_sink)
-
-    def skip(self, num_frames: int) -> None:
-        self._extent.end += num_frames
-
-    def clear(self) -> None:
-        self._extent.clear()
 
     def _slots(self, slots: Sequence[int]) -> Slots:
         return to_device(torch.tensor(list(slots), dtype=torch.long), self._rope.device)

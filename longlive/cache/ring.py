@@ -13,11 +13,11 @@ from contextlib import contextmanager
 import torch
 
 from longlive.cache.memory import CacheView, RingMemory, TokenIndices, token_indices
-from longlive.cache.window import Extent, Window
+from longlive.cache.window import Window, WindowedCache
 from longlive.ops.rope import Rope, rotate
 
 
-class RingCache:
+class RingCache(WindowedCache):
     """Keys and values of the sink and the recent frames, `[layers, B, slots * tokens, A, D]`, allocated once.
 
     `relative=True` is the infinite mode: before each block the sink's keys are rotated so that they sit just before the
@@ -41,22 +41,14 @@ class RingCache:
         relative: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.window, self.relative, self._rope, self._tokens = window, relative, rope, rope.tokens_per_frame
+        super().__init__(window)
+        self.relative, self._rope, self._tokens = relative, rope, rope.tokens_per_frame
         shape = (num_layers, batch, window.visible * self._tokens, num_heads, rope.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=rope.device)
         self.values = torch.zeros(shape, dtype=dtype, device=rope.device)
         # The sink's keys as they were recorded: rotating a rotated key again would add rounding at every block.
         self._sink_keys = torch.zeros_like(self.keys[:, :, : window.sink * self._tokens]) if relative else None
-        self._extent = Extent(window)
         self._shifted = 0  # frames by which the sink's keys in the buffer are moved
-
-    @property
-    def end(self) -> int:
-        return self._extent.end
-
-    def reset(self) -> None:
-        """Start a new video in the same buffers."""
-        self._extent.reset()
 
     def view(self, span: range) -> CacheView:
         """See `KVCache`. A pass writes into the span's own slots, whose old frames the span may not see anyway."""
@@ -78,15 +70,6 @@ class RingCache:
         self._extent.end = span.stop
         if self._sink_keys is not None and span.start < self._extent.sink.stop:
             self._sink_keys.copy_(self.keys[:, :, : self._sink_keys.shape[2]])
-
-    def skip(self, num_frames: int) -> None:
-        self._extent.end += num_frames
-
-    def forget(self, *, keep_sink: bool) -> range:
-        return self._extent.forget(keep_sink=keep_sink)
-
-    def clear(self) -> None:
-        self._extent.clear()
 
     def _indices(self, slots: Sequence[int]) -> TokenIndices:
         return token_indices(slots, self._tokens, self.keys.device)

@@ -163,6 +163,31 @@ class Extent:
         self.end, self._oldest = state["end"], state["oldest"]
 
 
+class WindowedCache:
+    """What every `KVCache` here does with the arithmetic of its window alone."""
+
+    def __init__(self, window: Window) -> None:
+        self.window, self._extent = window, Extent(window)
+
+    @property
+    def end(self) -> int:
+        """See `KVCache`, as for all methods."""
+        return self._extent.end
+
+    def reset(self) -> None:
+        """Start a new video, in the same buffers."""
+        self._extent.reset()
+
+    def skip(self, num_frames: int) -> None:
+        self._extent.end += num_frames
+
+    def forget(self, *, keep_sink: bool) -> range:
+        return self._extent.forget(keep_sink=keep_sink)
+
+    def clear(self) -> None:
+        self._extent.clear()
+
+
 def block_mask(
     queries: Sequence[int], keys: Sequence[int], *, block: int, window: Window, tokens_per_frame: int = 1
 ) -> Bool[Tensor, "N K"]:

@@ -1,1 +1,1 @@
-"""How a network runs, applied to it from outside: sharding, 8-bit linear layers, activation checkpointing, low precision."""
+"""How a network runs, applied to it from outside: compiled and recorded passes, 8-bit layers, checkpointing, low precision, sharding."""

@@ -1,7 +1,8 @@
 """How a network runs, applied from outside in one fixed order; the model files know nothing of it.
 
 The order: 8-bit linear layers, which replace modules of the blocks; activation checkpointing, which wraps the blocks; bfloat16 linear
-layers; sharding last, because it hooks into whatever `forward` a block has then. Load weights, add or merge adapters and copy a network
+layers; sharding last, because it hooks into whatever `forward` a block has then. Passes that are compiled or recorded (`engine.steady`)
+come after all of this: they can be taken away again. Load weights, add or merge adapters and copy a network
 (for a moving average) before; make the optimiser after.
 """
 
