@@ -138,3 +138,41 @@ def quantised_weight_bytes(network: WanTransformer) -> int:
     linears = [layer for block in blocks_of(network) for layer in block.modules() if isinstance(layer, torch.nn.Linear)]
     before = weight_bytes(*linears)
     return weight_bytes(network) - before + sum(layer.weight.numel() + 4 * 2 * layer.out_features for layer in linears)
+
+
+class VideoBytes(NamedTuple):
+    """Bytes of a video at their peak: keys and values, the transformer at work, the decoder at work with what it remembers."""
+
+    cache: int
+    activations: int
+    decoding: int
+
+
+def video_bytes(
+    transformer: WanTransformer,
+    decoder: AutoencoderKLWan | TinyVAE,
+    height: int,
+    width: int,
+    *,
+    stride: int,
+    visible: int,
+    block: int,
+    sink_copies: int = 0,
+    batch: int = 1,
+    quantised: bool = False,
+    quantize_cache: Format | None = None,
+    decode_latent_frames: int | None = None,
+) -> VideoBytes:
+    """Of a video of `height` x `width` pixels, `stride` to a latent; the other arguments are those of the functions above.
+
+    `decode_latent_frames`: at most in one call of the decoder; None: a block.
+    """
+    latents = height // stride, width // stride
+    frames = visible if quantize_cache is not None else 0
+    at_once = min(block, decode_latent_frames or block)
+    return VideoBytes(
+        cache_bytes(transformer, *latents, visible=visible, sink_copies=sink_copies, batch=batch, quantize=quantize_cache),
+        transformer_activation_bytes(transformer, *latents, block=block, batch=batch, quantised=quantised, quantised_frames=frames),
+        decoder_memory_bytes(decoder, height, width, batch=batch)
+        + decoder_activation_bytes(decoder, height, width, latent_frames=at_once, batch=batch),
+    )

@@ -28,14 +28,7 @@ from longlive.checkpoints import configs, store
 from longlive.engine.apply import Recipe, apply
 from longlive.engine.linears import LinearKind, is_quantised
 from longlive.engine.steady import SteadyPasses, cuda_graph, default_compiler
-from longlive.generation.caches import (
-    cache_bytes,
-    decoder_activation_bytes,
-    decoder_memory_bytes,
-    ring_cache,
-    transformer_activation_bytes,
-    weight_bytes,
-)
+from longlive.generation.caches import cache_bytes, decoder_memory_bytes, ring_cache, video_bytes, weight_bytes
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import Cues, PromptQueue, PromptSchedule
 from longlive.generation.decoders import PartwiseDecoder, check_fits, find_tiny_vae, has_tiny_vae, load_tiny_vae
@@ -287,30 +280,31 @@ class LongLivePipeline(DiffusionPipeline):
         the transformer and of the decoder for one block.
         """
         height, width = self._size(height, width)
-        size = height // self._spatial_stride, width // self._spatial_stride
         visible = num_latent_frames if self.config.window == EVERYTHING else self.config.window
-        cache = self._cache_bytes(*size, visible=visible, batch=batch)
-        frames = visible if self._cache_format is not None else 0
-        return (
-            weight_bytes(*self.counted_parts)
-            + cache
-            + transformer_activation_bytes(
+        return weight_bytes(*self.counted_parts) + sum(
+            video_bytes(
                 self.transformer,
-                *size,
+                self._decoding_network,
+                height,
+                width,
+                stride=self._spatial_stride,
+                visible=visible,
                 block=self.config.block,
+                sink_copies=self._sink_copies,
                 batch=batch,
                 quantised=is_quantised(self.transformer),
-                quantised_frames=frames,
-            )
-            + decoder_memory_bytes(self._decoding_network, height, width, batch=batch)
-            + decoder_activation_bytes(
-                self._decoding_network, height, width, latent_frames=self._decode_latent_frames or self.config.block, batch=batch
+                quantize_cache=self._cache_format,
+                decode_latent_frames=self._decode_latent_frames,
             )
         )
 
+    @property
+    def _sink_copies(self) -> int:
+        return self.config.sink if self.config.relative_rope else 0
+
     def _cache_bytes(self, height: int, width: int, *, visible: int, batch: int) -> int:
-        copies = self.config.sink if self.config.relative_rope else 0
-        return cache_bytes(self.transformer, height, width, visible=visible, sink_copies=copies, batch=batch, quantize=self._cache_format)
+        settings = {"sink_copies": self._sink_copies, "batch": batch, "quantize": self._cache_format}
+        return cache_bytes(self.transformer, height, width, visible=visible, **settings)
 
     @torch.no_grad()
     def __call__(

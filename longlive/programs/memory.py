@@ -16,14 +16,7 @@ from diffusers import AutoencoderKLWan
 from transformers import UMT5Config, UMT5EncoderModel
 
 from longlive.engine.linears import LinearKind
-from longlive.generation.caches import (
-    cache_bytes,
-    decoder_activation_bytes,
-    decoder_memory_bytes,
-    quantised_weight_bytes,
-    transformer_activation_bytes,
-    weight_bytes,
-)
+from longlive.generation.caches import quantised_weight_bytes, video_bytes, weight_bytes
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.models.text import TextEncoderMode
 from longlive.models.tiny_vae import TinyVAE
@@ -122,26 +115,27 @@ def count(model: Model, settings: MemorySettings, *, height: int, width: int, on
 
     A text encoder that is moved to the device on demand is there while a block is made, so that it counts.
     """
-    transformer, stride = model.transformer, settings_of(model.vae).scale_factor_spatial
-    rows, columns = height // stride, width // stride
     network = model.tiny if settings.decoder != "full" and model.tiny is not None else model.vae
-    at_once = min(model.block, settings.decode_latent_frames or model.block)
     quantised = settings.quantize is not None
+    video = video_bytes(
+        model.transformer,
+        network,
+        height,
+        width,
+        stride=settings_of(model.vae).scale_factor_spatial,
+        visible=model.visible,
+        block=model.block,
+        sink_copies=model.sink_copies,
+        quantised=quantised,
+        quantize_cache=settings.quantize_cache,
+        decode_latent_frames=settings.decode_latent_frames,
+    )
     return Parts(
-        transformer=quantised_weight_bytes(transformer) if quantised else weight_bytes(transformer),
-        cache=cache_bytes(
-            transformer, rows, columns, visible=model.visible, sink_copies=model.sink_copies, quantize=settings.quantize_cache
-        ),
-        activations=transformer_activation_bytes(
-            transformer,
-            rows,
-            columns,
-            block=model.block,
-            quantised=quantised,
-            quantised_frames=model.visible if settings.quantize_cache is not None else 0,
-        ),
+        transformer=quantised_weight_bytes(model.transformer) if quantised else weight_bytes(model.transformer),
+        cache=video.cache,
+        activations=video.activations,
         decoder=weight_bytes(*{model.vae, network}),  # a tiny one is held beside the VAE
-        decoding=decoder_memory_bytes(network, height, width) + decoder_activation_bytes(network, height, width, latent_frames=at_once),
+        decoding=video.decoding,
         text_encoder=0 if on_gpu and settings.text_encoder == "cpu" else model.text_encoder,
     )
 
