@@ -27,7 +27,7 @@ class InferenceConfig:
     threads: int | None = None  # CPU threads; None: one for a small model, else torch's default
     text_encoder: Literal["resident", "on_demand", "cpu"] = "resident"  # on_demand: on the GPU only while it encodes; cpu: never
     attention: str = "auto"  # fa3, fa2, cudnn, sdpa; auto: the fastest available; in 8 bits: fa3-fp8, sage
-    compile: bool = False  # blocks that see a full window run through torch.compile: a minute once, then faster
+    compile: bool = False  # blocks that see a full window run through torch.compile, which takes time once
     graphs: bool = False  # on a GPU these passes are recorded as CUDA graphs
     quantize: Literal["int8", "int8-weights", "fp8"] | None = None  # linear layers in 8 bits, see docs/quantization.md
     quantize_cache: Literal["int8", "fp8"] | None = None  # keys and values of past frames in 8 bits

@@ -66,7 +66,7 @@ def cuda_graph(function: Pass, tensors: Tensors) -> Pass:
 
 
 def default_compiler(device: torch.device) -> Compiler:
-    """torch.compile of one function into one graph of fixed shapes; on a GPU matrix products are tuned, which takes minutes once.
+    """torch.compile of one function into one graph of fixed shapes; on a GPU matrix products are tuned.
 
     Raises:
         ValueError: when nothing can be compiled here, as without a C++ compiler on a CPU.

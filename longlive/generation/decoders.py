@@ -38,6 +38,8 @@ def load_tiny_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> Tiny
         ValueError, FileNotFoundError: with what differs, when the layout or a size is another one; when there is no such file.
     """
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"the tiny decoder {path} does not exist; give a file or a folder that training exported, or decoder=full")
     state, config = store.read(path), {}
     if path.is_dir():
         config = {name: value for name, value in json.loads((path / "config.json").read_text()).items() if not name.startswith("_")}

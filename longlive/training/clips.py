@@ -112,7 +112,7 @@ class StreamingTuner:
         if wrong := [frame for frame in switch_at if frame not in starts]:
             where = f"prompts can switch at {', '.join(map(str, starts))}" if starts else "these videos are one clip long"
             raise ValueError(f"no clip starts at frame {wrong[0]} in videos of {max(max_frames)} frames; {where}")
-        if num_switches < 1 or (switch_at and num_switches > len(switch_at)):
+        if not 1 <= num_switches <= max(1, len(switch_at)):
             raise ValueError(f"num_switches {num_switches}: choose 1 to {max(1, len(switch_at))}, the number of frames of switch_at")
         self.rollout, self.cache, self.prompts, self.embed = rollout, rollout.cache, prompts, embed
         self.noise, self.choices = noise, choices

@@ -45,7 +45,7 @@ def read_chains(prompts: str | Path, switch: str | Path | None = None) -> list[C
         chains = [(*chain, line) for chain, (_, line) in zip(chains, following)]
     for (number, _), chain in zip(lines, chains):
         if len(chain) != len(chains[0]):
-            raise ValueError(f"{prompts}, line {number}: prompts one after the other: {len(chain)}; line 1: {len(chains[0])}; give as many")
+            raise ValueError(f"{prompts}, line {number} has {len(chain)} prompts and line 1 has {len(chains[0])}; give every line as many")
     return chains
 
 

@@ -238,6 +238,7 @@ def test_settings_that_do_not_fit_are_refused():
         ({"max_frames": (21,), "switch_at": (21,)}, "these videos are one clip long"),
         ({"switch_at": (21, 39), "num_switches": 3}, "num_switches 3: choose 1 to 2"),
         ({"num_switches": 0}, "num_switches 0: choose 1 to 1"),
+        ({"num_switches": 3}, "num_switches 3: choose 1 to 1"),  # without switch_at there is no switch at all
     ):
         with pytest.raises(ValueError, match=message):
             recorded(**settings)

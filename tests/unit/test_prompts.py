@@ -58,8 +58,8 @@ def test_every_format_says_the_same(write):
         ("a.jsonl", '["a", "b"]', "line 1: .* expected, got"),
         ("a.jsonl", '{"prompts": ["a", " "]}', "line 1: prompt 2 of 2 is empty"),
         ("a.jsonl", '{"prompt": null}', "line 1: prompt 1 of 1 is empty or not text"),
-        ("a.jsonl", '{"prompts": ["a", "b"]}\n{"prompts": ["a"]}', "line 2: prompts one after the other: 1; line 1: 2; give as many"),
-        ("a.jsonl", '{"prompts": ["a", "b"]}\n{"prompts": ["a", "b", "c"]}', "line 2: prompts one after the other: 3; line 1: 2"),
+        ("a.jsonl", '{"prompts": ["a", "b"]}\n{"prompts": ["a"]}', "line 2 has 1 prompts and line 1 has 2; give every line as many"),
+        ("a.jsonl", '{"prompts": ["a", "b"]}\n{"prompts": ["a", "b", "c"]}', "line 2 has 3 prompts and line 1 has 2"),
     ],
 )
 def test_what_cannot_be_read_is_named(write, name, text, complaint):

@@ -166,5 +166,5 @@ def test_the_programs_setting(tiny, tmp_path):
     for decoder, kind in ((str(tmp_path / "tiny_vae"), True), ("full", False)):
         pipe = load_pipeline(InferenceConfig(model=str(tiny), decoder=decoder), torch.device("cpu"))
         assert isinstance(pipe.decoder(), TinyDecoder) is kind
-    with pytest.raises(FileNotFoundError, match="no-such"):
+    with pytest.raises(FileNotFoundError, match=r"the tiny decoder no-such.pth does not exist; give a file or a folder"):
         load_pipeline(InferenceConfig(model=str(tiny), decoder="no-such.pth"), torch.device("cpu"))
