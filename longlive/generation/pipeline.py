@@ -538,7 +538,8 @@ class LongLivePipeline(DiffusionPipeline):
         """Change how fast the pipeline runs and what it needs. What is left out stays as it is, so that several calls add up.
 
         Args:
-            compile: whether blocks that see a full window run through torch.compile, which takes time once per process. Other passes, and everything with False, run as the code says.
+            compile: whether blocks that see a full window run through torch.compile, which takes time once per process.
+                Other passes, and everything with False, run as the code says.
             graphs: whether these passes are recorded as CUDA graphs.
             quantize: put the linear layers of its blocks into 8 bits, for good: "int8" (activations and weights), "int8-weights" or
                 "fp8". Merge a LoRA before. The pipeline can then not be saved.
