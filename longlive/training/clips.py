@@ -50,6 +50,7 @@ class Clip:
         fresh: the frames generated for this clip; only these carry loss.
         text: embeddings of the prompts at its end, which the losses use for the whole clip.
         frames: positions of the fresh frames in the video.
+        prompts, earlier: of the fresh frames, and of those before them in the clip (the same but after a switch).
     """
 
     latents: Latents
@@ -57,6 +58,7 @@ class Clip:
     text: Text
     frames: range
     prompts: tuple[str, ...]
+    earlier: tuple[str, ...]
 
 
 class StreamingTuner:
@@ -163,7 +165,7 @@ class StreamingTuner:
         self._previous = known[:, -self.clip_frames :]
         fresh = torch.zeros(latents.shape[:2], dtype=torch.bool, device=latents.device)
         fresh[:, -len(frames) :] = True
-        return Clip(latents, fresh, text, frames, tuple(prompts))
+        return Clip(latents, fresh, text, frames, tuple(prompts), tuple(self._prompts_at(max(start - 1, 0))))
 
     def _begin(self) -> None:
         self._length = self.choices.pick(self.max_frames)

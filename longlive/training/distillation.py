@@ -22,6 +22,7 @@ from longlive.parallel.world import World, gather
 from longlive.training.clips import Clip, StreamingTuner
 from longlive.training.dmd import DMD
 from longlive.training.ema import EMA
+from longlive.training.miniature.exact_score import ExactScore
 from longlive.training.networks import TrainableNetwork, write_transformer
 from longlive.training.optimizer import warmup_cosine
 from longlive.training.validation import Validate
@@ -36,6 +37,7 @@ class DistillationStage:
         steps: of the whole run, for the learning-rate schedule.
         negative: embeddings of the negative prompt for a batch.
         random: this rank's generators, which are saved; "timesteps" draws timesteps and noise for teacher and critic.
+        exact: of the miniature's world, in place of the teacher's score.
         average: of the generator's weights, started at step `config.ema_start`; None for adapters.
     """
 
@@ -53,9 +55,10 @@ class DistillationStage:
         validate: Validate,
         world: World,
         average: EMA[WanTransformer] | None = None,
+        exact: ExactScore | None = None,
     ) -> None:
         self.config, self.tuner, self.objective, self.generator, self.critic = config, tuner, objective, generator, critic
-        self.negative, self.random, self.world, self.average = negative, random, world, average
+        self.negative, self.random, self.world, self.average, self.exact = negative, random, world, average, exact
         self._validate = validate
         self._lr_factor = partial(warmup_cosine, steps=steps, warmup=0) if config.lr_schedule == "cosine" else lambda number: 1.0
         self._averaging = False
@@ -80,7 +83,8 @@ class DistillationStage:
     def _train_generator(self) -> dict[str, Tensor]:
         clip = self.tuner.clip(grad=True)
         t, noise = self._draw(clip)
-        found = self.objective.generator_loss(clip.latents, clip.text, self.negative, t=t, noise=noise, fresh=clip.fresh)
+        exact = None if self.exact is None else self.exact.of(clip.earlier, clip.prompts)
+        found = self.objective.generator_loss(clip.latents, clip.text, self.negative, t=t, noise=noise, fresh=clip.fresh, exact=exact)
         (found.loss / self.config.gradient_accumulation).backward()
         self.last_batch["generator"] = self._to_save(clip, t, noise)
         return {"generator/loss": found.loss.detach(), "generator/gradient": found.gradient.abs().mean()}

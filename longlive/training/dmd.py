@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -56,21 +57,25 @@ class DMD:
         return self.timesteps(n).expand(-1, clip.shape[1]).to(clip.device)
 
     def generator_loss(
-        self, clip: Latents, text: Text, negative: Text, *, t: Timesteps, noise: Latents, fresh: Bool[Tensor, "B F"] | None = None
+        self,
+        clip: Latents,
+        text: Text,
+        negative: Text,
+        *,
+        t: Timesteps,
+        noise: Latents,
+        fresh: Bool[Tensor, "B F"] | None = None,
+        exact: Callable[[Latents, Timesteps], Latents] | None = None,
     ) -> GeneratorLoss:
         """L = 1/2 mean over fresh frames of (x - stopgrad(x - g))^2, g = (f - r) / mean|x - r| of each sample.
 
-        f, r: x0 predictions of critic and teacher for the noisy clip. The value is 1/2 mean g^2, the gradient g / count; frames outside
+        f, r: x0 predictions of critic and teacher for the noisy clip; `exact`, where the real score is known, replaces the teacher. The value is 1/2 mean g^2, the gradient g / count; frames outside
         `fresh` get exactly 0. The difference is computed in float32; NaN becomes 0. The target is float64, so that x - (x - g) is g.
         """
         with torch.no_grad():
             noisy = add_noise(clip, noise, t)
             fake = self.critic(noisy, t, text).x0.float()
-            with_text, without = (self.teacher(noisy, t, words).x0.float() for words in (text, negative))
-            real = with_text + (self.guidance_scale - 1) * (with_text - without)
-            if self.guidance_rescale:
-                norms = [one.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt() for one in (with_text, real)]
-                real = real * (1 - self.guidance_rescale + self.guidance_rescale * norms[0] / norms[1])
+            real = self._guided(noisy, t, text, negative) if exact is None else exact(noisy, t)
             scale = (clip.float() - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
             gradient = torch.nan_to_num((fake - real) / scale)
             target = clip.double() - gradient
@@ -78,6 +83,15 @@ class DMD:
         if fresh is not None:
             squares = squares[fresh]
         return GeneratorLoss(0.5 * squares.mean(), gradient, noisy)
+
+    def _guided(self, noisy: Latents, t: Timesteps, text: Text, negative: Text) -> Latents:
+        """The teacher's guided prediction, rescaled."""
+        with_text, without = (self.teacher(noisy, t, words).x0.float() for words in (text, negative))
+        real = with_text + (self.guidance_scale - 1) * (with_text - without)
+        if self.guidance_rescale:
+            norms = [one.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt() for one in (with_text, real)]
+            real = real * (1 - self.guidance_rescale + self.guidance_rescale * norms[0] / norms[1])
+        return real
 
     def critic_loss(self, clip: Latents, text: Text, *, t: Timesteps, noise: Latents, fresh: Bool[Tensor, "B F"] | None = None) -> Tensor:
         """Flow matching of the critic on the generator's clip: mean of (v - (noise - x))^2, over all frames if `fresh` is None."""

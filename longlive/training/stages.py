@@ -36,6 +36,7 @@ from longlive.training.ema import EMA
 from longlive.training.embeddings import TextEmbeddings, fingerprint
 from longlive.training.miniature.autoencoder import AutoencoderStage
 from longlive.training.miniature.causal_init import CausalInitStage
+from longlive.training.miniature.exact_score import ExactScore
 from longlive.training.miniature.language import LanguageStage
 from longlive.training.miniature.starting_vae import starting_vae
 from longlive.training.miniature.teacher import TeacherStage
@@ -143,8 +144,14 @@ def _distillation(run: TrainConfig, config: DistillationConfig, world: World, de
         validate=_preview(run, config, schedules, vae, embed, world),
         world=world,
         average=average,
+        exact=_exact_score(config, vae) if config.exact_score else None,
     )
     return Built(stage, "full" if config.lora_rank is None else "lora", base)
+
+
+def _exact_score(config: DistillationConfig, vae: AutoencoderKLWan) -> ExactScore:
+    path = Path(config.templates) if config.templates else None
+    return ExactScore(vae, num_frames=config.clip_frames, switch_at=config.overlap, spread=config.exact_spread, path=path)
 
 
 def _required(config: DistillationConfig | OdeConfig, names: Sequence[str], *, section: str, file: str) -> list[str]:
