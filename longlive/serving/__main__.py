@@ -52,11 +52,14 @@ def load_scheduler(config: ServeConfig, metrics: Metrics) -> SessionScheduler:
     config = dataclasses.replace(config, video=loading.fit_into_memory(config.video, pipe, device))
     height, width = loading.video_size(config.video, pipe)
     loading.move_to_device(config.video, pipe, device)
-    per_session, free = pipe.session_bytes(height, width), free_memory(device) - pipe.transient_bytes()
+    per_session, once = pipe.session_bytes(height, width), pipe.transient_bytes(height, width)
+    free = free_memory(device) - once
     fit = int(0.8 * free // per_session)
     if fit < 1:
-        raise ValueError(f"a session needs about {per_session / 2**30:.2f} GiB on {device}; {free / 2**30:.2f} GiB are free")
-    log.info("%s on %s: %.1f MiB per session, %d fit", model_name(config), device, per_session / 2**20, fit)
+        wanted = f"{per_session / 2**30:.2f} GiB on {device}, beside {once / 2**30:.2f} GiB for all sessions together"
+        raise ValueError(f"a session needs about {wanted}; {(free + once) / 2**30:.2f} GiB are free")
+    words = "%s on %s: %.1f MiB per session and %.1f MiB for all together, %d fit"
+    log.info(words, model_name(config), device, per_session / 2**20, once / 2**20, fit)
     loading.warm_up(config.video, pipe)
     return SessionScheduler(
         pipe,
@@ -78,8 +81,10 @@ def listen(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         bound.close()
+        if isinstance(error, OverflowError):
+            raise ValueError(f"port {port} is no port; choose --port from 0 to 65535") from error
         raise ValueError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port or --host") from error
     return bound
 
@@ -100,7 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.info("open %s (the model is loading)", address)
     app = create_app(config, lambda metrics: load_scheduler(config, metrics), token=token, address=address)
     server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", ws_max_size=MAX_MESSAGE_BYTES, ws_ping_interval=20.0, timeout_graceful_shutdown=10)
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_ping_interval=20.0,
+            ws_per_message_deflate=False,  # video is compressed already, and this would be done for one client while the others wait
+            timeout_graceful_shutdown=10,
+        )
     )
     try:
         server.run(sockets=[bound])
