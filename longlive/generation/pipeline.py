@@ -509,22 +509,22 @@ class LongLivePipeline(DiffusionPipeline):
         return self.transformer.project_text(self._text.text_encoder.encode(list(prompts)))
 
     def session_bytes(self, height: int | None = None, width: int | None = None) -> int:
-        """Estimated bytes that every further session needs at most: its key-value cache, and its decoder at work, which may be at the same
-        time as those of others; what a decoder remembers counts twice, because after a restart the old one still has a block to decode.
-        """
+        """Estimated bytes that every further session holds: its key-value cache, and what its decoder remembers."""
         height, width = self._size(height, width)
         if self.config.window == EVERYTHING:
             raise ValueError("sessions without an end need a window; window -1 is for videos of known length")
-        video = self._video_bytes(height, width, visible=self.config.window, batch=1)
-        return video.cache + video.decoding + decoder_memory_bytes(self._decoding_network, height, width)
+        cache = self._video_bytes(height, width, visible=self.config.window, batch=1).cache
+        return cache + decoder_memory_bytes(self._decoding_network, height, width)
 
-    def transient_bytes(self, height: int | None = None, width: int | None = None) -> int:
-        """Estimated bytes that are needed on the device now and then, once for all sessions: of the transformer at work, and of a text
-        encoder that is moved there on demand.
+    def transient_bytes(self, height: int | None = None, width: int | None = None, *, decoders: int = 1) -> int:
+        """Estimated bytes that all sessions need together while something is at work: the transformer, `decoders` of their decoders, and a
+        text encoder that is moved to the device on demand.
         """
         height, width = self._size(height, width)
         moved = weight_bytes(self.text_encoder) if self._text_mode == "on_demand" and self._device.type != "cpu" else 0
-        return moved + self._video_bytes(height, width, visible=max(0, self.config.window), batch=1).activations
+        video = self._video_bytes(height, width, visible=max(0, self.config.window), batch=1)
+        decoding = video.decoding - decoder_memory_bytes(self._decoding_network, height, width)
+        return moved + video.activations + decoders * decoding
 
     def load_lora_weights(self, path: str | Path, *, alpha: float | None = None) -> None:
         """Merge a LoRA (`lora.pt`, a peft folder or safetensors file) into the transformer, for good. `alpha` defaults to its rank.

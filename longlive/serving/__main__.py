@@ -52,7 +52,8 @@ def load_scheduler(config: ServeConfig, metrics: Metrics) -> SessionScheduler:
     config = dataclasses.replace(config, video=loading.fit_into_memory(config.video, pipe, device))
     height, width = loading.video_size(config.video, pipe)
     loading.move_to_device(config.video, pipe, device)
-    per_session, once = pipe.session_bytes(height, width), pipe.transient_bytes(height, width)
+    decoders = 1 if device.type != "cpu" else DEFAULT_MAX_SESSIONS  # on a GPU one at work fills it, and needs more memory than a session
+    per_session, once = pipe.session_bytes(height, width), pipe.transient_bytes(height, width, decoders=decoders)
     free = free_memory(device) - once
     fit = int(0.8 * free // per_session)
     if fit < 1:
@@ -70,6 +71,7 @@ def load_scheduler(config: ServeConfig, metrics: Metrics) -> SessionScheduler:
         scale=config.scale or loading.pixel_scale(config.video, height, width),
         idle_seconds=60 * config.idle_minutes,
         realtime=config.realtime,
+        decoders=decoders,
         observe=metrics.observe,
     )
 

@@ -57,10 +57,11 @@ def about_prompt(pipe: LongLivePipeline, prompt: str, *, few_words: bool) -> dic
     `few_words`: whether it is the miniature, whose words are few.
     """
     pieces = pipe.prompt_pieces(prompt)
-    about = {"pieces": {**pieces._asdict(), "cut": pieces.read < pieces.given}, "notice": hint(prompt) if few_words else None}
-    if pieces.read < pieces.given and about["notice"] is None:
-        about["notice"] = f'the model reads {pieces.read} of {pieces.given} pieces: it does not read "{pieces.first_unread} …"'
-    return about
+    cut = pieces.read < pieces.given
+    notice = hint(prompt) if few_words else None
+    if cut and notice is None:
+        notice = f'the model reads {pieces.read} of {pieces.given} pieces: it does not read "{pieces.first_unread} …"'
+    return {"pieces": {**pieces._asdict(), "limit": pipe.transformer.config.text_len, "cut": cut}, "notice": notice}
 
 
 class Connection:

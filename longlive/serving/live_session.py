@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class LiveSession:
         flow: decides when the next block begins; `stepped` asks the same one before it drops a block for a new prompt.
         transition: what prompts do with the past that do not say it themselves.
         scale: how many times every pixel is repeated, each way, in what is sent and recorded.
+        decoding: entered while a block is decoded; several sessions may share it.
         wake: called when a block may have become ready to be made.
         observe: called with the name and value of what is measured.
     """
@@ -64,6 +66,7 @@ class LiveSession:
         fps: float,
         scale: int,
         wake: Callable[[], None],
+        decoding: AbstractContextManager[Any] = nullcontext(),  # noqa: B008  # has no state
         observe: Callable[[str, float], None] = lambda name, value: None,
     ) -> None:
         self.name, self.stepped, self.flow, self.fps = name, stepped, flow, fps
@@ -72,7 +75,7 @@ class LiveSession:
         self.audience = Audience()
         self.ended: str | None = None  # why
         self.error: str | None = None
-        self.transition, self._wake, self._observe = transition, wake, observe
+        self.transition, self._wake, self._observe, self._decoding = transition, wake, observe, decoding
         self._lock = threading.Lock()
         self._idle_end: float | None = None  # when it ends because it is idle, once the owner was told
         self._awaited: tuple[str, float] | None = None  # the newest prompt that is not shown yet, and when it came
@@ -174,7 +177,7 @@ class LiveSession:
     def check_next(self, index: int) -> None:
         """Raises Refused when a client cannot have all segments before number `index`."""
         if index > (made := self.num_segments):
-            words = f"next is {index}, but the session has {made} segments so far; give the first that you do not have"
+            words = f"next is {index}, but the session has made {made} segments so far; give the first that you do not have"
             raise Refused("bad_message", words, fatal=True)
 
     def segments_from(self, index: int) -> list[Segment]:
@@ -293,7 +296,9 @@ class LiveSession:
             self._record(self._recorder.save_timeline, video.timeline)  # after it is shown: this waits for the disk
 
     def _make_segment(self, index: int, video: SessionVideo, latents: LatentBlock, due_at: float) -> Segment:
-        block, encoding = video.decode(latents), time.monotonic()
+        with self._decoding:
+            block = video.decode(latents)
+        encoding = time.monotonic()
         images = block.images[0].numpy()
         fragment = self._encoder.encode(images)
         now, seconds = time.monotonic(), len(images) / self.fps

@@ -62,6 +62,7 @@ class SessionScheduler:
         idle_seconds: after which a session ends when its client neither takes nor asks for anything.
         reconnect_seconds: after which a session ends when its client is gone.
         realtime: as in `FlowControl`.
+        decoders: how many sessions may decode at the same time.
         scale, observe: as in `LiveSession`.
     """
 
@@ -77,6 +78,7 @@ class SessionScheduler:
         idle_seconds: float = 600.0,
         reconnect_seconds: float = RECONNECT_SECONDS,
         realtime: bool = True,
+        decoders: int = 8,
         observe: Callable[[str, float], None] = lambda name, value: None,
     ) -> None:
         self.pipe, self.folder, self.max_sessions = pipe, folder, max_sessions
@@ -84,7 +86,7 @@ class SessionScheduler:
         self.idle_seconds, self.reconnect_seconds = idle_seconds, reconnect_seconds
         self.sessions: OrderedDict[str, LiveSession] = OrderedDict()
         self.keys = Keys(folder)
-        self._observe = observe
+        self._observe, self._decoding = observe, threading.Semaphore(decoders)
         self._queue: OrderedDict[QueuedClient, _Request] = OrderedDict()
         self._changed = threading.Condition()
         self._stopping = False
@@ -175,6 +177,7 @@ class SessionScheduler:
             fps=self.pipe.info.fps,
             scale=self.scale,
             wake=self.wake,
+            decoding=self._decoding,
             observe=self._observe,
         )
 

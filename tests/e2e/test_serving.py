@@ -33,6 +33,7 @@ class Served:
 
     def __init__(self, model, folder, *words):
         self.log = folder / "said"
+        self.log.unlink(missing_ok=True)  # of an earlier server of the same folder
         words = ["--port", 0, "--output", folder, "--model", model, "scale=1", *words]
         self.process = start_program("longlive.serving", *words, output=self.log)
         while not re.search("ready after|error:", self.output):
@@ -523,9 +524,7 @@ def test_a_flood_of_messages_is_left_unread_and_a_neighbour_is_not_slowed(tiny, 
 
     try:
         alone, beside, messages, seconds, sent = run(go())
-        print(
-            f"{alone:.1f} segments per second alone, {beside:.1f} beside a flood; {messages / seconds:.0f} messages read of {sent / seconds:.0f}"
-        )
+        print(f"{alone:.1f} segments a second, {beside:.1f} beside a flood; {messages / seconds:.0f} messages read of {sent / seconds:.0f}")
         assert messages <= 200 * seconds + 400 + 50 * beside * seconds  # 200 a second, twice that at once, and the neighbour's own
         assert sent > 2 * messages  # it would have sent more
         assert beside > 0.6 * alone
