@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+import weakref
 from concurrent.futures import Future, wait
 
 import pytest
@@ -254,6 +255,22 @@ def test_a_queue_of_prompts_goes_on_after_a_restart(pipe):
     again = next(session)
     assert again.prompt == PROMPT and again.video_index == 2 and next(session).prompt == PROMPT
     session.stop()
+
+
+def test_a_restart_frees_the_cache_before_it_makes_another(pipe, monkeypatch):
+    make, made, alive = pipe._cache, [], []
+
+    def counted(*size):
+        alive.append(sum(cache() is not None for cache in made))
+        made.append(weakref.ref(cache := make(*size)))
+        return cache
+
+    monkeypatch.setattr(pipe, "_cache", counted)
+    steps = pipe.stepped_session(PROMPT, seed=0)
+    video, block = steps.advance()
+    steps.restart()
+    steps.advance()
+    assert alive == [0, 0] and video.decode(block).images.shape[1] == 9  # the last block of the video before is still to be decoded
 
 
 def test_a_timeline_of_version_1(tmp_path):

@@ -246,7 +246,7 @@ export class Session {
     } else if (code === "unknown_session") {
       this.#end(this.watching ? { ...GONE, text: "Its owner has ended it, or left." } : GONE);
     } else if (code === "wrong_key") {
-      this.#end({ state: "error", title: "This link is not valid", text: "Ask for it again: it has the session's name and a key." });
+      this.#end(!this.watching ? GONE : { state: "error", title: "This link is not valid", text: "Ask for it again: it has the session's name and a key." });
     } else if (code === "idle") {
       this.#end({ ...ENDED, text });
     } else if (fatal) {
