@@ -19,6 +19,7 @@ FILES = {
     "b.jsonl": '{"prompts": ["one", "two"]}\n',
     "weights.pt": "",
     "lora.pt": "",
+    "taew2_1.pth": "",
 }
 
 
