@@ -13,8 +13,8 @@ from typing import Any
 
 import uvicorn
 
-from longlive import video
 from longlive.config import ServeConfig
+from longlive.files import check_writable
 from longlive.parallel.world import choose_device, configure_logging, free_memory, get_world
 from longlive.programs import loading
 from longlive.serving.app import create_app, model_name, token_for
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     loading.quiet_libraries()
     try:
         config = parse(argv)
-        video.check_writable(config.output)
+        check_writable(config.output)
         bound = listen(config.host, config.port)
     except (ValueError, FileNotFoundError) as error:
         log.error("error: %s", error)
