@@ -84,9 +84,8 @@ class SessionPrompts:
         """As in `Cues`; a given prompt comes before the planned one."""
         with self._lock:
             cue = self._plan.due(previous_start, start) or self._first
-            if self._given is not None:
-                cue, self._given = Cue(start, *self._given), None
-            self._first = None
+            cue = cue if self._given is None else Cue(start, *self._given)
+            self._given = self._first = None
             self._active = cue or self._active
             return cue
 
@@ -96,8 +95,7 @@ class SessionPrompts:
             cue = Cue(0, *self._given) if self._given is not None else self._first or self._active or self._plan.due(-1, 0)
             assert cue is not None  # a session begins with a prompt
             self._given, self._active, self._first = None, None, Cue(0, cue.prompt)
-            if isinstance(self._plan, PromptSchedule):
-                self._plan = PromptSchedule.single(cue.prompt)
+            self._plan = PromptSchedule.single(cue.prompt) if isinstance(self._plan, PromptSchedule) else self._plan
 
 
 class SessionVideo:
@@ -149,9 +147,7 @@ def _decoding_stream(block: LatentBlock) -> AbstractContextManager[object]:
 
 
 class SteppedSession:
-    """A session that makes a block when its owner calls `advance`.
-
-    One thread may call `advance` while another one decodes; the other methods may be called from any thread.
+    """Makes a block when its owner calls `advance`, in one thread while another one may decode; the other methods are for any thread.
 
     Args:
         begin: makes the video with this index, these prompts and this seed.

@@ -18,6 +18,7 @@ from longlive.files import check_writable
 from longlive.parallel.world import choose_device, configure_logging, free_memory, get_world
 from longlive.programs import loading
 from longlive.serving.app import create_app, model_name, token_for
+from longlive.serving.keys import Keys
 from longlive.serving.metrics import Metrics
 from longlive.serving.scheduler import SessionScheduler
 from longlive.settings import load
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(argv)
         check_writable(config.output)
+        Keys(Path(config.output))  # raises when they cannot be kept there
         bound = listen(config.host, config.port)
     except (ValueError, FileNotFoundError) as error:
         log.error("error: %s", error)

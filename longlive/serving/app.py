@@ -57,6 +57,11 @@ class Server:
             raise HTTPException(503, self.load_error or "loading")
         return self.scheduler
 
+    def check_health(self) -> None:
+        """Raises HTTPException (503) when no session can make blocks, which says why."""
+        if (failure := self.loaded().failure) is not None:
+            raise HTTPException(503, failure)
+
     async def load(self, load: Callable[[Metrics], SessionScheduler], address: str) -> None:
         """Load the model in another thread, and start its scheduler."""
         try:
@@ -116,7 +121,7 @@ def http_routes(server: Server, access: Access) -> APIRouter:
     @routes.get("/health")
     async def health() -> dict[str, str]:
         """Whether sessions can start; 503 while the model is loading."""
-        server.loaded()
+        server.check_health()
         return {"status": "ok"}
 
     @routes.get("/models", dependencies=needs_token)
@@ -204,7 +209,8 @@ def file_routes(server: Server) -> APIRouter:
         headers = request.headers
         try:
             file = recording_of(folder, name, take_of(folder, name, take))
-            return download(file, range_header=headers.get("range"), if_range=headers.get("if-range"))
+            parts = {"range_header": headers.get("range"), "if_range": headers.get("if-range")}
+            return download(file, **parts, only_headers=request.method == "HEAD")
         except FileNotFoundError as error:
             raise HTTPException(404, f"the session {name} has no recording yet") from error
 

@@ -60,7 +60,7 @@ def _read(file: BinaryIO, part: range) -> Iterator[bytes]:
             yield data
 
 
-def download(path: Path, *, range_header: str | None, if_range: str | None) -> Response:
+def download(path: Path, *, range_header: str | None, if_range: str | None, only_headers: bool = False) -> Response:
     """The answer to a request for a recording; called in a thread, and its file is read in threads.
 
     Raises:
@@ -83,4 +83,7 @@ def download(path: Path, *, range_header: str | None, if_range: str | None) -> R
         headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{length}"
     part = range(length) if part is None else part
     headers["Content-Length"] = str(len(part))
+    if only_headers:
+        file.close()
+        return Response(None, status, headers, media_type="video/mp4")
     return StreamingResponse(_read(file, part), status, headers, media_type="video/mp4")

@@ -90,6 +90,7 @@ class SessionScheduler:
         self._queue: OrderedDict[QueuedClient, _Request] = OrderedDict()
         self._changed = threading.Condition()
         self._stopping = False
+        self.failure: str | None = None  # why no block can be made any more
         self._next_index = 0  # of the session that is asked first for the next block
         self._swept_at = 0.0
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -117,8 +118,8 @@ class SessionScheduler:
     def open(self, client: QueuedClient, prompt: str, *, seed: int | None, transition: Transition) -> None:
         """Give a client a session of its own, at once or when there is room. Raises Refused when it cannot even wait for one."""
         with self._changed:
-            if self._stopping:
-                raise Refused("busy", "the server is stopping", fatal=True)
+            if self._stopping or self.failure is not None:
+                raise Refused("busy", self.failure or "the server is stopping", fatal=True)
             if len(self._queue) >= MAX_QUEUED_CLIENTS:
                 raise Refused("busy", f"{MAX_QUEUED_CLIENTS} clients wait already; try again later", fatal=True)
             self._queue[client] = _Request(prompt, seed, transition)
@@ -182,7 +183,21 @@ class SessionScheduler:
         )
 
     def _run(self) -> None:
-        """Make one block after the other until the server stops."""
+        """Make one block after the other until the server stops. An error outside of the sessions' own work ends all of them, in words."""
+        try:
+            self._make_blocks()
+        except Exception as error:
+            log.exception("the thread that makes the blocks has ended")
+            with self._changed:
+                self.failure = f"the server makes no blocks any more, restart it: {type(error).__name__}: {error}"
+                waiting = list(self._queue)
+                self._queue.clear()
+            for client in waiting:
+                client.send(Refused("failed", self.failure, fatal=True).to_message())
+            for session in list(self.sessions.values()):
+                session.end("failed", self.failure)
+
+    def _make_blocks(self) -> None:
         while True:
             with self._changed:
                 self._sweep()

@@ -11,11 +11,14 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+from fastapi import HTTPException
 
 from longlive import LongLivePipeline, video
+from longlive.config import ServeConfig
 from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Transition
 from longlive.serving.access import Access, Intake, RateLimiter, is_local
+from longlive.serving.app import Server
 from longlive.serving.audience import MAX_WATCHERS
 from longlive.serving.downloads import download, whole_length
 from longlive.serving.flow_control import MARGIN, MAX_UNACKNOWLEDGED, FlowControl
@@ -218,6 +221,8 @@ def test_a_download_is_what_was_whole_when_it_began(tmp_path):
     for asked in ("bytes=0-1,5-6", "bytes=-", "lines=1-2", "bytes=9-3"):
         assert get(asked)[1] == whole
     assert get("bytes=10-19", '"another"')[1] == whole  # the file is not the one that a part is there of
+    answer = download(path, range_header="bytes=10-19", if_range=None, only_headers=True)
+    assert answer.headers["content-length"] == "10" and answer.body == b""
     answer = download(path, range_header=f"bytes={size}-", if_range=None)
     assert answer.status_code == 416 and answer.headers["content-range"] == f"bytes */{size}"
     recorder.close()
@@ -471,6 +476,25 @@ def test_a_session_that_cannot_begin_harms_no_other(scheduler, monkeypatch):
     assert begin(scheduler).session is not None
 
 
+def test_when_no_blocks_can_be_made_any_more_everybody_is_told(scheduler, monkeypatch):
+    one, two, three = begin(scheduler), begin(scheduler), begin(scheduler)
+    one.wait(lambda: len(one.segments) >= 1)
+
+    def fail():
+        raise ZeroDivisionError("turns")
+
+    monkeypatch.setattr(scheduler, "_next_ready", fail)
+    for watcher in (one, two):
+        watcher.wait(lambda w=watcher: w.session.ended == "failed" and not w.session.is_working)
+        assert "restart it: ZeroDivisionError: turns" in watcher.session.error
+    assert three.messages[-1]["code"] == "failed" and "restart it" in three.messages[-1]["message"]
+    with pytest.raises(Refused, match="restart it"):
+        begin(scheduler)
+    server = Server(ServeConfig(), None, scheduler)
+    with pytest.raises(HTTPException, match="restart it"):
+        server.check_health()
+
+
 def test_watchers_see_a_session_and_neither_pace_nor_keep_it(scheduler):
     owner = begin(scheduler, Watcher(takes=False))
     owner.wait(lambda: len(owner.segments) >= MAX_UNACKNOWLEDGED)
@@ -593,8 +617,9 @@ def test_a_paused_session_stays_until_others_wait(pipe, tmp_path):
         watcher = begin(scheduler)
         watcher.wait(lambda: len(watcher.segments) >= 1)
         watcher.session.pause(True)
+        said = len(watcher.messages)
         time.sleep(1.0)
-        assert watcher.session.ended is None and not any(message["type"] == "notice" for message in watcher.messages)
+        assert watcher.session.ended is None and len(watcher.messages) == said
         after = begin(scheduler)
         watcher.wait(lambda: watcher.session.ended == "idle", 10)
         assert "because it is paused and others wait" in watcher.messages[-1]["message"]

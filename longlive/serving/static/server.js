@@ -22,7 +22,7 @@ async function asked(watching) {
   const health = await fetch(address("/health"));
   if (!health.ok) {
     const { detail } = await health.json().catch(() => ({}));
-    if (detail && detail !== "loading") return { obstacle: { state: "error", title: "The model could not be loaded", text: detail } };
+    if (detail && detail !== "loading") return { obstacle: { state: "error", title: "The server cannot make videos", text: detail } };
     return { obstacle: { title: "Loading the model", text: "This takes a moment after the server has started." } };
   }
   if (watching) return { obstacle: null }; // who has only a link has no token
