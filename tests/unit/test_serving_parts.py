@@ -611,17 +611,17 @@ def test_an_idle_session_ends(pipe, tmp_path):
 
 
 def test_a_paused_session_stays_until_others_wait(pipe, tmp_path):
-    scheduler = SessionScheduler(pipe, folder=tmp_path, max_sessions=1, height=32, width=32, scale=1, idle_seconds=0.3)
+    scheduler = SessionScheduler(pipe, folder=tmp_path, max_sessions=1, height=32, width=32, scale=1, idle_seconds=3.0)
     scheduler.start()
     try:
         watcher = begin(scheduler)
         watcher.wait(lambda: len(watcher.segments) >= 1)
         watcher.session.pause(True)
         said = len(watcher.messages)
-        time.sleep(1.0)
+        time.sleep(3.5)
         assert watcher.session.ended is None and len(watcher.messages) == said
         after = begin(scheduler)
-        watcher.wait(lambda: watcher.session.ended == "idle", 10)
+        watcher.wait(lambda: watcher.session.ended == "idle", 20)
         assert "because it is paused and others wait" in watcher.messages[-1]["message"]
         after.wait(lambda: len(after.segments) >= 1)
     finally:
