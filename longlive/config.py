@@ -343,9 +343,7 @@ class DistillationConfig:
     max_norm: float = 10.0
     guidance_scale: float = 4.0  # s of the teacher: r_n + s (r_c - r_n); 3.0 in the released configurations, which count s - 1
     guidance_rescale: float = 0.0  # 0 to 1: how far the guided prediction is rescaled to the norm of r_c
-    exact_score: bool = False  # for the miniature: its world's own score in place of the teacher's
-    exact_spread: float = 0.0  # standard deviation of latents around those of the world
-    templates: str | None = None  # file of the world's latents, made as needed
+    exact_score: bool = False  # for the miniature: the score of its world, which is known, in place of the teacher's
     lora_rank: int | None = None  # train adapters on generator and critic instead of all weights
     lora_alpha: float | None = None  # None: the rank
     ema_decay: float | None = 0.99  # of the generator's weights; not used with adapters

@@ -6,6 +6,7 @@ Every step trains the critic on a clip; every `critic_updates`-th step first tra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from longlive.parallel.world import World, gather
 from longlive.training.clips import Clip, StreamingTuner
 from longlive.training.dmd import DMD
 from longlive.training.ema import EMA
-from longlive.training.miniature.exact_score import ExactScore
 from longlive.training.networks import TrainableNetwork, write_transformer
 from longlive.training.optimizer import warmup_cosine
 from longlive.training.validation import Validate
-from longlive.types import Text
+from longlive.types import Latents, Text, Timesteps
+
+KnownScore = Callable[[Clip], Callable[[Latents, Timesteps], Latents]]
+"""x0 predictions for noisy versions of a clip, without a network."""
 
 
 class DistillationStage:
@@ -37,8 +40,8 @@ class DistillationStage:
         steps: of the whole run, for the learning-rate schedule.
         negative: embeddings of the negative prompt for a batch.
         random: this rank's generators, which are saved; "timesteps" draws timesteps and noise for teacher and critic.
-        exact: of the miniature's world, in place of the teacher's score.
         average: of the generator's weights, started at step `config.ema_start`; None for adapters.
+        exact: the real score of a world that is known, in place of the teacher's.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class DistillationStage:
         validate: Validate,
         world: World,
         average: EMA[WanTransformer] | None = None,
-        exact: ExactScore | None = None,
+        exact: KnownScore | None = None,
     ) -> None:
         self.config, self.tuner, self.objective, self.generator, self.critic = config, tuner, objective, generator, critic
         self.negative, self.random, self.world, self.average, self.exact = negative, random, world, average, exact
@@ -83,7 +86,7 @@ class DistillationStage:
     def _train_generator(self) -> dict[str, Tensor]:
         clip = self.tuner.clip(grad=True)
         t, noise = self._draw(clip)
-        exact = None if self.exact is None else self.exact.of(clip.earlier, clip.prompts)
+        exact = None if self.exact is None else self.exact(clip)
         found = self.objective.generator_loss(clip.latents, clip.text, self.negative, t=t, noise=noise, fresh=clip.fresh, exact=exact)
         (found.loss / self.config.gradient_accumulation).backward()
         self.last_batch["generator"] = self._to_save(clip, t, noise)

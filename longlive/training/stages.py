@@ -144,14 +144,9 @@ def _distillation(run: TrainConfig, config: DistillationConfig, world: World, de
         validate=_preview(run, config, schedules, vae, embed, world),
         world=world,
         average=average,
-        exact=_exact_score(config, vae) if config.exact_score else None,
+        exact=ExactScore(vae, num_frames=config.clip_frames, switch_at=config.overlap).of if config.exact_score else None,
     )
     return Built(stage, "full" if config.lora_rank is None else "lora", base)
-
-
-def _exact_score(config: DistillationConfig, vae: AutoencoderKLWan) -> ExactScore:
-    path = Path(config.templates) if config.templates else None
-    return ExactScore(vae, num_frames=config.clip_frames, switch_at=config.overlap, spread=config.exact_spread, path=path)
 
 
 def _required(config: DistillationConfig | OdeConfig, names: Sequence[str], *, section: str, file: str) -> list[str]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
+from jaxtyping import Float
 from torch import Tensor
 
 from longlive.generation.dimensions import Timing
@@ -21,6 +21,7 @@ from longlive.miniature.captions import parse
 from longlive.miniature.world import LIGHTS, MOTIONS, RADII, Captioned, Identity, render
 from longlive.models.vae import encode_video, spatial_padding
 from longlive.ops.flow_matching import NUM_TIMESTEPS
+from longlive.training.clips import Clip
 from longlive.training.miniature.latent_videos import to_float
 from longlive.types import Latents, Timesteps
 
@@ -44,57 +45,54 @@ LIGHT_WEIGHTS = _light_weights()
 
 
 class ExactScore:
-    """Posterior means of clips of `num_frames` latent frames; switches happen at latent frame `switch_at`.
+    """Posterior means of clips of `num_frames` latent frames, with the switch of those that have one at latent frame `switch_at`.
+
+    Templates are encoded when first needed and kept (0.1 MB per caption, 0.2 MB per switch; about a second of one core each).
 
     Raises:
         ValueError: for an autoencoder without circular padding, whose latents do not move with the video.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, *, num_frames: int, switch_at: int, spread: float = 0.0, path: Path | None = None) -> None:
+    def __init__(self, vae: AutoencoderKLWan, *, num_frames: int, switch_at: int) -> None:
         if spatial_padding(vae) != "circular":
-            raise ValueError("the exact score needs an autoencoder with circular padding: moved latents are not those of the moved video")
-        self.vae, self.num_frames, self.switch_at, self.spread = vae, num_frames, switch_at, spread
-        self._known: dict[Spoken, Tensor] = torch.load(path, weights_only=False) if path else {}
+            raise ValueError("exact_score needs an autoencoder that pads circularly; with another, latents do not move with the video")
+        self.vae, self.num_frames, self.switch_at = vae, num_frames, switch_at
+        self._encoded: dict[Spoken, Tensor] = {}
 
-    def of(self, earlier: Sequence[str], prompts: Sequence[str]) -> Callable[[Latents, Timesteps], Latents]:
-        """The score of clips whose prompts were `earlier` before their switch."""
-        spoken = [(Captioned(**parse(before)), Captioned(**parse(after))) for before, after in zip(earlier, prompts, strict=True)]
+    def of(self, clip: Clip) -> Callable[[Latents, Timesteps], Latents]:
+        """x0 of noisy versions of a clip `[B, F, C, h, w]`; all frames of a sample have the same timestep."""
+        spoken = [(Captioned(**parse(before)), Captioned(**parse(after))) for before, after in zip(clip.earlier, clip.prompts, strict=True)]
         return partial(self.x0, spoken=spoken)
 
     @torch.no_grad()
-    def templates(self, spoken: Spoken) -> Tensor:
-        """Latents `[24, F, C, h, w]` of a caption's clips that start at the origin, all sizes and lights."""
-        if spoken not in self._known:
-            before, after = spoken
-            settled = SETTLED if before == after else self.switch_at + SETTLED
-            frames = min(settled, self.num_frames)
-            timing = Timing()
-            first, count = timing.first_frame(self.switch_at), timing.num_frames(frames)
-            captions = [before if number < first else after for number in range(count)]
-            identities = [Identity(radius, 0, 0, light) for radius in RADII for light in range(0, LIGHTS, 2)]
-            videos = render([captions] * len(identities), identities, count)
-            self._known[spoken] = encode_video(self.vae, to_float(videos)).half()
-        known = self._known[spoken].float().unflatten(0, (len(RADII), -1))
-        known = torch.einsum("lk,rkfchw->rlfchw", LIGHT_WEIGHTS, known).flatten(0, 1)
-        x, y = MOTIONS[spoken[1].motion]
-        missing = self.num_frames - known.shape[1]
-        rolled = [known[:, -1:].roll((y * by, x * by), (-2, -1)) for by in range(1, missing + 1)]
-        return torch.cat([known, *rolled], dim=1)
+    def x0(self, noisy: Latents, t: Timesteps, spoken: Sequence[Spoken]) -> Latents:
+        """E[x_0 | x_t] `[B, F, C, h, w]`, float32, for each sample's captions."""
+        sigma = t[:, 0] / NUM_TIMESTEPS
+        return torch.stack([posterior_mean(x, s, self.templates(words)) for x, s, words in zip(noisy.float(), sigma, spoken, strict=True)])
 
     @torch.no_grad()
-    def x0(self, noisy: Latents, t: Timesteps, spoken: Sequence[Spoken]) -> Latents:
-        """E[x_0 | x_t] for each sample's captions; all frames of a sample have the same timestep.
-        """
-        return torch.stack([self._one(*sample) for sample in zip(noisy.float(), t[:, 0] / NUM_TIMESTEPS, spoken, strict=True)])
+    def templates(self, spoken: Spoken) -> Float[Tensor, "T F C h w"]:
+        """Latents of a caption's clips that start at the origin: every size with every light, `T = len(RADII) * LIGHTS`."""
+        before, after = spoken
+        if spoken not in self._encoded:
+            frames, timing = min(SETTLED + (self.switch_at if before != after else 0), self.num_frames), Timing()
+            captions = [before if n < timing.first_frame(self.switch_at) else after for n in range(timing.num_frames(frames))]
+            identities = [Identity(radius, 0, 0, light) for radius in RADII for light in range(0, LIGHTS, 2)]
+            images = render([captions] * len(identities), identities, len(captions))
+            self._encoded[spoken] = encode_video(self.vae, to_float(images)).half()
+        encoded = self._encoded[spoken].float().unflatten(0, (len(RADII), -1))
+        known = torch.einsum("lk,rkfchw->rlfchw", LIGHT_WEIGHTS, encoded).flatten(0, 1)
+        x, y = MOTIONS[after.motion]
+        moved = [known[:, -1:].roll((y * cells, x * cells), (-2, -1)) for cells in range(1, self.num_frames - known.shape[1] + 1)]
+        return torch.cat([known, *moved], dim=1)
 
-    def _one(self, noisy: Tensor, sigma: Tensor, spoken: Spoken) -> Tensor:
-        templates = self.templates(spoken)
-        size, keep = noisy.shape[-2:], 1 - sigma
-        variance = sigma**2 + (keep * self.spread) ** 2
-        spectrum = torch.fft.rfft2(templates)
-        products = (spectrum.conj() * torch.fft.rfft2(noisy)).sum(dim=(1, 2))
-        energy = templates.square().sum(dim=(1, 2, 3, 4))[:, None, None]
-        logits = (keep * torch.fft.irfft2(products, s=size) - keep**2 / 2 * energy) / variance
-        weights = logits.flatten().softmax(0).view_as(logits)
-        mean = torch.fft.irfft2((torch.fft.rfft2(weights)[:, None, None] * spectrum).sum(dim=0), s=size)
-        return mean + keep * self.spread**2 / variance * (noisy - keep * mean)
+
+def posterior_mean(noisy: Float[Tensor, "F C h w"], sigma: Tensor, templates: Float[Tensor, "T F C h w"]) -> Float[Tensor, "F C h w"]:
+    """E[x_0 | x_t = (1 - sigma) x_0 + sigma noise] where x_0 is one of the templates, moved by any number of cells, all equally likely."""
+    size, keep = noisy.shape[-2:], 1 - sigma
+    spectra = torch.fft.rfft2(templates)
+    correlation = torch.fft.irfft2((spectra.conj() * torch.fft.rfft2(noisy)).sum(dim=(1, 2)), s=size)
+    energy = templates.square().sum(dim=(1, 2, 3, 4))[:, None, None]
+    logits = keep * (correlation - keep / 2 * energy) / sigma**2
+    weights = logits.flatten().softmax(0).view_as(logits)
+    return torch.fft.irfft2((torch.fft.rfft2(weights)[:, None, None] * spectra).sum(dim=0), s=size)
