@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from longlive import video
+from longlive.checkpoints.lora import lora_files
 from longlive.checkpoints.store import WEIGHTS
 from longlive.config import InferenceConfig
 from longlive.evaluation.prepared import PlannedVideo, Prepared, claim, finish_video, load_prepared, read_record, remove_if_empty
@@ -59,7 +60,7 @@ def weight_files(config: InferenceConfig) -> list[Path]:
         files = [file for file in files if not file.name.startswith("diffusion_pytorch_model")]
     elif bundled:
         files = [file for file in files if "teacher" not in file.parts]
-    for path in map(Path, filter(None, (config.checkpoint, config.lora))):
+    for path in map(Path, filter(None, (config.checkpoint, *(lora.path for lora in lora_files(config.lora))))):
         files += [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
     return files
 
