@@ -25,9 +25,9 @@ def export_of(runs: Path, stage: str) -> Path:
 
 
 def transformer_of(runs: Path, stage: str) -> WanTransformer:
-    """The transformer of a stage; the adapters of `long` are merged into the weights they were trained on."""
+    """The transformer of a stage; adapters, where `long` trained some, are merged into the weights they were trained on."""
     export = export_of(runs, stage)
-    if stage != "long":
+    if not (export / "lora.pt").is_file():
         return load_network(export)
     settings = json.loads((runs / stage / "settings.json").read_text())["settings"]["long"]
     return merge_lora(load_network(settings["generator"]), load_lora(export / "lora.pt"), alpha=settings["lora_alpha"])

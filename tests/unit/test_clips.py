@@ -137,6 +137,7 @@ def test_a_switch_is_read_and_recached_before_the_first_block_of_its_clip(transi
     for clip in clips:  # the losses know one prompt for the whole clip: from the switch on the new one
         said = 15 if clip.frames.start >= 39 else 10
         assert (clip.text == said).all() and clip.prompts == (str(said),) * 2
+        assert clip.earlier == (str(15 if clip.frames.start > 39 else 10),) * 2
     log = [entry[:3] if entry[0] != "read" else ("read", int(entry[1][0, 0, 0])) for entry in tuner.rollout.log]
     assert asked(tuner.rollout, "switch") == [(39, 15, transition)]
     place = log.index(("switch", 39, 15))
