@@ -13,7 +13,13 @@ from longlive.generation.transition import Transition
 
 
 def check_prompt(prompt: str, *, what: str = "the prompt") -> None:
-    """Raises ValueError when a prompt is empty or only white space; `what` names it."""
+    """Raises ValueError when a prompt is no text, empty, only white space, or not valid Unicode; `what` names it."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"{what} is not text but {type(prompt).__name__}: {prompt!r:.60}")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} is not valid UTF-8 at character {error.start + 1}; write it as UTF-8") from error
     if not prompt.strip():
         raise ValueError(f"{what} is empty; describe what the video should show")
 

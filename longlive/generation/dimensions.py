@@ -28,8 +28,8 @@ class Timing:
 
     def latent_frames_for(self, seconds: float) -> int:
         """Latent frames, in whole blocks, of a video of at least `seconds`. Raises ValueError when that is not a length."""
-        if not seconds > 0 or math.isinf(seconds):
-            raise ValueError(f"a video of {seconds} seconds cannot be made; choose a length above 0")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+            raise ValueError(f"a video of {seconds!r} seconds cannot be made; choose a length above 0")
         latent = math.ceil((math.ceil(seconds * self.fps - 1e-6) - 1) / self.stride) + 1
         return max(1, math.ceil(latent / self.block)) * self.block
 
@@ -67,6 +67,8 @@ class Timing:
 
     def check_blocks(self, num_latent_frames: int) -> None:
         """Raises ValueError, with the nearest valid length, unless `num_latent_frames` is a positive multiple of the block."""
+        if isinstance(num_latent_frames, bool) or not isinstance(num_latent_frames, int):
+            raise ValueError(f"num_latent_frames {num_latent_frames!r} is not a whole number; choose a multiple of {self.block}")
         if num_latent_frames <= 0 or num_latent_frames % self.block:
             raise ValueError(
                 f"{num_latent_frames} latent frames cannot be cut into blocks of {self.block}; choose a multiple, "
@@ -77,6 +79,8 @@ class Timing:
 def check_size(height: int, width: int, stride: int) -> None:
     """Raises ValueError, with the nearest valid size, unless height and width, in pixels, are positive multiples of `stride`."""
     for name, pixels in (("height", height), ("width", width)):
+        if isinstance(pixels, bool) or not isinstance(pixels, int):
+            raise ValueError(f"{name} {pixels!r} is not a whole number of pixels; choose a multiple of {stride}")
         if pixels <= 0 or pixels % stride:
             raise ValueError(f"{name} {pixels} is not divisible by {stride}; choose {_nearest(pixels, stride)} for example")
 

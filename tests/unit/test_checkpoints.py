@@ -14,7 +14,6 @@ from longlive.checkpoints import configs, convert, store
 from longlive.checkpoints.store import WeightsKind
 from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
-from scripts import convert_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIG = json.loads((GOLDEN / "manifest.json").read_text())["dit_weights"]["config"]
@@ -52,7 +51,7 @@ def wan_folder(tmp_path, weights):
 
 
 def program(*arguments) -> int:
-    return convert_checkpoint.main([str(argument) for argument in arguments])
+    return convert.main([str(argument) for argument in arguments])
 
 
 # -- transformers ------------------------------------------------------------------------------------------------------------------
