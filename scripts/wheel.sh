@@ -30,10 +30,14 @@ cd "$place/elsewhere"
 unset PYTHONPATH
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$python" "$root/scripts/check_requirements.py"
-for command in generate live serve train evaluate convert doctor; do
-    "$place/empty/bin/longlive" "$command" --help > help.txt
-    grep -q "^usage: longlive $command" help.txt
-done
+"$python" - <<'PYTHON' # in one process, since each would load torch
+import contextlib, io
+from longlive.__main__ import COMMANDS, main
+for command in COMMANDS:
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    assert said.getvalue().startswith(f"usage: longlive {command}"), command
+PYTHON
 "$place/empty/bin/longlive" generate --prompt "a red circle moving right on a white background" --seconds 1
 ls outputs/a-red-circle-moving-right-on-a-white-background-seed0-*.mp4
 echo "the wheel works: $(basename "$wheel")"
