@@ -10,7 +10,7 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, processors
 
-from longlive import convert as program
+from longlive import convert as command
 from longlive.checkpoints import configs, convert, store
 from longlive.checkpoints.store import WeightsKind
 from longlive.models.lora import merge_lora
@@ -52,7 +52,7 @@ def wan_folder(tmp_path, weights):
 
 
 def program(*arguments) -> int:
-    return program.main([str(argument) for argument in arguments])
+    return command.main([str(argument) for argument in arguments])
 
 
 # -- transformers ------------------------------------------------------------------------------------------------------------------
