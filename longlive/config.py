@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from typing import Literal
+from typing import Any, Literal
 
 RELATIVE_TO_FILE = {"relative_to_file": True}  # marks a setting whose path, in a YAML file, is relative to that file's folder
 
@@ -29,7 +29,9 @@ class InferenceConfig:
     model: str | None = None  # None without wan_dir: "miniature"
     wan_dir: str | None = None  # folder of Wan-AI/Wan2.1-T2V-1.3B as released: text encoder, tokenizer, VAE
     checkpoint: str | None = None  # longlive_base.pt; only with wan_dir
-    lora: str | None = None  # lora.pt, merged into the checkpoint before anything else
+    which: str | None = None  # the part of a checkpoint that holds several: generator, ema, …; None: generator
+    lora: Any = None  # merged into the model before anything else: a path, path:strength, {path: …, strength: …}, or a list of these
+    lora_alpha: float | None = None  # of LoRAs that do not say their own; None: their rank
     device: str = "auto"  # auto: cuda if available, else cpu
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on cuda, float32 on cpu
     threads: int | None = None  # CPU threads; None: one for a small model, else torch's default
@@ -90,6 +92,10 @@ class InferenceConfig:
                 raise ValueError(f"{name} {getattr(self, name)}: a video has at least one block of latent frames")
         if self.checkpoint is not None and self.wan_dir is None:
             raise ValueError("checkpoint is given without wan_dir, the folder of the text encoder and VAE that go with it")
+        if self.which is not None and self.checkpoint is None:
+            raise ValueError(f"which={self.which} names a part of a checkpoint; give checkpoint, or leave which out")
+        if self.lora_alpha is not None and self.lora is None:
+            raise ValueError("lora_alpha is given without lora; give the LoRA, or leave lora_alpha out")
         check_threads(self.threads)
         if self.window is not None and self.window != -1 and self.window < 1:
             raise ValueError(f"window {self.window}: choose latent frames, or -1 for all of them")

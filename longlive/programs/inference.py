@@ -50,7 +50,7 @@ REPLACES = {  # a setting of the command line, and what it replaces in the confi
     "seconds": ("num_latent_frames", "num_frames"),
     "num_latent_frames": ("seconds", "num_frames"),
     "num_frames": ("seconds", "num_latent_frames"),
-    "model": ("wan_dir", "checkpoint", "lora"),
+    "model": ("wan_dir", "checkpoint", "which", "lora", "lora_alpha"),
     "wan_dir": ("model",),
 }
 
@@ -71,10 +71,11 @@ def parse(argv: Sequence[str] | None, *, description: str, default_config: Path,
     for name in FLAGS:
         text = texts[name] or f"the same as {name}=…"
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=text.replace("%", "%%"))
+    parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help="a LoRA to merge; may be given several times")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="any of the settings below")
     arguments = vars(parser.parse_intermixed_args(argv))
     words: list[str] = arguments["settings"]
-    flags: dict[str, Any] = {name: arguments[name] for name in FLAGS if arguments[name] is not None}
+    flags: dict[str, Any] = {name: arguments[name] for name in (*FLAGS, "lora") if arguments[name] is not None}
     given = set(flags) | {word.partition("=")[0] for word in words}
     for name in given:
         flags |= {other: None for other in REPLACES.get(name, ()) if other not in given}
@@ -99,7 +100,7 @@ def plan(config: InferenceConfig, scripts: Sequence[Script], pipe: LongLivePipel
     """
     requests, seen, relative = [], Counter[PromptSchedule](), dict[int, bool]()
     for script in scripts:
-        schedule = script.schedule(pipe.timing)
+        schedule = script.schedule(pipe.timing, pipe.transition)
         length = loading.video_length(config, pipe) or pipe.timing.latent_frames_for(script.seconds or DEFAULT_SECONDS)
         try:
             schedule.validate(length)

@@ -19,6 +19,7 @@ import torch
 import transformers.utils.logging
 
 from longlive import video
+from longlive.checkpoints.lora import LoraFile, lora_files
 from longlive.config import InferenceConfig
 from longlive.files import check_disk
 from longlive.generation.caches import weight_bytes
@@ -75,7 +76,8 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> LongLivePipe
     if config.graphs and device.type != "cuda":
         raise ValueError(f"graphs are CUDA graphs, and the device is {device}; leave graphs out, or give device=cuda")
     dtype = choose_dtype(config.dtype, device)
-    for path in filter(None, (config.wan_dir, config.checkpoint, config.lora)):
+    loras = lora_files(config.lora, alpha=config.lora_alpha)
+    for path in filter(None, (config.wan_dir, config.checkpoint, *(lora.path for lora in loras))):
         if not Path(path).exists():
             raise ValueError(f"{path} does not exist; {DOWNLOAD_HINT}")
     sampling = {name: getattr(config, name) for name in SAMPLING_SETTINGS if getattr(config, name) not in (None, "auto")}
@@ -83,15 +85,16 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> LongLivePipe
         if config.checkpoint is None:
             raise ValueError("wan_dir is given without checkpoint; give longlive_base.pt or another checkpoint of the same layout")
         pipe = LongLivePipeline.from_original(
-            config.wan_dir, config.checkpoint, config.lora, torch_dtype=dtype, attention=config.attention, **sampling
+            config.wan_dir, config.checkpoint, loras, which=config.which, torch_dtype=dtype, attention=config.attention, **sampling
         )
     else:
         model = config.model or "miniature"
         if model != "miniature" and not Path(model).is_dir():
             raise ValueError(f"the model folder {model} does not exist; {DOWNLOAD_HINT}")
         pipe = LongLivePipeline.from_pretrained(model, torch_dtype=dtype, attention=config.attention, **sampling)
-        if config.lora is not None:
-            pipe.load_lora_weights(config.lora)
+        for lora in loras:
+            pipe.load_lora_weights(lora.path, strength=lora.strength, alpha=lora.alpha, which=lora.which)
+        pipe.fuse_lora()
     pipe.place_text_encoder(config.text_encoder)
     pipe.accelerate(
         quantize=config.quantize,
@@ -197,11 +200,13 @@ def pixel_scale(config: InferenceConfig, height: int, width: int) -> int:
 
 def picture_settings(config: InferenceConfig, pipe: LongLivePipeline, device: torch.device) -> dict[str, Any]:
     """Everything that decides what a video of given prompts, length and seed looks like."""
-    height, width = video_size(config, pipe)
+    (height, width), loras = video_size(config, pipe), lora_files(config.lora, alpha=config.lora_alpha)
     return {
         "model": config.model or config.wan_dir or "miniature",
         "checkpoint": config.checkpoint,
-        "lora": config.lora,
+        "lora": [lora.path for lora in loras],
+        **({} if config.which is None else {"which": config.which}),
+        **({} if all(lora[1:] == LoraFile("")[1:] for lora in loras) else {"lora_strengths": [lora[1:] for lora in loras]}),
         **pipe.info._asdict(),
         **{name: pipe.config[name] for name in ("context_timestep", "fresh_noise", "guidance_scale", "guided_blocks")},
         "height": height,

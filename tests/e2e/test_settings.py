@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from longlive import video
+from longlive.checkpoints.lora import LoraFile
 from longlive.config import InferenceConfig
 from longlive.programs import inference, loading
 from tests.e2e.test_programs import StandIn
@@ -38,8 +39,11 @@ class Watched(StandIn):
         cls.facts |= {"loaded": files, "dtype": torch_dtype, "attention": attention, **sampling}
         return cls()
 
-    def load_lora_weights(self, path):
-        self.facts["lora"] = path
+    def load_lora_weights(self, path, **settings):
+        self.facts["lora"] = [*self.facts.get("lora", ()), (path, *settings.values())]
+
+    def fuse_lora(self):
+        pass
 
     def to(self, device):
         self.facts["on"] = str(device)
@@ -88,9 +92,20 @@ def one(**changes):
 
 TABLE = {
     "model": (["model=.."], {"loaded": ".."}),
-    "wan_dir": (["wan_dir=.", "checkpoint=weights.pt"], {"loaded": (".", "weights.pt", None)}),
-    "checkpoint": (["wan_dir=.", "checkpoint=lora.pt", "lora=weights.pt"], {"loaded": (".", "lora.pt", "weights.pt")}),
-    "lora": (["lora=lora.pt"], {"lora": "lora.pt"}),
+    "wan_dir": (["wan_dir=.", "checkpoint=weights.pt"], {"loaded": (".", "weights.pt", [])}),
+    "checkpoint": (
+        ["wan_dir=.", "checkpoint=lora.pt", "lora=weights.pt"],
+        {"loaded": (".", "lora.pt", [LoraFile("weights.pt")])},
+    ),
+    "which": (["wan_dir=.", "checkpoint=lora.pt", "which=ema"], {"loaded": (".", "lora.pt", []), "which": "ema"}),
+    "lora": (
+        ["lora=[lora.pt:0.8,{path: weights.pt, strength: 2, alpha: 3}]"],
+        {"lora": [("lora.pt", 0.8, None, None), ("weights.pt", 2.0, 3.0, None)]},
+    ),
+    "lora_alpha": (
+        ["--lora", "lora.pt", "--lora=weights.pt:2", "lora_alpha=8"],
+        {"lora": [("lora.pt", 1.0, 8.0, None), ("weights.pt", 2.0, 8.0, None)]},
+    ),
     "dtype": (["dtype=bfloat16"], {"dtype": torch.bfloat16}),
     "threads": (["threads=2"], {"threads": 2}),
     "text_encoder": (["text_encoder=on_demand"], {"text encoder": "on_demand"}),
