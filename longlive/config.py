@@ -48,9 +48,11 @@ class InferenceConfig:
     prompt: str | None = None
     prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # a .txt or .jsonl file
     timeline: str | None = None  # a .json file of a live session: make the same video again, with its prompts, length, seed and sampling
+    image: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # a picture that every video begins with
+    continue_from: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # a video that every video continues
     seconds: float | None = None  # of video, rounded up to whole blocks
     num_latent_frames: int | None = None  # instead of seconds: a multiple of the block
-    num_frames: int | None = None  # instead of seconds: pixel frames, 4 x latent frames - 3, as in diffusers
+    num_frames: int | None = None  # instead of seconds: pixel frames, exactly; whole blocks are made and cut
     height: int | None = None
     width: int | None = None
     seed: int = 0
@@ -77,7 +79,8 @@ class InferenceConfig:
     show: Literal["page", "terminal"] | None = None  # while prompts are typed: the page in a browser, or a picture in the terminal
 
     def __post_init__(self) -> None:
-        for names in (("prompt", "prompts"), ("seconds", "num_latent_frames", "num_frames"), ("model", "wan_dir")):
+        lengths = ("seconds", "num_latent_frames", "num_frames")
+        for names in (("prompt", "prompts"), ("image", "continue_from"), lengths, ("model", "wan_dir")):
             given = [name for name in names if getattr(self, name) is not None]
             if len(given) > 1:
                 raise ValueError(f"both {given[0]} and {given[1]} are given; choose one")
@@ -157,8 +160,8 @@ class ServeConfig:
             raise ValueError(f"max_sessions {self.max_sessions}: at least one session must fit")
         if self.token is not None and len(self.token) < 8:
             raise ValueError("the token is shorter than 8 characters; choose a longer one, or leave it out for a random one")
-        shown = ("prompt", "prompts", "timeline", "seconds", "num_latent_frames", "num_frames", "switch_frame_indices")
-        shown += ("seed", "num_samples")
+        shown = ("prompt", "prompts", "timeline", "image", "continue_from", "seconds", "num_latent_frames", "num_frames")
+        shown += ("switch_frame_indices", "seed", "num_samples")
         usual = InferenceConfig()
         for name in (*shown, "output", "scale", "crf", "overwrite", "realtime", "show"):
             if getattr(self.video, name) != getattr(usual, name):

@@ -14,7 +14,9 @@ from longlive.generation.transition import Transition
 
 
 def check_prompt(prompt: str, *, what: str = "the prompt") -> None:
-    """Raises ValueError when a prompt is no text, not valid Unicode, empty or only white space, or a mix that is none (see `mixes`); `what` names it."""
+    """Raises ValueError when a prompt is no text, not valid Unicode, empty, only white space, or a mix that is none (see `mixes`); `what`
+    names it.
+    """
     if not isinstance(prompt, str):
         raise ValueError(f"{what} is a {type(prompt).__name__}, not text")
     try:

@@ -572,7 +572,7 @@ class LongLivePipeline(LoraMethods, DiffusionPipeline):
             cues.validate(num_latent_frames)
         settings = {**self.info._asdict(), "height": height, "width": width, "context_timestep": self.config.context_timestep}
         if start is not None:
-            settings["image" if start.shown else "video"] = start.digest
+            settings |= {"image" if start.shown else "video": start.digest, "given_latent_frames": start.latents.shape[1]}
 
         def begin(index: int, prompts: SessionPrompts, seed: int) -> SessionVideo:
             def should_abort() -> bool:

@@ -4,8 +4,10 @@ import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from longlive import video
 from longlive.checkpoints.lora import LoraFile
@@ -56,7 +58,11 @@ class Watched(StandIn):
 
     def session(self, prompts, **settings):
         made = self.facts.setdefault("videos", [])
-        made.append({"prompts": [cue.prompt for cue in prompts.cues], "length": settings["num_latent_frames"], "seed": settings["seed"]})
+        length = settings.get("num_latent_frames") or {"num_frames": settings["num_frames"]}
+        made.append({"prompts": [cue.prompt for cue in prompts.cues], "length": length, "seed": settings["seed"]})
+        for name in ("image", "video"):
+            if name in settings:
+                self.facts[name] = np.asarray(settings.pop(name)).shape
         self.facts["switches"] = [dataclasses.astuple(cue)[0] for cue in prompts.cues][1:]
         return super().session(prompts, **settings)
 
@@ -72,6 +78,10 @@ def facts_of(folder, *settings):
         patch.setattr(loading, "LongLivePipeline", pipeline)
         for name, content in FILES.items():
             Path(name).write_text(content)
+        Image.new("RGB", (6, 4), "red").save("a.png")
+        with video.VideoWriter("a.mp4") as writer:
+            writer.write(np.zeros((9, 32, 48, 3), np.uint8))
+        Path("a.mp4").rename("a.video")
         assert inference.main([*words, *settings], description="a test", default_config=Path("none.yaml")) == 0
         first, *_ = files = sorted(Path(".").rglob("*.mp4"))
         crf = re.search(rb"crf=([\d.]+)", first.read_bytes())[1].decode()  # x264 writes its settings into the stream
@@ -119,7 +129,9 @@ TABLE = {
     "prompts": (["prompts=a.txt"], {"videos": one(prompts=["one"])["videos"] + one(prompts=["two"])["videos"]}),
     "seconds": (["seconds=1"], one(length=6)),
     "num_latent_frames": (["num_latent_frames=9"], one(length=9)),
-    "num_frames": (["num_frames=21"], one(length=6)),
+    "num_frames": (["num_frames=21"], one(length={"num_frames": 21})),
+    "image": (["image=a.png"], {"image": (4, 6, 3), **one(length=4)}),
+    "continue_from": (["--continue", "a.video"], {"video": (9, 32, 48, 3)}),
     "height": (["height=64"], {"size": (64, 32)}),
     "width": (["width=64"], {"size": (32, 64)}),
     "seed": (["seed=5"], one(seed=5)),
