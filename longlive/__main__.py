@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from longlive import __version__
+import longlive
 
 COMMANDS = {  # the module whose `main` is the command; imported only when it is wanted, since torch takes seconds
     "generate": "longlive.programs.generate",
@@ -51,7 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(__doc__.strip())
         return 0
     if command == "--version":
-        print(__version__)
+        print(longlive.__version__)
         return 0
     print(f"error: longlive has no command {command!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
     return 2

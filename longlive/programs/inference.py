@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_SECONDS = 5.0
 PLACES = ("model", "checkpoint", "lora", "decoder")  # of weights, whose contents decide
-FLAGS = ("prompt", "prompts", "timeline", "image", "seconds", "seed", "num_samples", "output", "model", "device", "dtype")
+FLAGS = ("prompt", "prompts", "timeline", "image", "seconds", "seed", "num_samples", "output", "model", "device", "dtype", "show")
 REPLACES = {  # a setting of the command line, and what it replaces in the configuration file
     "prompt": ("prompts",),
     "prompts": ("prompt",),
