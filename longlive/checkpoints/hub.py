@@ -57,7 +57,8 @@ def fetch(name: str, files: Sequence[str] = ("*",), **options: Any) -> Path:
     force, offline = options.get("force_download", False), options.get("local_files_only", False) or constants.HF_HUB_OFFLINE
     if not force:
         try:
-            folder = Path(snapshot_download(name, allow_patterns=list(files), **options | {"local_files_only": True}))
+            cached: dict[str, Any] = options | {"local_files_only": True}
+            folder = Path(snapshot_download(name, allow_patterns=list(files), **cached))
             if not _missing(folder, files):
                 return folder
         except LocalEntryNotFoundError:

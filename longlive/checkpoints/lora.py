@@ -77,8 +77,8 @@ def lora_files(given: Any, *, alpha: float | None = None) -> list[LoraFile]:
             raise ValueError(f"a LoRA has no {unknown[0]!r}; write {{path: …, strength: …}}, also with alpha and which")
         if not isinstance(given.get("path"), str | Path):
             raise ValueError(f"this LoRA has no path: {dict(given)}; write {{path: …, strength: …}}")
-        numbers = {name: _number(given[name], name) for name in ("strength", "alpha") if given.get(name) is not None}
-        return [LoraFile(str(given["path"]), which=given.get("which"), **({"alpha": alpha} | numbers))]
+        strength, own = (None if given.get(name) is None else _number(given[name], name) for name in ("strength", "alpha"))
+        return [LoraFile(str(given["path"]), 1.0 if strength is None else strength, alpha if own is None else own, given.get("which"))]
     if isinstance(given, Sequence):
         return [file for part in given for file in lora_files(part, alpha=alpha)]
     raise ValueError(f"{given!r} is no LoRA; write a path, path:strength, or a list of them")
@@ -154,10 +154,10 @@ def peft_scale(config: Mapping[str, Any], *, where: str, alpha: float | None = N
     alphas, ranks = config.get("alpha_pattern") or {}, config.get("rank_pattern") or {}
 
     def scale(layer: str, rank: int) -> float:
-        said = ranks.get(get_pattern_key(ranks.keys(), layer), config.get("r"))
+        said = ranks.get(get_pattern_key(list(ranks), layer), config.get("r"))
         if said is not None and said != rank:
             raise ValueError(f"{where} says that {layer} has rank {said}, but its weights have rank {rank}")
-        own = alphas.get(get_pattern_key(alphas.keys(), layer), usual)
+        own = alphas.get(get_pattern_key(list(alphas), layer), usual)
         if own is None:
             raise ValueError(f"{where} has no lora_alpha; give alpha (lora_alpha=, peft itself would take 8)")
         return own / math.sqrt(rank) if config.get("use_rslora") else own / rank

@@ -46,9 +46,9 @@ def check_choices(output_type: str, tensor_inputs: Sequence[str], available: Seq
 
 def chosen_dtype(given: dict[str, Any]) -> torch.dtype | None:
     """Takes `torch_dtype` or `dtype` out of the arguments: a type, or its name. Raises ValueError for another value, or both."""
-    asked = {name: given.pop(name) for name in ("torch_dtype", "dtype") if given.get(name) is not None}
-    given.pop("torch_dtype", None), given.pop("dtype", None)
-    if len(set(map(str, asked.values()))) > 1:
+    taken = {name: given.pop(name, None) for name in ("torch_dtype", "dtype")}
+    asked = {name: value for name, value in taken.items() if value is not None}
+    if len({str(value).removeprefix("torch.") for value in asked.values()}) > 1:
         raise ValueError(f"both torch_dtype {asked['torch_dtype']} and dtype {asked['dtype']} are given; choose one")
     for name, value in asked.items():
         types = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.bfloat16, torch.float16)}

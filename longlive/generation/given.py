@@ -43,7 +43,7 @@ def pixels(images: Any, height: int, width: int) -> Images:
         images = [images]
     if isinstance(images, Sequence) and images and all(isinstance(image, PILImage.Image) for image in images):
         images = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    if isinstance(images, np.ndarray):
+    if isinstance(images, np.ndarray) and images.ndim in (3, 4):
         images = torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, -3)
     if not isinstance(images, torch.Tensor) or images.ndim not in (3, 4) or images.shape[-3] != 3 or 0 in images.shape:
         got = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__

@@ -680,8 +680,8 @@ class LongLivePipeline(LoraMethods, DiffusionPipeline):
         text encoder that is moved to the device on demand.
         """
         height, width = self._size(height, width)
-        moves = self._text_mode == "on_demand" and self._device.type != "cpu" and self.text_encoder is not None
-        moved = weight_bytes(self.text_encoder) if moves else 0
+        moves = self._text_mode == "on_demand" and self._device.type != "cpu"
+        moved = weight_bytes(*filter(None, [self.text_encoder])) if moves else 0
         video = self._video_bytes(height, width, visible=max(0, self.config.window), batch=1)
         decoding = video.decoding - decoder_memory_bytes(self._decoding_network, height, width)
         return moved + video.activations + decoders * decoding

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from longlive.models.wan import WanTransformer
@@ -137,7 +137,7 @@ def adapter_state(network: WanTransformer) -> tuple[Any, ...]:
     """Which adapters beside the weights act, and how strongly: what has been computed under another state is out of date."""
     if not network._hf_peft_config_loaded:
         return ()
-    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
     return tuple(
         (id(layer), layer.disable_adapters, *((name, layer.scaling.get(name)) for name in layer.active_adapters)) for layer in layers
     )

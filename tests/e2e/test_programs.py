@@ -66,7 +66,7 @@ class StandIn:
         return 1000 * height * width
 
     def session(self, prompts, *, height, width, seed, ahead, num_latent_frames=None, num_frames=None):
-        num_latent_frames = self.timing.resolve(None, num_latent_frames, num_frames)
+        num_latent_frames = num_latent_frames or self.timing.resolve(None, None, num_frames)
         timeline = Timeline(seed, {**self.info._asdict(), "height": height, "width": width, "context_timestep": 0.0})
         return StandInSession(timeline, self.blocks(prompts, num_latent_frames, height, width, timeline))
 
