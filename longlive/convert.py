@@ -1,9 +1,9 @@
 """Convert weights of Wan, LongLive and Self-Forcing between layouts, and merge a LoRA.
 
-    python scripts/convert_checkpoint.py --from longlive_models/models/longlive_base.pt --lora longlive_models/models/lora.pt \
+    longlive convert --from longlive_models/models/longlive_base.pt --lora longlive_models/models/lora.pt \
         --to diffusers --output out
-    python scripts/convert_checkpoint.py --from wan_models/Wan2.1-T2V-1.3B --to diffusers --output Wan2.1-T2V-1.3B-Diffusers
-    python scripts/convert_checkpoint.py --from some_file.pt          (says what it is)
+    longlive convert --from wan_models/Wan2.1-T2V-1.3B --to diffusers --output Wan2.1-T2V-1.3B-Diffusers
+    longlive convert --from some_file.pt          (says what it is)
 
 Layouts, of `--from` and `--to` (components that the source lacks are left out):
     wan           config.json, diffusion_pytorch_model*.safetensors, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/
@@ -18,7 +18,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from diffusers import UniPCMultistepScheduler
 from diffusers import __version__ as diffusers_version
 
 from longlive.checkpoints import configs, convert, store
-from longlive.checkpoints.lora import load_lora, lora_ranks, lora_to_diffusers
+from longlive.checkpoints.lora import load_lora, lora_files, lora_ranks, lora_to_diffusers
 from longlive.checkpoints.store import WeightsKind
 from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
@@ -44,14 +44,14 @@ PIPELINE = {
 }
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: Sequence[str] | None, *, prog: str | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", type=Path, required=True, help="a file, or a folder of one of the layouts")
     parser.add_argument("--to", choices=LAYOUTS, help="layout to write; without it the source is only described")
     parser.add_argument("--output", type=Path, help="folder to write to")
     parser.add_argument("--which", help="part of a checkpoint: generator, generator_ema, critic, generator_lora, …")
-    parser.add_argument("--lora", type=Path, help="a LoRA to merge into the transformer")
-    parser.add_argument("--alpha", type=float, help="alpha of that LoRA (default: its rank)")
+    parser.add_argument("--lora", type=Path, help="a LoRA to merge into the transformer, FILE or FILE:STRENGTH")
+    parser.add_argument("--alpha", type=float, help="alpha of that LoRA, if it does not say its own (default: its rank)")
     parser.add_argument("--num-heads", type=int, help="for a single file whose heads are not 128 wide")
     parser.add_argument("--dtype", choices=DTYPES, default="keep")
     parser.add_argument("--max-shard-size", default="5GB")
@@ -94,7 +94,8 @@ def convert_transformer(args: argparse.Namespace) -> Iterator[str]:
         model = WanTransformer(**(config or configs.transformer_config(state, num_heads=args.num_heads)))
     store.fill(model, state, what=f"a transformer of {model.config.num_layers} blocks of width {model.config.dim}")
     if args.lora is not None:
-        merge_lora(model, load_lora(args.lora), alpha=args.alpha)
+        for lora in lora_files(str(args.lora), alpha=args.alpha):
+            merge_lora(model, load_lora(lora.path, alpha=lora.alpha), strength=lora.strength)
         yield f"merged {args.lora}"
     if args.to is not None:
         torch.nn.Module.to(model, DTYPES[args.dtype] or model.dtype)
@@ -196,16 +197,12 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         yield f"wrote {write_pipeline(args.output)}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    args = parse(argv, prog=prog)
     try:
         for line in run(args):
             print(line, flush=True)
     except (ValueError, OSError) as error:
-        print(f"convert_checkpoint: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
