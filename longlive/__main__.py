@@ -48,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if command in COMMANDS:
         return run(command, rest, prog=f"longlive {command}")
     if command in ("--help", "-h", "help"):
-        print(__doc__.strip())
+        print((__doc__ or "").strip())
         return 0
     if command == "--version":
         print(longlive.__version__)
