@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from longlive.cache.memory import CacheView
@@ -63,6 +64,12 @@ def cuda_graph(function: Pass, tensors: Tensors) -> Pass:
         return out
 
     return replay
+
+
+def operation_tape(function: Pass, tensors: Tensors) -> Pass:
+    """What `cuda_graph` records, as operations instead of kernels: runs on every device, to check recordings without a GPU."""
+    graph = make_fx(lambda *inputs: function(inputs), tracing_mode="real")(*tensors)
+    return lambda tensors: graph(*tensors)
 
 
 def default_compiler(device: torch.device) -> Compiler:
@@ -113,6 +120,9 @@ class SteadyPasses:
         block: latent frames of the passes that are compiled or recorded.
         compiler: compiles the function of a layer; None: layers run as they are.
         capture: records whole passes; None: they are not recorded.
+
+    Attributes:
+        num_passes: passes so far that were compiled or recorded.
     """
 
     def __init__(self, network: WanTransformer, *, block: int, compiler: Compiler | None = None, capture: Capture | None = None) -> None:
@@ -123,6 +133,7 @@ class SteadyPasses:
         self._warned: set[str] = set()
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._steady = False  # during a pass of fixed shapes
+        self.num_passes = 0
         if compiler is not None:
             for layer in blocks_of(network):
                 plain = layer.forward
@@ -172,6 +183,7 @@ class SteadyPasses:
 
     def _run(self, name: str, x: Latents, t: Timesteps, text: TextKV, view: KVView | None) -> Tensor | None:
         assert isinstance(view, CacheView) and view.moving is not None
+        self.num_passes += 1
         if self._capture is None:
             return self._fixed(partial(self._plain[name], x, t, text, view))
         leaves, structure = pytree.tree_flatten([view.at(layer) for layer in range(len(text.keys))])  # tensors, or None

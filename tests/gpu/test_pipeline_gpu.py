@@ -9,6 +9,7 @@ import torch
 
 from longlive import Cue, LongLivePipeline, PromptSchedule
 from longlive.cache.window import Window
+from longlive.engine.steady import cuda_graph, default_compiler
 from longlive.generation.caches import ring_cache
 from longlive.generation.transition import Transition
 from longlive.models.text import TextEncoder
@@ -215,3 +216,14 @@ def test_recorded_vectors(name):
     case = CaseOnGPU(GOLDEN, name)
     with DEVICE:  # where the case makes its networks
         assert max(check_golden.KINDS[case.settings["kind"]](case)) <= check_golden.TOLERANCE
+
+
+@pytest.mark.parametrize("name", [name for name, settings in GOLDEN.entries.items() if settings["kind"] == "rollout"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["recorded", "compiled and recorded"])
+@torch.no_grad()
+def test_recorded_vectors_through_the_engine(name, compiled):
+    engine = check_golden.Engine(default_compiler(DEVICE) if compiled else None, cuda_graph)
+    case = CaseOnGPU(GOLDEN, name, engine)
+    with DEVICE:
+        assert max(case.rollout()) <= check_golden.TOLERANCE
+    assert case.num_passes

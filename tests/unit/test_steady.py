@@ -5,12 +5,11 @@ from functools import partial
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.engine import steady
-from longlive.engine.steady import SteadyPasses
+from longlive.engine.steady import SteadyPasses, operation_tape
 from longlive.generation.caches import ring_cache
 from longlive.generation.cues import Cue, PromptSchedule
 from longlive.generation.denoiser import Denoiser
@@ -50,13 +49,13 @@ class Tape:
 
     def __call__(self, function, tensors):
         self.recorded.append(function.args[0])
-        graph = make_fx(lambda *inputs: function(inputs), tracing_mode="real")(*tensors)
+        graph = operation_tape(function, tensors)
         places = [tensor.data_ptr() for tensor in tensors]
 
         def replay(tensors):
             assert [tensor.data_ptr() for tensor in tensors] == places
             self.replayed.append(function.args[0])
-            return graph(*tensors)
+            return graph(tensors)
 
         return replay
 
