@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from longlive.cache.window import KVCache, Window
 from longlive.checkpoints import configs, store
 from longlive.engine.apply import Recipe, apply
-from longlive.engine.linears import LinearKind, is_quantised
+from longlive.engine.linears import LinearKind, is_quantised, linear_kind
 from longlive.engine.steady import SteadyPasses, cuda_graph, default_compiler
 from longlive.generation.caches import cache_bytes, decoder_memory_bytes, ring_cache, video_bytes, weight_bytes
 from longlive.generation.conditioning import Conditioner
@@ -157,11 +157,26 @@ class LongLivePipeline(DiffusionPipeline):
         self._cache_format: Format | None = None
         self._conditioner: Conditioner | None = None
         self._compile = self._graphs = False
-        self._steady: SteadyPasses | None = None  # of the transformer, if its passes are compiled or recorded
         self._folder: Path | None = None  # where it was loaded from
         self._tiny: TinyVAE | None = None  # decodes instead of the VAE
         self._quantize: LinearKind | None = None
         self._decode_latent_frames: int | None = None  # at most in one call; None: a block
+        self._steady: SteadyPasses | None = None  # of the transformer, if its passes are compiled or recorded
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in diffusers. Another transformer runs as `accelerate` has made the one before run; of another encoder or tokenizer, prompts
+        are encoded anew.
+        """
+        if name not in ("transformer", "text_encoder", "tokenizer") or "_steady" not in vars(self):  # the latter: in the constructor
+            super().__setattr__(name, value)
+        elif name == "transformer":
+            with self._plain_transformer():
+                super().__setattr__(name, value)
+                if self._quantize is not None and not is_quantised(value):
+                    apply(value, Recipe(quantize=self._quantize))
+        else:
+            super().__setattr__(name, value)
+            self._conditioner = None
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, attention: str = "auto", **kwargs: Any) -> LongLivePipeline:  # type: ignore[override]
@@ -290,9 +305,10 @@ class LongLivePipeline(DiffusionPipeline):
                 stride=self._spatial_stride,
                 visible=visible,
                 block=self.config.block,
+                recache=self.config.recache == "joint",
                 sink_copies=self._sink_copies,
                 batch=batch,
-                quantised=is_quantised(self.transformer),
+                quantize=linear_kind(self.transformer),
                 quantize_cache=self._cache_format,
                 decode_latent_frames=self._decode_latent_frames,
             )
@@ -437,6 +453,7 @@ class LongLivePipeline(DiffusionPipeline):
                 width=width,
                 batch=batch,
                 generator=torch.Generator().manual_seed(seed) if index or generator is None else generator,
+                on_step=lambda *_: prompts.check_running(),
                 should_abort=None if preempt is None else should_abort,
             )
             return SessionVideo(index, blocks, self.decoder(), Timeline(seed, settings))
@@ -523,7 +540,8 @@ class LongLivePipeline(DiffusionPipeline):
             ValueError: when it does not fit.
         """
         with self._plain_transformer():
-            self.transformer = merge_lora(self.transformer, store.load_lora(path), alpha=alpha)
+            merged = merge_lora(self.transformer, store.load_lora(path), alpha=alpha)
+        self.transformer = merged
 
     def accelerate(
         self,
@@ -535,7 +553,8 @@ class LongLivePipeline(DiffusionPipeline):
         decoder: str | Path | None = None,
         decode_latent_frames: int | None = None,
     ) -> None:
-        """Change how fast the pipeline runs and what it needs. What is left out stays as it is, so that several calls add up.
+        """Change how fast the pipeline runs and what it needs. What is left out stays as it is, so that several calls add up. It holds
+        for a transformer that is assigned later, too.
 
         Args:
             compile: whether blocks that see a full window run through torch.compile, which takes time once per process.

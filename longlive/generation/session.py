@@ -43,6 +43,10 @@ class DecodedBlock:
     video_index: int = 0
 
 
+class SessionStopped(Exception):
+    """The session was stopped while a block was being made, which is then abandoned."""
+
+
 def _check_given(prompt: str, transition: Transition | None) -> None:
     check_prompt(prompt)
     if not isinstance(transition, Transition | None):
@@ -57,6 +61,12 @@ class SessionPrompts:
         self._given: tuple[str, Transition | None] | None = None  # until a block begins with it
         self._active: Cue | None = None
         self._lock = threading.Lock()
+        self.stopped = False
+
+    def check_running(self) -> None:
+        """To be called between two passes: raises `SessionStopped` once the session is stopped, so that none waits for a whole block."""
+        if self.stopped:
+            raise SessionStopped
 
     def put(self, prompt: str, transition: Transition | None) -> None:
         """Make `prompt` active from the next block on, instead of one that is still pending. Raises ValueError when it is empty."""
@@ -168,7 +178,7 @@ class SteppedSession:
         self._lock = threading.Lock()
         self._restart_seed: int | None = None  # of the video that the next block begins, if any
         self._request: Future[bool] | None = None  # the newest of `prompt_when_encoded` that is not settled
-        self.paused = self.stopped = False
+        self.paused = False
 
     @property
     def timeline(self) -> Timeline:
@@ -179,6 +189,10 @@ class SteppedSession:
     def video_index(self) -> int:
         """How often the session has been restarted."""
         return self._video.index
+
+    @property
+    def stopped(self) -> bool:
+        return self._prompts.stopped
 
     @property
     def newest_prompt(self) -> str | None:
@@ -238,8 +252,8 @@ class SteppedSession:
             self._restart_seed = self._video.timeline.seed if seed is None else seed
 
     def stop(self) -> None:
-        """Make no more blocks. A second call does nothing."""
-        self.stopped = True
+        """Make no more blocks, and abandon the one that is being made. A second call does nothing."""
+        self._prompts.stopped = True
 
     def advance(self) -> tuple[SessionVideo, LatentBlock] | None:
         """Make the next block; returns it with its video, whose `decode` gives the images. None at the end, or once stopped."""
@@ -252,7 +266,10 @@ class SteppedSession:
                 self._video = self._begin(self._video.index + 1, self._prompts, self._restart_seed)
                 self._restart_seed = None
             video = self._video
-        block = video.next_block()
+        try:
+            block = video.next_block()
+        except SessionStopped:
+            return None
         return None if block is None else (video, block)
 
 
@@ -305,7 +322,7 @@ class Session:
         self._steps.restart(seed)
 
     def stop(self) -> None:
-        """End the iteration. A second call does nothing."""
+        """End the iteration; a block that is being made is abandoned after its pass. A second call does nothing."""
         with self._changed:
             self._steps.stop()
             self._changed.notify_all()

@@ -88,6 +88,20 @@ def test_compiled_and_recorded_passes_stay_close(tiny):
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
+def test_recorded_passes_of_sessions_that_run_ahead(tiny):
+    """Two at once, each making its blocks in a thread of its own while the block before is decoded in this one."""
+    pipe = LongLivePipeline.from_pretrained(tiny).to(DEVICE)
+
+    def images(ahead):
+        sessions = [pipe.session(prompt, seed=seed, num_latent_frames=45, ahead=ahead) for seed, prompt in enumerate((PROMPT, OTHER))]
+        return [torch.cat([block.images for block in blocks], dim=1) for blocks in zip(*zip(*sessions))]
+
+    expected = images(ahead=False)
+    pipe.accelerate(graphs=True)
+    for _ in range(2):  # recorded, and replayed
+        assert all(map(torch.equal, images(ahead=True), expected))
+
+
 def test_blocks_are_queued_without_waiting_for_the_device(on_gpu):
     """Once the window is full the host neither reads from the device nor waits for it, between blocks and at a prompt switch."""
     pipe = on_gpu
