@@ -134,9 +134,9 @@ def test_the_first_settings_that_fit_are_chosen(released):
 def test_cards(released):
     """What the documentation says of the 1.3B model at 480 x 832."""
     words = {card: doctor.for_card(released, card)[0] for card in doctor.CARDS}
-    assert words[24] == words[16] == "text_encoder=cpu"
-    assert words[12] == "text_encoder=cpu decode_latent_frames=1"
-    assert words[8] == "text_encoder=cpu decode_latent_frames=1 decoder=tiny"
+    assert words[24] == "text_encoder=cpu"
+    assert words[16] == words[12] == "text_encoder=cpu decode_latent_frames=1"
+    assert words[8] == "text_encoder=cpu decode_latent_frames=1 quantize=int8-weights decoder=tiny"
     assert words[6] == "text_encoder=cpu decode_latent_frames=1 quantize=int8-weights quantize_cache=int8 decoder=tiny"
     assert doctor.for_card(released, 4)[0] == "too small"
     without = released._replace(tiny=None)

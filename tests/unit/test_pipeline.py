@@ -256,8 +256,8 @@ def test_passes_are_compiled_until_they_are_not(tiny, monkeypatch, tmp_path):
     for change in (
         lambda p: p.load_lora_weights(tmp_path / "ones.pt"),
         lambda p: p.accelerate(quantize="int8"),
-        lambda p: p.to(torch.float32),
         lambda p: setattr(p, "transformer", copy.deepcopy(other)),
+        lambda p: p.to(torch.float32),
     ):
         plain = LongLivePipeline.from_pretrained(tiny)
         torch.save(lora, tmp_path / "ones.pt")
