@@ -11,11 +11,13 @@ import logging
 import random
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from longlive.config import TrainConfig
+from longlive.files import owned
 from longlive.parallel.world import World, choose_device, get_world, joined
 from longlive.programs.status import exit_status
 from longlive.settings import load
@@ -35,7 +37,7 @@ def run(config: TrainConfig, world: World) -> None:
         torch.set_num_threads(config.threads)
     random.seed(config.seed)  # for libraries; we draw from generators of our own
     device = choose_device(config.device, world)
-    with joined(world, device):
+    with owned(config.run) if world.is_main else nullcontext(), joined(world, device):
         built = build(config, world, device)
         train(
             built.stage,

@@ -7,10 +7,11 @@ Images are uint8 `[T, H, W, 3]`, red first.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from longlive.files import replacing
+
+log = logging.getLogger(__name__)
 
 SMALL_PICTURE = 300_000  # pixels
 BT709 = 1  # the number of ITU-R BT.709 in the colour fields of H.264
@@ -52,7 +55,8 @@ class VideoWriter:
     """Writes chunks of images to an H.264 mp4 that is playable while it grows and valid however the `with` block ends.
 
     `scale` repeats every pixel (nearest neighbour), so that small videos can be looked at. Nothing is created before the
-    first chunk. Raises ValueError for images of another type or shape than the first, or of an odd size.
+    first chunk. Raises ValueError for images of another type or shape than the first, or of an odd size; OSError when the file cannot
+    be written, a full disk for example: it is then cut back to its last whole fragment, and plays.
     """
 
     def __init__(self, path: str | Path, *, fps: float = 16, scale: int = 1, crf: int = 18) -> None:
@@ -69,7 +73,13 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except (OSError, av.FFmpegError) as later:  # what ended the video first is what its user is told
+            log.warning("%s could not be completed: %s", self.path, later)
 
     def write(self, images: np.ndarray | Tensor) -> None:
         """Appends images `[T, H, W, 3]`; when it returns all but the last can be read from the file."""
@@ -80,9 +90,12 @@ class VideoWriter:
         container, stream = self._output = self._output or self._open(height, width)
         if (stream.height, stream.width) != (height, width):
             raise ValueError(f"images of {height}x{width} in a video of {stream.height}x{stream.width}")
-        for image in images:
-            container.mux(stream.encode(video_frame(image, self.num_images, fps=self.fps, scale=self.scale)))
-            self.num_images += 1
+        try:
+            for image in images:
+                container.mux(stream.encode(video_frame(image, self.num_images, fps=self.fps, scale=self.scale)))
+                self.num_images += 1
+        except OSError as error:
+            raise self._cut_back(error) from error
 
     def _open(self, height: int, width: int) -> tuple[OutputContainer, av.VideoStream]:
         if height % 2 or width % 2:
@@ -97,15 +110,34 @@ class VideoWriter:
         return container, stream
 
     def close(self) -> None:
-        """Finishes the file; a second call does nothing. An interrupted rewrite leaves the fragmented file, which plays."""
+        """Finishes the file; a second call does nothing. An interrupted rewrite leaves the fragmented file, which plays.
+
+        So does one for which the disk has no room. Raises OSError as `write` does.
+        """
         if self._output is None:
             return
-        (container, stream), self._output = self._output, None
+        container, stream = self._output
         try:
             container.mux(stream.encode(None))
-        finally:
             container.close()
-        index_in_front(self.path)
+        except OSError as error:
+            raise self._cut_back(error) from error
+        self._output = None
+        try:
+            index_in_front(self.path)
+        except OSError as error:
+            log.warning("%s stays a fragmented mp4, which plays: there was no room to move its index to the front (%s)", self.path, error)
+
+    def _cut_back(self, error: OSError) -> OSError:
+        """Close the file at its last whole fragment, where `error` stopped it; returns the error to raise."""
+        assert self._output is not None
+        (container, _), self._output = self._output, None
+        with suppress(av.FFmpegError):  # the same error again
+            container.close()
+        cut_to_whole_fragments(self.path)
+        self.num_images = probe(self.path).images if self.path.stat().st_size else 0
+        what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        return OSError(error.errno, what, str(self.path))
 
 
 def encoder_options(height: int, width: int, *, crf: int) -> dict[str, str]:
@@ -144,6 +176,25 @@ def video_frame(image: np.ndarray, number: int, *, fps: Fraction, scale: int) ->
         frame.colorspace, frame.color_range = Colorspace.ITU709, ColorRange.MPEG
     frame.pts, frame.time_base = number, 1 / fps
     return frame
+
+
+def whole_fragments(path: str | Path) -> int:
+    """Bytes of a growing fragmented mp4 up to the end of its last whole fragment; 0 when not even its header is whole."""
+    end, whole, size = 0, 0, os.path.getsize(path)
+    with open(path, "rb") as file:
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            if length < 8 or end + length > size:
+                break
+            end += length
+            whole = end if kind in (b"moov", b"mdat") else whole  # a fragment is a moof and the mdat after it
+            file.seek(end)
+    return whole
+
+
+def cut_to_whole_fragments(path: str | Path) -> None:
+    """Remove from a fragmented mp4 what follows its last whole fragment, so that it plays; needs no room on the disk."""
+    os.truncate(path, whole_fragments(path))
 
 
 def index_in_front(path: Path) -> None:
@@ -255,9 +306,8 @@ def contact_sheet(
         sheet.paste(Image.fromarray(image).resize(tile, resample), (x, y))
         for number, text in enumerate(lines):
             draw.text((x, y + tile[1] + 2 + number * line), text, font=font, fill="black")
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(target, format="PNG")
+    with replacing(path) as partial:
+        sheet.save(partial, format="PNG")
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int = 5) -> list[str]:
@@ -283,30 +333,3 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
 def video_bytes(num_images: int, height: int, width: int) -> int:
     """A generous guess of the disk a video needs while it is made and rewritten (0.2 bytes a pixel, 1 kB an image)."""
     return int(num_images * (height * width * 0.2 + 1024))
-
-
-def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
-def check_writable(folder: str | Path) -> None:
-    """Raises ValueError unless files can be put into `folder`, which is created when it is missing."""
-    folder = Path(folder)
-    probe_file = folder / f".writable.{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe_file.touch()
-        probe_file.unlink()
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another --output") from error
-
-
-def check_disk(folder: str | Path, needed: int) -> None:
-    """Raises ValueError when the disk of `folder` has less than `needed` bytes left."""
-    free = shutil.disk_usage(_existing(Path(folder).absolute())).free
-    if free < needed:
-        raise ValueError(
-            f"{folder}: about {needed / 2**30:.2f} GiB of disk needed, {free / 2**30:.2f} GiB free; make room or choose another --output"
-        )

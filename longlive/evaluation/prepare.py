@@ -11,22 +11,21 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 from tqdm import tqdm
 
 from longlive import video
-from longlive.checkpoints.store import WEIGHTS
 from longlive.config import InferenceConfig
 from longlive.evaluation.prepared import PlannedVideo, Prepared, claim, finish_video, load_prepared, read_record, remove_if_empty
 from longlive.evaluation.suites import PromptList, find_suite, names_of
-from longlive.files import file_digest
+from longlive.files import check_writable
 from longlive.generation.dimensions import Timing
-from longlive.generation.pipeline import BUNDLED, LongLivePipeline
+from longlive.generation.pipeline import LongLivePipeline
 from longlive.parallel.world import World, choose_device, gather, get_world, joined
 from longlive.programs import loading
+from longlive.programs.weights import describe_weights, weight_files
 from longlive.provenance import made_with
 from longlive.settings import load
 
@@ -48,31 +47,6 @@ def read_settings(path: Path | None, words: Sequence[str]) -> InferenceConfig:
         if name in given or getattr(config, name) != getattr(default, name):
             raise ValueError(f"{name} is given, but the suite decides prompts and output; leave {name} out")
     return config
-
-
-def weight_files(config: InferenceConfig) -> list[Path]:
-    """The files that the model's weights come from."""
-    bundled = BUNDLED.get(config.model or "miniature")
-    place = Path(str(config.wan_dir)) if config.wan_dir is not None else bundled or Path(str(config.model))
-    files = [file for file in sorted(place.rglob("*")) if file.suffix in WEIGHTS and file.is_file()]
-    if config.wan_dir is not None:  # its transformer is replaced by the checkpoint
-        files = [file for file in files if not file.name.startswith("diffusion_pytorch_model")]
-    elif bundled:
-        files = [file for file in files if "teacher" not in file.parts]
-    for path in map(Path, filter(None, (config.checkpoint, config.lora))):
-        files += [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
-    return files
-
-
-def describe_weights(files: Sequence[Path], known: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Name, bytes, time of change and digest of every file; one that is `known` by the first three is not read again."""
-    descriptions = []
-    for file in files:
-        status = file.stat()
-        facts = {"file": str(file), "bytes": status.st_size, "changed": int(status.st_mtime)}
-        before = next((description for description in known if facts.items() <= description.items()), None)
-        descriptions.append(before or facts | {"sha256": file_digest(file)})
-    return descriptions
 
 
 def prepared_from(config: InferenceConfig, suite: str, prompts: PromptList, pipe: LongLivePipeline) -> Prepared:
@@ -111,7 +85,7 @@ def prepare(config: InferenceConfig, suite: str, prompts: PromptList, output: Pa
     Raises ValueError on all ranks when the folder belongs to another request, or the videos cannot be generated.
     """
     world = get_world()
-    video.check_writable(output)
+    check_writable(output)
     device = choose_device(config.device, world)
     pipe = loading.load_pipeline(config, device)
     config = loading.fit_into_memory(config, pipe, device)

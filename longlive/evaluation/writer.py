@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from longlive.files import digest_of, file_digest, write_json
+from longlive.files import digest_of, file_digest, owned, write_json
 from longlive.parallel.world import choose_device, choose_dtype, get_world, seed_of
 from longlive.provenance import version
 
@@ -157,7 +157,8 @@ def write_lines(
     are missing.
 
     Raises:
-        ValueError: for other arguments than `add_writer_arguments` describes, and when lines exist that were written with other settings.
+        ValueError: for other arguments than `add_writer_arguments` describes, when lines exist that were written with other settings, and
+            when another process is writing them.
         OSError: when the model cannot be loaded.
     """
     output, batch = arguments.output, arguments.batch
@@ -179,23 +180,24 @@ def write_lines(
         **{name: version(name) for name in ("torch", "transformers")},
         **settings,
     }
-    if output.exists():
-        _check_same(output, output, settings)
-        if (count := len(_whole_lines(output))) != len(prompts):
-            raise ValueError(f"{output} has {count} lines for {len(prompts)} prompts; it was changed, remove it")
-        return f"{output} is complete: {count} lines"
-    partial = output.with_name(f"{output.name}.partial")
-    done = _resume(partial, output, settings, batch=batch)
-    write = Writer(arguments.model, device=device, dtype=dtype, **sampling)
-    with partial.open("ab") as file, tqdm(total=len(prompts), initial=done, unit=" prompts", mininterval=5) as progress:
-        for start in range(done, len(prompts), batch):
-            part = prompts[start : start + batch]
-            file.write("".join(f"{line}\n" for line in lines(part, write, first_line=start + 1)).encode())
-            file.flush()
-            progress.update(len(part))
-    write_json(record_of(output), settings | review(_whole_lines(partial)))
-    os.replace(partial, output)
-    return f"wrote {output}: {len(prompts)} lines"
+    with owned(output):
+        if output.exists():
+            _check_same(output, output, settings)
+            if (count := len(_whole_lines(output))) != len(prompts):
+                raise ValueError(f"{output} has {count} lines for {len(prompts)} prompts; it was changed, remove it")
+            return f"{output} is complete: {count} lines"
+        partial = output.with_name(f"{output.name}.partial")
+        done = _resume(partial, output, settings, batch=batch)
+        write = Writer(arguments.model, device=device, dtype=dtype, **sampling)
+        with partial.open("ab") as file, tqdm(total=len(prompts), initial=done, unit=" prompts", mininterval=5) as progress:
+            for start in range(done, len(prompts), batch):
+                part = prompts[start : start + batch]
+                file.write("".join(f"{line}\n" for line in lines(part, write, first_line=start + 1)).encode())
+                file.flush()
+                progress.update(len(part))
+        write_json(record_of(output), settings | review(_whole_lines(partial)))
+        os.replace(partial, output)
+        return f"wrote {output}: {len(prompts)} lines"
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -28,7 +28,7 @@ from longlive.checkpoints import configs, store
 from longlive.engine.apply import Recipe, apply
 from longlive.engine.linears import LinearKind, is_quantised, linear_kind
 from longlive.engine.steady import SteadyPasses, cuda_graph, default_compiler
-from longlive.generation.caches import cache_bytes, decoder_memory_bytes, ring_cache, video_bytes, weight_bytes
+from longlive.generation.caches import VideoBytes, decoder_memory_bytes, ring_cache, video_bytes, weight_bytes
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import Cues, PromptQueue, PromptSchedule
 from longlive.generation.decoders import PartwiseDecoder, check_fits, find_tiny_vae, has_tiny_vae, load_tiny_vae
@@ -42,7 +42,7 @@ from longlive.generation.stream import LatentBlock
 from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Recache, Transition
 from longlive.models.lora import merge_lora
-from longlive.models.text import TextEncoder, TextEncoderMode, check_mode
+from longlive.models.text import PromptPieces, TextEncoder, TextEncoderMode, check_mode
 from longlive.models.tiny_vae import TinyDecoder, TinyVAE
 from longlive.models.vae import StreamDecoder, settings_of
 from longlive.models.wan import WanTransformer
@@ -296,31 +296,28 @@ class LongLivePipeline(DiffusionPipeline):
         """
         height, width = self._size(height, width)
         visible = num_latent_frames if self.config.window == EVERYTHING else self.config.window
-        return weight_bytes(*self.counted_parts) + sum(
-            video_bytes(
-                self.transformer,
-                self._decoding_network,
-                height,
-                width,
-                stride=self._spatial_stride,
-                visible=visible,
-                block=self.config.block,
-                recache=self.config.recache == "joint",
-                sink_copies=self._sink_copies,
-                batch=batch,
-                quantize=linear_kind(self.transformer),
-                quantize_cache=self._cache_format,
-                decode_latent_frames=self._decode_latent_frames,
-            )
+        return weight_bytes(*self.counted_parts) + sum(self._video_bytes(height, width, visible=visible, batch=batch))
+
+    def _video_bytes(self, height: int, width: int, *, visible: int, batch: int) -> VideoBytes:
+        return video_bytes(
+            self.transformer,
+            self._decoding_network,
+            height,
+            width,
+            stride=self._spatial_stride,
+            visible=visible,
+            block=self.config.block,
+            recache=self.config.recache == "joint",
+            sink_copies=self._sink_copies,
+            batch=batch,
+            quantize=linear_kind(self.transformer),
+            quantize_cache=self._cache_format,
+            decode_latent_frames=self._decode_latent_frames,
         )
 
     @property
     def _sink_copies(self) -> int:
         return self.config.sink if self.config.relative_rope else 0
-
-    def _cache_bytes(self, height: int, width: int, *, visible: int, batch: int) -> int:
-        settings = {"sink_copies": self._sink_copies, "batch": batch, "quantize": self._cache_format}
-        return cache_bytes(self.transformer, height, width, visible=visible, **settings)
 
     @torch.no_grad()
     def __call__(
@@ -462,7 +459,7 @@ class LongLivePipeline(DiffusionPipeline):
             first = generator if generator is None or isinstance(generator, torch.Generator) else generator[0]
             seed = first.initial_seed() if first is not None else torch.Generator().seed() % 2**32
         assert self._text is not None  # made here, so that two threads cannot make two
-        encode = partial(self.prepare_prompt, batch=batch)
+        encode = partial(self.prepare_prompt, batch=batch, owner=object())
         return SteppedSession(begin, cues, seed=seed, encode=encode)
 
     def stream(
@@ -512,9 +509,16 @@ class LongLivePipeline(DiffusionPipeline):
             should_abort=should_abort,
         )
 
-    def prepare_prompt(self, prompt: str, *, batch: int = 1) -> Future[Any]:
-        """Begin to encode a prompt in another thread; done when a session can switch to it without waiting."""
-        return self._text.submit(prompt, batch)
+    def prepare_prompt(self, prompt: str, *, batch: int = 1, owner: object = None) -> Future[Any]:
+        """Begin to encode a prompt in another thread; done when a session can switch to it without waiting.
+
+        `owner`: who asks, if a newer prompt of the same owner makes this one useless (see `Conditioner.submit`).
+        """
+        return self._text.submit(prompt, batch, owner=owner)
+
+    def prompt_pieces(self, prompt: str) -> PromptPieces:
+        """How many pieces (tokens) of a prompt are read, and where it is cut. Quick; for any thread."""
+        return self._text.text_encoder.pieces(prompt)
 
     @torch.no_grad()
     def project_prompts(self, prompts: Sequence[str]) -> TextKV:
@@ -526,12 +530,18 @@ class LongLivePipeline(DiffusionPipeline):
         height, width = self._size(height, width)
         if self.config.window == EVERYTHING:
             raise ValueError("sessions without an end need a window; window -1 is for videos of known length")
-        cache = self._cache_bytes(height // self._spatial_stride, width // self._spatial_stride, visible=self.config.window, batch=1)
+        cache = self._video_bytes(height, width, visible=self.config.window, batch=1).cache
         return cache + decoder_memory_bytes(self._decoding_network, height, width)
 
-    def transient_bytes(self) -> int:
-        """Bytes that are needed on the device now and then, beyond what it holds: those of a text encoder that is moved there on demand."""
-        return weight_bytes(self.text_encoder) if self._text_mode == "on_demand" and self._device.type != "cpu" else 0
+    def transient_bytes(self, height: int | None = None, width: int | None = None, *, decoders: int = 1) -> int:
+        """Estimated bytes that all sessions need together while something is at work: the transformer, `decoders` of their decoders, and a
+        text encoder that is moved to the device on demand.
+        """
+        height, width = self._size(height, width)
+        moved = weight_bytes(self.text_encoder) if self._text_mode == "on_demand" and self._device.type != "cpu" else 0
+        video = self._video_bytes(height, width, visible=max(0, self.config.window), batch=1)
+        decoding = video.decoding - decoder_memory_bytes(self._decoding_network, height, width)
+        return moved + video.activations + decoders * decoding
 
     def load_lora_weights(self, path: str | Path, *, alpha: float | None = None) -> None:
         """Merge a LoRA (`lora.pt`, a peft folder or safetensors file) into the transformer, for good. `alpha` defaults to its rank.

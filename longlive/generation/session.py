@@ -59,6 +59,7 @@ class SessionPrompts:
     def __init__(self, plan: Cues) -> None:
         self._plan = plan
         self._given: tuple[str, Transition | None] | None = None  # until a block begins with it
+        self._first: Cue | None = None  # of a video that was begun again, unless a live plan has a newer one
         self._active: Cue | None = None
         self._lock = threading.Lock()
         self.stopped = False
@@ -85,25 +86,26 @@ class SessionPrompts:
         with self._lock:
             if self._given is not None:
                 return self._given[0]
-            if self._active is not None:
-                return self._active.prompt
+            if (known := self._first or self._active) is not None:
+                return known.prompt
             return self._plan.cues[0].prompt if isinstance(self._plan, PromptSchedule) else None
 
     def due(self, previous_start: int, start: int) -> Cue | None:
         """As in `Cues`; a given prompt comes before the planned one."""
         with self._lock:
-            cue = self._plan.due(previous_start, start)
-            if self._given is not None:
-                cue, self._given = Cue(start, *self._given), None
+            cue = self._plan.due(previous_start, start) or self._first
+            cue = cue if self._given is None else Cue(start, *self._given)
+            self._given = self._first = None
             self._active = cue or self._active
             return cue
 
     def restart(self) -> None:
-        """Plan a new video with one prompt: the one given last, active or pending."""
+        """Begin a new video with one prompt: the one given last, active or pending. A schedule ends; a live plan goes on."""
         with self._lock:
-            cue = Cue(0, *self._given) if self._given is not None else self._active or self._plan.due(-1, 0)
+            cue = Cue(0, *self._given) if self._given is not None else self._first or self._active or self._plan.due(-1, 0)
             assert cue is not None  # a session begins with a prompt
-            self._plan, self._given, self._active = PromptSchedule.single(cue.prompt), None, None
+            self._given, self._active, self._first = None, None, Cue(0, cue.prompt)
+            self._plan = PromptSchedule.single(cue.prompt) if isinstance(self._plan, PromptSchedule) else self._plan
 
 
 class SessionVideo:
@@ -155,9 +157,7 @@ def _decoding_stream(block: LatentBlock) -> AbstractContextManager[object]:
 
 
 class SteppedSession:
-    """A session that makes a block when its owner calls `advance`.
-
-    One thread may call `advance` while another one decodes; the other methods may be called from any thread.
+    """Makes a block when its owner calls `advance`, in one thread while another one may decode; the other methods are for any thread.
 
     Args:
         begin: makes the video with this index, these prompts and this seed.

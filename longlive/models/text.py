@@ -13,7 +13,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import ftfy
 import torch
@@ -50,6 +50,15 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"text encoder mode {mode!r} is unknown; choose from {', '.join(get_args(TextEncoderMode))}")
 
 
+class PromptPieces(NamedTuple):
+    """How much of a prompt is read: its pieces (tokens, with its end) and those that are read; if it is cut, the words beside the cut."""
+
+    given: int
+    read: int
+    last_read: str = ""
+    first_unread: str = ""
+
+
 class TextEncoder:
     """Prompts to embeddings `[B, L, E]` on `device`, L = `text_len`; what was encoded is remembered, `cached_prompts` of them, on the CPU.
 
@@ -80,6 +89,7 @@ class TextEncoder:
         self.cached_prompts = cached_prompts
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
+        self._tokenizing = threading.Lock()  # a tokenizer has state; this one is held shortly, the other one while prompts are encoded
         self.to(device)
 
     @property
@@ -132,16 +142,26 @@ class TextEncoder:
                 for parameter, data in zip(self.encoder.parameters(), home):
                     parameter.data = data
 
-    def _tokens(self, prompt: str) -> Tokens:
-        ids = self.tokenizer(prompt, verbose=False).input_ids
-        if len(ids) > self.text_len:
+    def pieces(self, prompt: str) -> PromptPieces:
+        """How much of a prompt `encode` reads. Does not wait for prompts that are being encoded."""
+        return self._read(normalize_prompt(prompt))[1]
+
+    def _read(self, prompt: str) -> tuple[list[int], PromptPieces]:
+        """Token ids of a normalized prompt, at most `text_len`."""
+        with self._tokenizing:
+            ids = self.tokenizer(prompt, verbose=False).input_ids
+            if len(ids) <= self.text_len:
+                return ids, PromptPieces(len(ids), len(ids))
             kept = self.tokenizer(prompt, truncation=True, max_length=self.text_len, return_offsets_mapping=True)
-            cut = max(end for _, end in kept.offset_mapping)
-            logger.warning(
-                'the prompt has %d tokens and the model reads %d: cut after "…%s", "%s…" is not read',
-                len(ids), self.text_len, " ".join(prompt[:cut].split()[-5:]), " ".join(prompt[cut:].split()[:5]),
-            )  # fmt: skip
-            ids = kept.input_ids
+        cut = max(end for _, end in kept.offset_mapping)
+        beside = " ".join(prompt[:cut].split()[-5:]), " ".join(prompt[cut:].split()[:5])
+        return kept.input_ids, PromptPieces(len(ids), self.text_len, *beside)
+
+    def _tokens(self, prompt: str) -> Tokens:
+        ids, pieces = self._read(prompt)
+        if pieces.read < pieces.given:
+            words = 'the prompt has %d tokens and the model reads %d: cut after "…%s", "%s…" is not read'
+            logger.warning(words, *pieces)
         return torch.tensor([ids])
 
     def _remember(self, encoded: dict[str, Tensor]) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from longlive import video
 from longlive.config import InferenceConfig
+from longlive.files import check_writable, digest_of
 from longlive.generation.cues import PromptSchedule, check_prompt
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.prompt_files import Script, read_scripts
@@ -30,11 +32,13 @@ from longlive.programs import loading, recording
 from longlive.programs.loading import VideoRequest
 from longlive.programs.status import exit_status
 from longlive.programs.terminal import TerminalPrompts
+from longlive.programs.weights import weights_digest
 from longlive.settings import load
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SECONDS = 5.0
+PLACES = ("model", "checkpoint", "lora", "decoder")  # of weights, whose contents decide
 FLAGS = ("prompt", "prompts", "timeline", "seconds", "seed", "num_samples", "output", "model", "device", "dtype")
 REPLACES = {  # a setting of the command line, and what it replaces in the configuration file
     "prompt": ("prompts",),
@@ -80,10 +84,12 @@ def requested_scripts(config: InferenceConfig, *, one_video: bool) -> list[Scrip
     raise ValueError('no prompt; give --prompt "…" or --prompts FILE')
 
 
-def plan(config: InferenceConfig, scripts: Sequence[Script], pipe: LongLivePipeline) -> list[VideoRequest]:
-    """The videos to be made, the same on every rank: video j of prompt i has seed + 10,000 i + j."""
-    requests = []
-    for index, script in enumerate(scripts):
+def plan(config: InferenceConfig, scripts: Sequence[Script], pipe: LongLivePipeline, common: dict[str, Any]) -> list[VideoRequest]:
+    """The videos to be made, the same on every rank: video j of a prompt has seed + j, wherever the prompt is in its file; one that is
+    there again continues the count. `common`: what decides the picture of all of them.
+    """
+    requests, seen = [], Counter[PromptSchedule]()
+    for script in scripts:
         schedule = script.schedule(pipe.timing)
         length = loading.video_length(config, pipe) or pipe.timing.latent_frames_for(script.seconds or DEFAULT_SECONDS)
         try:
@@ -91,13 +97,15 @@ def plan(config: InferenceConfig, scripts: Sequence[Script], pipe: LongLivePipel
         except ValueError as error:
             raise ValueError(f"{script.where}: {error}") from error
         for sample in range(config.num_samples):
-            seed = config.seed + 10_000 * index + sample
-            path = Path(config.output) / f"{recording.file_stem(index, script.prompts[0], seed)}.mp4"
-            requests.append(VideoRequest(seed, schedule, length, path))
+            seed = config.seed + seen[schedule] * config.num_samples + sample
+            identity = identity_of(schedule, length, seed, common)
+            path = Path(config.output) / f"{recording.file_stem(script.prompts[0], seed, identity)}.mp4"
+            requests.append(VideoRequest(seed, schedule, length, path, identity))
+        seen[schedule] += 1
     return requests
 
 
-def plan_timeline(config: InferenceConfig, timeline: Timeline, pipe: LongLivePipeline) -> VideoRequest:
+def plan_timeline(config: InferenceConfig, timeline: Timeline, pipe: LongLivePipeline, common: dict[str, Any]) -> VideoRequest:
     """The video of a timeline. Raises ValueError when this model cannot make it."""
     then, now = timeline.settings.get("block"), pipe.info.block
     if then is None:
@@ -105,7 +113,10 @@ def plan_timeline(config: InferenceConfig, timeline: Timeline, pipe: LongLivePip
     if then != now:
         raise ValueError(f"{config.timeline} was made by a model with blocks of {then} latent frames; this one has blocks of {now}")
     name = Path(str(config.timeline)).name.removesuffix(".json").removesuffix(".timeline")
-    return VideoRequest(timeline.seed, timeline.schedule, timeline.num_latent_frames, Path(config.output) / f"{name}-again.mp4")
+    seed, schedule, length = timeline.seed, timeline.schedule, timeline.num_latent_frames
+    identity = identity_of(schedule, length, seed, common)
+    path = Path(config.output) / f"{name}-again-{digest_of(identity)[:8]}.mp4"
+    return VideoRequest(seed, schedule, length, path, identity)
 
 
 def with_timeline_settings(config: InferenceConfig, timeline: Timeline) -> InferenceConfig:
@@ -121,15 +132,16 @@ def with_timeline_settings(config: InferenceConfig, timeline: Timeline) -> Infer
     return dataclasses.replace(config, **changes)
 
 
-def request_settings(config: InferenceConfig, request: VideoRequest, pipe: LongLivePipeline, device: torch.device) -> dict[str, Any]:
-    """Everything that decides what a video shows; a finished video with the same settings need not be made again."""
-    prompts = request.prompts
-    return {
-        "cues": [dataclasses.asdict(cue) for cue in prompts.cues] if isinstance(prompts, PromptSchedule) else "typed",
-        "num_latent_frames": request.num_latent_frames,
-        "seed": request.seed,
-        **loading.picture_settings(config, pipe, device),
-    }
+def identity_of(schedule: PromptSchedule, num_latent_frames: int, seed: int, common: dict[str, Any]) -> dict[str, Any]:
+    """Everything that decides what a video shows; a finished video with the same identity need not be made again."""
+    cues = [dataclasses.asdict(cue) for cue in schedule.cues]
+    return {"cues": cues, "num_latent_frames": num_latent_frames, "seed": seed, **common}
+
+
+def common_identity(config: InferenceConfig, pipe: LongLivePipeline, device: torch.device) -> dict[str, Any]:
+    """The part of all videos of a run: sampling, size and weights. A digest stands for these, wherever they lie."""
+    settings = loading.picture_settings(config, pipe, device)
+    return {name: value for name, value in settings.items() if name not in PLACES} | {"weights": weights_digest(config)}
 
 
 def make(
@@ -160,7 +172,7 @@ def make(
                 num_blocks=length // pipe.info.block if length else None,
                 content={
                     "seed": request.seed,
-                    "request": request_settings(config, request, pipe, device),
+                    "request": request.identity,
                     "settings": dataclasses.asdict(config),
                     "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
                 },
@@ -182,7 +194,7 @@ def run(config: InferenceConfig, *, interactive: bool = False, terminal: int = 0
     if typing and world.size > 1:
         raise ValueError(f"{world.size} ranks cannot read one terminal; give prompts=FILE or start one process")
     scripts = [] if typing or timeline is not None else requested_scripts(config, one_video=interactive)
-    video.check_writable(config.output)
+    check_writable(config.output)
     device = choose_device(config.device, world)
     pipe = loading.load_pipeline(config, device)
     config = loading.fit_into_memory(config, pipe, device)
@@ -192,20 +204,22 @@ def run(config: InferenceConfig, *, interactive: bool = False, terminal: int = 0
     if typing:
         make_typed(config, pipe, device, terminal)
     else:
-        requests = plan(config, scripts, pipe) if timeline is None else [plan_timeline(config, timeline, pipe)]
+        common = common_identity(config, pipe, device)
+        requests = plan(config, scripts, pipe, common) if timeline is None else [plan_timeline(config, timeline, pipe, common)]
         make_planned(config, requests[world.rank :: world.size], pipe, device, quiet=not world.is_main)
 
 
 def make_planned(
     config: InferenceConfig, requests: Sequence[VideoRequest], pipe: LongLivePipeline, device: torch.device, *, quiet: bool
 ) -> None:
-    """Make the videos that are not finished yet."""
+    """Make the videos that are not finished yet. Raises ValueError, before it makes any, when a file would be lost."""
     missing = []
     for request in requests:
-        if not config.overwrite and recording.is_finished(request.path, request_settings(config, request, pipe, device)):
+        if not config.overwrite and recording.is_finished(request.path, request.identity):
             log.info("%s is finished already", request.path)
-        else:
-            missing.append(request)
+            continue
+        recording.check_free(request.path, request.identity, overwrite=config.overwrite)
+        missing.append(request)
     if not missing:
         return
     loading.check_resources(config, missing, pipe, device)
@@ -217,8 +231,10 @@ def make_planned(
 
 def make_typed(config: InferenceConfig, pipe: LongLivePipeline, device: torch.device, terminal: int) -> None:
     """Make one video from prompts that are typed. Without a length it ends after the last prompt once the input has ended."""
-    length, path = loading.video_length(config, pipe), Path(config.output) / f"typed-{time.strftime('%Y%m%d-%H%M%S')}.mp4"
-    request = VideoRequest(config.seed, PromptSchedule.single("-"), length, path)
+    name = f"typed-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.mp4"  # of two programs in the same second, too
+    length, path = loading.video_length(config, pipe), Path(config.output) / name
+    identity = common_identity(config, pipe, device) | {"cues": "typed", "seed": config.seed}
+    request = VideoRequest(config.seed, PromptSchedule.single("-"), length, path, identity)
     loading.check_resources(config, [request], pipe, device)
     loading.move_to_device(config, pipe, device)
     if config.compile or device.type == "cuda":

@@ -20,6 +20,7 @@ import transformers.utils.logging
 
 from longlive import video
 from longlive.config import InferenceConfig
+from longlive.files import check_disk
 from longlive.generation.caches import weight_bytes
 from longlive.generation.cues import PromptQueue, PromptSchedule
 from longlive.generation.dimensions import check_size
@@ -50,12 +51,15 @@ DOWNLOAD_HINT = """get the released weights, then use --config configs/inference
 
 @dataclasses.dataclass(frozen=True)
 class VideoRequest:
-    """A video to be made: seed, prompts, length (None: until a person stops it) and the path of its mp4."""
+    """A video to be made: seed, prompts, length (None: until a person stops it), the path of its mp4, and everything that decides what it
+    shows.
+    """
 
     seed: int
     prompts: PromptSchedule | PromptQueue
     num_latent_frames: int | None
     path: Path
+    identity: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def load_pipeline(config: InferenceConfig, device: torch.device) -> LongLivePipeline:
@@ -171,7 +175,7 @@ def picture_settings(config: InferenceConfig, pipe: LongLivePipeline, device: to
         "checkpoint": config.checkpoint,
         "lora": config.lora,
         **pipe.info._asdict(),
-        "context_timestep": config.context_timestep,
+        **{name: pipe.config[name] for name in ("context_timestep", "fresh_noise", "guidance_scale", "guided_blocks")},
         "height": height,
         "width": width,
         "compile": config.compile,
@@ -207,7 +211,7 @@ def check_resources(config: InferenceConfig, requests: Sequence[VideoRequest], p
             f"about {needed / 2**30:.2f} GiB of memory needed on {device}, {available / 2**30:.2f} GiB available; "
             "choose a smaller height and width, another dtype or another device"
         )
-    video.check_disk(config.output, disk)
+    check_disk(config.output, disk)
 
 
 def quiet_libraries() -> None:

@@ -37,6 +37,6 @@ def exit_status(command: Callable[[], int], *, interrupted: str) -> int:
 
 
 def _fail(error: Exception, status: int) -> int:
-    log.error("error: %s", error)
+    log.error("error: %s", error.args[1] + f": {error.filename}" if isinstance(error, OSError) and error.filename else error)
     log.debug("raised here", exc_info=error)
     return status

@@ -13,11 +13,12 @@ from typing import Any
 
 import uvicorn
 
-from longlive import video
 from longlive.config import ServeConfig
+from longlive.files import check_writable
 from longlive.parallel.world import choose_device, configure_logging, free_memory, get_world
 from longlive.programs import loading
 from longlive.serving.app import create_app, model_name, token_for
+from longlive.serving.keys import Keys
 from longlive.serving.metrics import Metrics
 from longlive.serving.scheduler import SessionScheduler
 from longlive.settings import load
@@ -52,11 +53,15 @@ def load_scheduler(config: ServeConfig, metrics: Metrics) -> SessionScheduler:
     config = dataclasses.replace(config, video=loading.fit_into_memory(config.video, pipe, device))
     height, width = loading.video_size(config.video, pipe)
     loading.move_to_device(config.video, pipe, device)
-    per_session, free = pipe.session_bytes(height, width), free_memory(device) - pipe.transient_bytes()
+    decoders = 1 if device.type != "cpu" else DEFAULT_MAX_SESSIONS  # on a GPU one at work fills it, and needs more memory than a session
+    per_session, once = pipe.session_bytes(height, width), pipe.transient_bytes(height, width, decoders=decoders)
+    free = free_memory(device) - once
     fit = int(0.8 * free // per_session)
     if fit < 1:
-        raise ValueError(f"a session needs about {per_session / 2**30:.2f} GiB on {device}; {free / 2**30:.2f} GiB are free")
-    log.info("%s on %s: %.1f MiB per session, %d fit", model_name(config), device, per_session / 2**20, fit)
+        wanted = f"{per_session / 2**30:.2f} GiB on {device}, beside {once / 2**30:.2f} GiB for all sessions together"
+        raise ValueError(f"a session needs about {wanted}; {(free + once) / 2**30:.2f} GiB are free")
+    words = "%s on %s: %.1f MiB per session and %.1f MiB for all together, %d fit"
+    log.info(words, model_name(config), device, per_session / 2**20, once / 2**20, fit)
     loading.warm_up(config.video, pipe)
     return SessionScheduler(
         pipe,
@@ -67,6 +72,7 @@ def load_scheduler(config: ServeConfig, metrics: Metrics) -> SessionScheduler:
         scale=config.scale or loading.pixel_scale(config.video, height, width),
         idle_seconds=60 * config.idle_minutes,
         realtime=config.realtime,
+        decoders=decoders,
         observe=metrics.observe,
     )
 
@@ -78,8 +84,10 @@ def listen(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         bound.close()
+        if isinstance(error, OverflowError):
+            raise ValueError(f"port {port} is no port; choose --port from 0 to 65535") from error
         raise ValueError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port or --host") from error
     return bound
 
@@ -89,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     loading.quiet_libraries()
     try:
         config = parse(argv)
-        video.check_writable(config.output)
+        check_writable(config.output)
+        Keys(Path(config.output))  # raises when they cannot be kept there
         bound = listen(config.host, config.port)
     except (ValueError, FileNotFoundError) as error:
         log.error("error: %s", error)
@@ -100,7 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.info("open %s (the model is loading)", address)
     app = create_app(config, lambda metrics: load_scheduler(config, metrics), token=token, address=address)
     server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", ws_max_size=MAX_MESSAGE_BYTES, ws_ping_interval=20.0, timeout_graceful_shutdown=10)
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_ping_interval=20.0,
+            ws_per_message_deflate=False,  # video is compressed already, and this would be done for one client while the others wait
+            timeout_graceful_shutdown=10,
+        )
     )
     try:
         server.run(sockets=[bound])

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from longlive.generation.cues import check_prompt
 
-VERSION = 2
+VERSION = 3
 Format = Literal["mp4", "jpeg"]
 
 
@@ -38,12 +38,27 @@ class Start(_Message):
     keep_sink: bool | None = None
 
 
+SessionName = Annotated[str, Field(max_length=64)]
+Key = Annotated[str, Field(max_length=64)]
+
+
 class Resume(_Message):
-    """The session of a connection that was lost. `next`: index of the first segment that the client does not have."""
+    """Its owner returns to a session. `next`: index of the first segment that the client does not have."""
 
     type: Literal["resume"]
-    session: Annotated[str, Field(max_length=64)]
+    session: SessionName
+    key: Key
     next: Annotated[int, Field(ge=0)] = 0
+    format: Format = "mp4"
+
+
+class Watch(_Message):
+    """Somebody watches a session. `next`: as in `Resume`; None: from now on."""
+
+    type: Literal["watch"]
+    session: SessionName
+    key: Key
+    next: Annotated[int, Field(ge=0)] | None = None
     format: Format = "mp4"
 
 
@@ -72,7 +87,7 @@ class Ack(_Message):
 
     type: Literal["ack"]
     segment: Annotated[int, Field(ge=0)]
-    buffered: Annotated[float, Field(ge=0, le=3600)] | None = None
+    buffered: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] | None = None
 
 
 class Stop(_Message):
@@ -81,7 +96,7 @@ class Stop(_Message):
     type: Literal["stop"]
 
 
-FirstMessage = Start | Resume
+FirstMessage = Start | Resume | Watch
 LaterMessage = Update | Ack | Stop
 _first: TypeAdapter[FirstMessage] = TypeAdapter(Annotated[FirstMessage, Field(discriminator="type")])
 _later: TypeAdapter[LaterMessage] = TypeAdapter(Annotated[LaterMessage, Field(discriminator="type")])
@@ -104,7 +119,7 @@ def parse_first(text: str) -> FirstMessage:
     try:
         return _first.validate_json(text)
     except ValidationError as error:
-        raise Refused("bad_message", f"the first message must be start or resume: {_one_line(error)}", fatal=True) from error
+        raise Refused("bad_message", f"the first message must be start, resume or watch: {_one_line(error)}", fatal=True) from error
 
 
 def parse_later(text: str) -> LaterMessage:

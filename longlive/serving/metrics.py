@@ -20,6 +20,7 @@ class Metrics:
         self._switch = Histogram("longlive_switch_seconds", words, buckets=BUCKETS, registry=self._registry)
         self._running = Gauge("longlive_sessions", "Running sessions", registry=self._registry)
         self._queued = Gauge("longlive_queued_clients", "Clients that wait for a session", registry=self._registry)
+        self.messages_read = Counter("longlive_read_messages", "Messages of clients that were read", registry=self._registry)
         self.bytes_sent = Counter("longlive_sent_bytes", "Bytes of video sent", registry=self._registry)
         self.errors = Counter("longlive_errors", "Errors sent to clients, by code", ["code"], registry=self._registry)
 

@@ -18,22 +18,17 @@ import torch
 
 from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.transition import Transition
+from longlive.serving.audience import Client
 from longlive.serving.flow_control import FlowControl
-from longlive.serving.live_session import Client, LiveSession
+from longlive.serving.keys import Keys
+from longlive.serving.live_session import LiveSession
 from longlive.serving.messages import Refused
 
 SWEEP_SECONDS = 0.25  # between two checks for sessions that have ended, or lost their client
 RECONNECT_SECONDS = 30.0  # that a session waits for its client to connect again
-MAX_ENDED_SESSIONS = 1000  # whose files are still found by name
+MAX_QUEUED_CLIENTS = 100
 
 log = logging.getLogger(__name__)
-
-
-class SessionFiles(NamedTuple):
-    """The files of a session that has ended."""
-
-    recording: Path
-    timeline_file: Path
 
 
 class QueuedClient(Client, Protocol):
@@ -61,12 +56,13 @@ class SessionScheduler:
 
     Args:
         pipe: the model, on its device.
-        folder: where recordings and timelines are written.
+        folder: where recordings and timelines are written, and the secret that `keys` are made from.
         max_sessions: at a time.
         height, width: of the videos, in pixels.
         idle_seconds: after which a session ends when its client neither takes nor asks for anything.
         reconnect_seconds: after which a session ends when its client is gone.
         realtime: as in `FlowControl`.
+        decoders: how many sessions may decode at the same time.
         scale, observe: as in `LiveSession`.
     """
 
@@ -82,17 +78,19 @@ class SessionScheduler:
         idle_seconds: float = 600.0,
         reconnect_seconds: float = RECONNECT_SECONDS,
         realtime: bool = True,
+        decoders: int = 8,
         observe: Callable[[str, float], None] = lambda name, value: None,
     ) -> None:
         self.pipe, self.folder, self.max_sessions = pipe, folder, max_sessions
         self.height, self.width, self.scale, self.realtime = height, width, scale, realtime
         self.idle_seconds, self.reconnect_seconds = idle_seconds, reconnect_seconds
         self.sessions: OrderedDict[str, LiveSession] = OrderedDict()
-        self.ended_sessions: OrderedDict[str, SessionFiles] = OrderedDict()
-        self._observe = observe
+        self.keys = Keys(folder)
+        self._observe, self._decoding = observe, threading.Semaphore(decoders)
         self._queue: OrderedDict[QueuedClient, _Request] = OrderedDict()
         self._changed = threading.Condition()
         self._stopping = False
+        self.failure: str | None = None  # why no block can be made any more
         self._next_index = 0  # of the session that is asked first for the next block
         self._swept_at = 0.0
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -118,12 +116,16 @@ class SessionScheduler:
         return len(self._queue)
 
     def open(self, client: QueuedClient, prompt: str, *, seed: int | None, transition: Transition) -> None:
-        """Give a client a session of its own, at once or when there is room. Raises Refused when the server is stopping."""
+        """Give a client a session of its own, at once or when there is room. Raises Refused when it cannot even wait for one."""
         with self._changed:
-            if self._stopping:
-                raise Refused("busy", "the server is stopping", fatal=True)
+            if self._stopping or self.failure is not None:
+                raise Refused("busy", self.failure or "the server is stopping", fatal=True)
+            if len(self._queue) >= MAX_QUEUED_CLIENTS:
+                raise Refused("busy", f"{MAX_QUEUED_CLIENTS} clients wait already; try again later", fatal=True)
             self._queue[client] = _Request(prompt, seed, transition)
             self._admit()
+            if client in self._queue:
+                client.queued(len(self._queue))
 
     def leave(self, client: QueuedClient) -> None:
         """Remove a client from the queue, if it is there."""
@@ -138,25 +140,26 @@ class SessionScheduler:
             raise Refused("unknown_session", "this session has ended; start a new one", fatal=True)
         return session
 
-    def files_of(self, name: str) -> SessionFiles | None:
-        """The files of a session that runs or has ended; None when the name is unknown."""
-        if (session := self.sessions.get(name)) is not None:
-            return SessionFiles(session.recording, session.timeline_file)
-        return self.ended_sessions.get(name)
-
     def wake(self) -> None:
         """A session may have become ready."""
         with self._changed:
             self._changed.notify_all()
 
     def _admit(self) -> None:
-        """Admit queued clients in order, as long as there is room; tell the others their positions. The caller holds the lock."""
+        """Admit queued clients in order, as long as there is room; tell the others when they move up. The caller holds the lock."""
+        waiting = len(self._queue)
         while self._queue and sum(session.ended is None for session in self.sessions.values()) < self.max_sessions:
             client, request = self._queue.popitem(last=False)
-            session = self._create(request)
+            try:
+                session = self._create(request)
+            except Exception as error:  # whatever it is, memory mostly: the thread that calls this makes the blocks of all others
+                log.exception("a session could not begin")
+                client.send(Refused("failed", f"the session could not begin: {type(error).__name__}: {error}", fatal=True).to_message())
+                continue
             self.sessions[session.name] = session
             client.admitted(session)
-        self._send_positions()
+        if len(self._queue) < waiting:
+            self._send_positions()
 
     def _send_positions(self) -> None:
         for position, client in enumerate(self._queue, 1):
@@ -175,11 +178,26 @@ class SessionScheduler:
             fps=self.pipe.info.fps,
             scale=self.scale,
             wake=self.wake,
+            decoding=self._decoding,
             observe=self._observe,
         )
 
     def _run(self) -> None:
-        """Make one block after the other until the server stops."""
+        """Make one block after the other until the server stops. An error outside of the sessions' own work ends all of them, in words."""
+        try:
+            self._make_blocks()
+        except Exception as error:
+            log.exception("the thread that makes the blocks has ended")
+            with self._changed:
+                self.failure = f"the server makes no blocks any more, restart it: {type(error).__name__}: {error}"
+                waiting = list(self._queue)
+                self._queue.clear()
+            for client in waiting:
+                client.send(Refused("failed", self.failure, fatal=True).to_message())
+            for session in list(self.sessions.values()):
+                session.end("failed", self.failure)
+
+    def _make_blocks(self) -> None:
         while True:
             with self._changed:
                 self._sweep()
@@ -216,14 +234,7 @@ class SessionScheduler:
             return
         self._swept_at = now
         for session in list(self.sessions.values()):
-            lost_at = session.disconnected_at
-            if session.ended is None and lost_at is not None and now - lost_at > self.reconnect_seconds:
-                session.end("the connection was lost")
-            elif session.ended is None and now - session.last_activity > self.idle_seconds:
-                session.end("idle", "the session was idle for too long")
+            session.end_if_abandoned(reconnect_seconds=self.reconnect_seconds, idle_seconds=self.idle_seconds, needed=bool(self._queue))
             if session.ended is not None and not session.is_working:
                 del self.sessions[session.name]
-                self.ended_sessions[session.name] = SessionFiles(session.recording, session.timeline_file)
-                if len(self.ended_sessions) > MAX_ENDED_SESSIONS:
-                    self.ended_sessions.popitem(last=False)
         self._admit()

@@ -190,3 +190,93 @@ def test_what_the_model_understands_and_what_it_does_not(served, browser):
     assert 'does not know "dragon"; it understands shape (circle' in page.inner_text("#notice")
     assert not wrong, wrong
     page.close()
+
+
+@pytest.mark.parametrize("format", ["mp4", "jpeg"])
+def test_look_back_while_it_goes_on_and_let_others_watch(served, browser, format):
+    page, wrong = browser.new_page(), []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(f"{served.url}/?format={format}")
+    until_state(page, "idle")
+    page.click(f"text={FIRST}")  # an example starts at a click
+    until(page, "window.longlive.segments >= 4")
+    started = page.evaluate("window.longlive.latency")
+    page.keyboard.press("Control+A")
+    page.keyboard.type(SECOND)
+    page.keyboard.press("Enter")
+    until(page, f"![null, {json.dumps(started)}].includes(window.longlive.latency) && window.longlive.state === 'generating'")
+    time.sleep(1.5)
+    live = read(seen(page))
+
+    page.click("#timeline .entry >> nth=0")
+    until(page, "window.longlive.lookingBack")
+    assert page.inner_text("#state") == "Looking back" and page.is_enabled("#live")
+    back, segments = read(seen(page, 16)), page.evaluate("window.longlive.segments")
+    assert (back["background"], live["background"]) == (palette("black"), palette("white"))
+    until(page, f"window.longlive.segments > {segments} + 2")  # the video goes on
+    before = page.evaluate("window.longlive.span")
+    assert before["end"] - before["time"] > 1
+    page.keyboard.press("Alt+l")
+    until(page, "!window.longlive.lookingBack")
+    time.sleep(1.0)
+    assert read(seen(page)) == live and page.evaluate("window.longlive.span.time") > before["time"]
+
+    page.click("#share")
+    link = page.input_value("#share-link")
+    page.keyboard.press("Escape")
+    other = browser.new_page()
+    other.goto(link)
+    until(other, "window.longlive.segments >= 2")
+    time.sleep(1.0)
+    assert read(seen(other)) == live and other.inner_text("#state") == "Watching"
+    assert not other.is_visible("#prompt") and not other.is_visible("#pause") and other.is_visible("#download-recording")
+    page.keyboard.press("Escape")
+    until_state(other, "paused")
+    assert (page.inner_text("#held"), other.inner_text("#held")) == ("Paused", "Paused by its owner")
+
+    page.fill("#seed", "12x")
+    page.press("#seed", "Enter")
+    assert page.get_attribute("#seed", "aria-invalid") == "true" and "whole number" in page.inner_text("#notice")
+    assert page.evaluate("window.longlive.state") == "paused"  # nothing was restarted
+    page.fill("#prompt", "red " * 40)
+    until(page, "document.getElementById('pieces').classList.contains('cut')")
+    assert page.inner_text("#pieces").endswith("/32")
+    page.click("#stop")
+    until_state(other, "ended")
+    assert not wrong, wrong
+    other.close()
+    page.close()
+
+
+def palette(name):
+    """The number that the oracle gives a background."""
+    return list(ATTRIBUTES["background"]).index(name)
+
+
+def test_twenty_prompts_can_be_read_and_a_phone_held_sideways_shows_everything(served, browser):
+    context = browser.new_context(viewport={"width": 844, "height": 390}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(served.url)
+    until_state(page, "idle")
+    entries = [
+        {
+            "prompt": f"{n}: a blue circle moving right on a white background",
+            "videoIndex": 0,
+            "firstSegment": n,
+            "start": 3 * n,
+            "end": 3 * n + 3,
+        }
+        for n in range(20)
+    ]
+    stored = {"session": "nobody", "key": "none", "next": 20, "seconds": 60, "entries": entries}
+    page.evaluate("(stored) => sessionStorage.setItem('longlive.session', JSON.stringify({...stored, at: Date.now()}))", stored)
+    page.reload()
+    until_state(page, "ended")  # the server has no such session
+    assert page.evaluate("document.documentElement.scrollHeight <= innerHeight && document.documentElement.scrollWidth <= innerWidth")
+    shown = "[...document.querySelectorAll('.entry')].map((one) => [one.clientWidth, one.querySelector('small').textContent])"
+    assert page.evaluate(shown)[:2] == [[page.evaluate(shown)[0][0], "0:00"], [page.evaluate(shown)[1][0], "0:03"]]
+    assert all(width >= 160 for width, _ in page.evaluate(shown))
+    page.click("#as-list")
+    cut = "[...document.querySelectorAll('.entry span')].filter((one) => one.scrollHeight > one.clientHeight + 1).length"
+    assert page.evaluate(cut) == 0 and len(page.evaluate(shown)) == 20
+    context.close()

@@ -4,6 +4,9 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
+import resource
+import signal
 import threading
 import time
 from pathlib import Path
@@ -23,7 +26,7 @@ from longlive.generation.stream import BlockSeconds
 from longlive.generation.timeline import Timeline
 from longlive.miniature.language import build_tokenizer
 from longlive.programs import inference as programs
-from longlive.programs import loading
+from longlive.programs import loading, weights
 from longlive.settings import load
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +37,7 @@ class StandIn:
 
     tokenizer = build_tokenizer()
     info = PipelineInfo(32, 32, 16, 3, 4, 16, 12, 3, (1000,), 5.0, False, True, "joint")
+    config: ClassVar = {"context_timestep": 0.0, "fresh_noise": True, "guidance_scale": 1.0, "guided_blocks": None}
     counted_parts = ()
     pause = 0.0  # seconds a block takes
     breaks_at: ClassVar[dict[int, BaseException]] = {}  # number of the block -> what happens instead
@@ -112,6 +116,11 @@ def program(tmp_path, monkeypatch, caplog):
     return run
 
 
+def the_video(pattern="*"):
+    (path,) = Path("outputs").glob(f"{pattern}.mp4")
+    return path
+
+
 def the_json(pattern="*"):
     (path,) = Path("outputs").glob(f"{pattern}.json")
     return json.loads(path.read_text())
@@ -122,7 +131,8 @@ def test_a_video_with_all_that_belongs_to_it(program):
     assert status == 0
     assert "2.1 s = 9 latent frames in 3 blocks = 33 pixel frames, 32x32" in said
     assert "GiB needed" in said and "frames/s transformer only" in said and "first frames after" in said and "peak memory" in said
-    stem = "outputs/000-a-red-circle-moves-seed7"
+    stem = str(the_video().with_suffix(""))
+    assert re.fullmatch("outputs/a-red-circle-moves-seed7-[0-9a-f]{8}", stem)
     assert sorted(map(str, Path("outputs").iterdir())) == [f"{stem}{suffix}" for suffix in (".json", ".mp4", ".png")]
     assert video.probe(f"{stem}.mp4") == (33, 256, 256, 16)
     written = the_json()
@@ -138,16 +148,113 @@ def test_a_length_in_pixel_frames(program):
     assert the_json()["images"] == 33 and the_json()["request"]["num_latent_frames"] == 9
 
 
-def test_finished_videos_are_skipped_and_others_made_again(program):
+def test_finished_videos_are_skipped_and_made_again_when_asked(program):
     arguments = ("--prompt", "a", "--seconds", "1")
     program(*arguments)
-    path = Path("outputs/000-a-seed0.mp4")
+    path = the_video()
     path.write_bytes(b"kept")
     assert "is finished already" in program(*arguments)[1] and path.read_bytes() == b"kept"
-    assert "is finished already" not in program("--prompt", "a", "--seconds", "2")[1] and video.probe(path).images == 33
-    path.write_bytes(b"")
-    program("--prompt", "a", "--seconds", "2", "overwrite=true")
-    assert video.probe(path).images == 33
+    program(*arguments, "overwrite=true")
+    assert video.probe(path).images == 21
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [("一只红狐狸", ()), ("一只蓝狐狸", ())],
+        [("a" * 60 + " red", ()), ("a" * 60 + " blue", ())],
+        [("a", ("num_latent_frames=3",)), ("a", ("num_latent_frames=6",))],
+        [("a", ()), ("a", ("height=64",))],
+    ],
+    ids=["another script", "a long beginning", "length", "size"],
+)
+def test_no_request_takes_the_place_of_another(program, requests):
+    for prompt, settings in requests:
+        status, said = program("--prompt", prompt, "--seconds" if not settings else "--seed", "0.1" if not settings else "0", *settings)
+        assert status == 0 and "finished already" not in said, said
+    assert sorted(json.loads(path.read_text())["prompts"][0]["prompt"] for path in Path("outputs").glob("*.json")) == sorted(
+        prompt for prompt, _ in requests
+    )
+
+
+@pytest.mark.parametrize("setting", ["context_timestep", "fresh_noise", "guidance_scale", "guided_blocks"])
+def test_settings_of_the_model_alone_are_part_of_a_request(program, stand_in, setting):
+    arguments = ("--prompt", "a", "--seconds", "1")
+    assert program(*arguments)[0] == 0
+    stand_in.config = stand_in.config | {setting: 3}
+    assert "finished already" not in program(*arguments)[1] and len(list(Path("outputs").glob("*.mp4"))) == 2
+
+
+def test_other_weights_are_another_request_and_the_same_elsewhere_are_not(program):
+    for folder, content in (("one", b"1"), ("two", b"2"), ("three", b"1")):
+        Path(folder).mkdir()
+        Path(folder, "weights.safetensors").write_bytes(content)
+    said = [program("--prompt", "a", "--seconds", "1", "--model", folder)[1] for folder in ("one", "two", "three")]
+    assert ["finished already" in text for text in said] == [False, False, True]
+    Path("one", "weights.safetensors").write_bytes(b"3")
+    assert "finished already" not in program("--prompt", "a", "--seconds", "1", "--model", "one")[1]
+
+
+def test_the_digest_of_a_large_file_is_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model, read = tmp_path / "model", []
+    model.mkdir()
+    (model / "a.safetensors").write_bytes(bytes(weights.REMEMBERED))
+    config = InferenceConfig(model=str(model))
+    first = weights.weights_digest(config)
+    monkeypatch.setattr(weights, "file_digest", lambda file: (read.append(file), "0" * 64)[1])
+    assert weights.weights_digest(config) == first and not read
+    (model / "a.safetensors").write_bytes(bytes(weights.REMEMBERED - 1) + b"1")
+    assert weights.weights_digest(config) != first and len(read) == 1
+
+
+def test_a_line_on_top_of_a_file_changes_nothing(program):
+    Path("a.txt").write_text("one\ntwo\n")
+    assert program("--prompts", "a.txt", "--seconds", "1")[0] == 0
+    before = {path.name for path in Path("outputs").iterdir()}
+    Path("a.txt").write_text("zero\none\ntwo\n")
+    status, said = program("--prompts", "a.txt", "--seconds", "1")
+    assert status == 0 and said.count("is finished already") == 2 and before < {path.name for path in Path("outputs").iterdir()}
+
+
+def test_a_line_that_is_there_twice_is_made_with_two_seeds(program):
+    Path("a.txt").write_text("one\ntwo\none\n")
+    assert program("--prompts", "a.txt", "--seconds", "1", "--num-samples", "2", "--seed", "5")[0] == 0
+    names = sorted(path.stem.rpartition("-")[0] for path in Path("outputs").glob("*.mp4"))
+    assert names == ["one-seed5", "one-seed6", "one-seed7", "one-seed8", "two-seed5", "two-seed6"]
+
+
+def test_a_file_that_is_not_ours_is_not_lost(program):
+    arguments = ("--prompt", "a", "--seconds", "1")
+    program(*arguments)
+    path = the_video()
+    path.with_suffix(".json").write_text(json.dumps(the_json() | {"request": "another"}))
+    content = path.read_bytes()
+    status, said = program(*arguments)
+    assert status == 2 and "belongs to another request; give overwrite=true" in said and path.read_bytes() == content
+    path.with_suffix(".json").unlink()
+    assert program(*arguments)[0] == 2 and path.read_bytes() == content
+    assert program(*arguments, "overwrite=true")[0] == 0 and the_json()["complete"]
+
+
+def test_two_programs_do_not_make_the_same_video(program, stand_in):
+    stand_in.pause = 0.2
+    arguments = ("--prompt", "a", "--seconds", "3")
+    outcome = []
+    first = threading.Thread(target=lambda: outcome.append(loading_status(arguments)))
+    first.start()
+    while not list(Path("outputs").glob("*.mp4")):
+        time.sleep(0.02)
+    status, said = program(*arguments, "overwrite=true")
+    first.join()
+    assert status == 2 and f"is being made by process {os.getpid()} on" in said
+    assert outcome == [0] and the_json()["images"] == 57 and not list(Path("outputs").glob(".*"))
+
+
+def loading_status(arguments):
+    config = programs.parse(list(arguments), description="", default_config=ROOT / "configs" / "miniature" / "inference.yaml")
+    programs.run(config)
+    return 0
 
 
 def test_seeds_do_not_depend_on_the_number_of_ranks(program, monkeypatch):
@@ -164,9 +271,7 @@ def test_seeds_do_not_depend_on_the_number_of_ranks(program, monkeypatch):
     alone = {path.name for path in Path("alone").iterdir()}
     assert shares[0] | shares[1] == alone and not shares[0] & shares[1] and len(shares[0]) == len(shares[1]) == 9
     assert {name for name in alone if name.endswith("mp4")} == {
-        f"00{prompt}-{word}-seed{5 + 10_000 * prompt + sample}.mp4"
-        for prompt, word in enumerate(("one", "two", "three"))
-        for sample in (0, 1)
+        name for name in alone if re.fullmatch(r"(one|two|three)-seed[56]-[0-9a-f]{8}\.mp4", name)
     }
     for name in alone:
         if name.endswith(".mp4"):
@@ -179,7 +284,7 @@ def test_prompts_that_follow_each_other(program):
         '{"prompts": [{"text": "three", "seconds": 1.5}, {"text": "four", "seconds": 0.5}]}\n'
     )
     assert program("--prompts", "a.jsonl", "seconds=null")[0] == 0
-    one, two = the_json("000*"), the_json("001*")
+    one, two = the_json("one*"), the_json("three*")
     assert [entry["image"] for entry in one["prompts"]] == [0, 21]  # frame 4 lies in the second block: from frame 6 on
     assert [entry["image"] for entry in two["prompts"]] == [0, 21] and one["images"] == 81 and two["images"] == 33
     assert one["request"]["cues"][1] == {"latent_frame": 4, "prompt": "two", "transition": None}
@@ -220,7 +325,7 @@ def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
     assert [cue.prompt for cue in typed.cues] == ["one circle", "twö", "three"]
     status, said = program("--timeline", str(file), interactive=True)
     assert status == 0, said
-    again = json.loads(Path("outputs", file.name.replace(".timeline.json", "-again.json")).read_text())
+    again = the_json(file.name.replace(".timeline.json", "-again-*"))
     assert again["images"] == 4 * typed.num_latent_frames - 3 and [p["prompt"] for p in again["prompts"]] == [
         cue.prompt for cue in typed.cues
     ]
@@ -269,10 +374,26 @@ def test_what_interrupts_a_video_leaves_a_valid_one(program, stand_in, interrupt
     assert got == status and message in said and "holds the first 1.3 s" in said and "Traceback" not in said
     written = the_json()
     assert written["complete"] is False and type(interruption).__name__ in written["error"]
-    assert len(video.read_video("outputs/000-a-seed0.mp4")) == 21 == written["images"]
+    assert len(video.read_video(the_video())) == 21 == written["images"]
     stand_in.breaks_at = {}
     assert program(*arguments)[0] == 0 and the_json()["complete"] is True
-    assert video.probe("outputs/000-a-seed0.mp4").images == 57
+    assert video.probe(the_video()).images == 57
+
+
+def test_a_full_disk_in_mid_video(program):
+    """Files may not grow beyond so many bytes, which the system says in the same place as that a disk is full."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        status, said = program("--prompt", "a", "--seconds", "60", "crf=0", "scale=16")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert status == 1 and "error: File too large: outputs/a-seed0" in said and "Traceback" not in said
+    written, images = the_json(), video.read_video(the_video())
+    assert written["complete"] is False and 0 < len(images) == written["images"] and "OSError" in written["error"]
+    assert the_video().stat().st_size == video.whole_fragments(the_video())
+    assert program("--prompt", "a", "--seconds", "60", "crf=0", "scale=16")[0] == 0 and the_json()["complete"]
 
 
 def test_an_interruption_before_the_first_image_leaves_nothing(program, stand_in):

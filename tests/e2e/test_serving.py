@@ -33,6 +33,7 @@ class Served:
 
     def __init__(self, model, folder, *words):
         self.log = folder / "said"
+        self.log.unlink(missing_ok=True)  # of an earlier server of the same folder
         words = ["--port", 0, "--output", folder, "--model", model, "scale=1", *words]
         self.process = start_program("longlive.serving", *words, output=self.log)
         while not re.search("ready after|error:", self.output):
@@ -51,8 +52,8 @@ class Served:
         except urllib.error.HTTPError as error:
             return error.code, error.read(), dict(error.headers)
 
-    def live(self, **settings):
-        return websockets.connect(self.url.replace("http", "ws") + "/live", max_size=None, **settings)
+    def live(self, query="", **settings):
+        return websockets.connect(self.url.replace("http", "ws") + "/live" + query, max_size=None, **settings)
 
     def end(self, number=signal.SIGINT):
         if self.process.is_alive():
@@ -110,6 +111,14 @@ class Client:
     def hello(self):
         return next(message for message in self.messages if message["type"] == "hello")
 
+    @property
+    def owner(self):
+        return {"session": self.hello["session"], "key": self.hello["owner_key"]}
+
+    @property
+    def watcher(self):
+        return {"session": self.hello["session"], "key": self.hello["watch_key"]}
+
 
 @contextlib.asynccontextmanager
 async def connected(served, *, takes=True, **start):
@@ -143,7 +152,7 @@ def test_a_session_from_the_first_prompt_to_its_files(served, tiny, tmp_path):
 
     client = run(go())
     name = client.hello["session"]
-    assert client.hello["version"] == 2 and client.hello["seed"] == 5 and client.hello["model"]["fps"] == 16
+    assert client.hello["version"] == 3 and client.hello["seed"] == 5 and client.hello["model"]["fps"] == 16
     assert [about["index"] for about, _ in client.segments] == list(range(len(client.segments)))
     frames = [about["latent_frames"] for about, _ in client.segments]
     assert all(one[1] == two[0] for one, two in itertools.pairwise(frames))
@@ -152,11 +161,12 @@ def test_a_session_from_the_first_prompt_to_its_files(served, tiny, tmp_path):
     images = video.read_video(shown)
     assert len(images) == sum(about["num_frames"] for about, _ in client.segments)
 
-    status, recording, headers = served.get(f"/recording/{name}.mp4")
+    key = {"X-Session-Key": client.hello["watch_key"]}
+    status, recording, headers = served.get(f"/recording/{name}.mp4", **key)
     (tmp_path / "recording.mp4").write_bytes(recording)
     recorded = video.read_video(tmp_path / "recording.mp4")
     assert status == 200 and headers["content-type"] == "video/mp4" and (recorded[: len(images)] == images).all()
-    status, content, _ = served.get(f"/timeline/{name}")
+    status, content, _ = served.get(f"/timeline/{name}?key={client.hello['owner_key']}")
     timeline = Timeline.from_json(json.loads(content), where="the server's")
     cues = [(cue.prompt, cue.transition) for cue in timeline.cues]
     assert cues == [(PROMPT, None), (OTHER, Transition(False))] and timeline.seed == 5
@@ -171,7 +181,14 @@ def test_jpeg_frames_and_another_video(served):
         async with connected(served, format="jpeg", seed=1) as client:
             await client.receive_segments(2)
             await client.send(type="update", reset_cache=True, seed=9)
-            assert (await client.until(type="state", video_index=1))["seed"] == 9
+            before = client.segments[-1][0]["index"]
+            await client.send(type="update", paused=False)  # its state comes before the other video begins, and is that of this one
+            states = [await client.until(type="state")]
+            assert states[0]["video_index"] == 0 and states[0]["seed"] == 1
+            while states[-1]["video_index"] == 0:
+                states.append(await client.until(type="state"))
+            assert states[-1]["seed"] == 9
+            assert all(about["video_index"] == 0 for about, _ in client.segments[before:])
             segment = await client.until(type="segment")
             assert segment["video_index"] == 1 and segment["latent_frames"] == [0, 3] and segment["prompt"] == PROMPT
             return client
@@ -211,7 +228,9 @@ def test_bad_messages_are_answered_and_the_session_continues(served):
         ("hello", "bad_message"),
         ('{"type": "update", "paused": true}', "bad_message"),
         ('{"type": "start", "prompts": [""]}', "bad_prompt"),
-        ('{"type": "resume", "session": "nobody"}', "unknown_session"),
+        ('{"type": "resume", "session": "nobody"}', "bad_message"),
+        ('{"type": "resume", "session": "nobody", "key": "secret"}', "wrong_key"),
+        ('{"type": "watch", "session": "nobody", "key": ""}', "wrong_key"),
         (b"start", "bad_message"),
     ],
 )
@@ -266,7 +285,7 @@ def test_a_thousand_prompts_at_once(served):
             for n in range(1000):
                 await bad.send(type="update", prompts=[f"prompt {n}"])
             await bad.until(type="segment", prompt="prompt 999")
-            assert sum(message.get("code") == "rate_limited" for message in bad.messages) >= 1
+            assert 1 <= sum(message.get("code") == "rate_limited" for message in bad.messages) <= 60
             assert sum(message["type"] in ("error", "accepted") for message in bad.messages) < 200
             await good.receive_segments(3)
 
@@ -284,7 +303,7 @@ def test_a_lost_connection_resumes_where_it_was(served):
         await asyncio.sleep(0.5)
         async with served.live() as connection:
             back = Client(connection)
-            await back.send(type="resume", session=client.hello["session"], next=got[-1] + 1)
+            await back.send(type="resume", **client.owner, next=got[-1] + 1)
             await back.receive_segments(4)
         assert back.hello["resumed"] and back.hello["prompt"] == PROMPT and back.header == client.header
         assert got + [about["index"] for about, _ in back.segments] == list(range(len(got) + 4))
@@ -298,7 +317,7 @@ def test_two_windows_on_one_session(served):
             await one.receive_segments(2)
             async with served.live() as connection:
                 two = Client(connection)
-                await two.send(type="resume", session=one.hello["session"], next=2)
+                await two.send(type="resume", **one.owner, next=2)
                 await two.receive_segments(2)
                 error = await one.until(type="error")
                 assert error["code"] == "taken_over" and error["fatal"]
@@ -339,12 +358,16 @@ def test_http_routes(served):
     assert json.loads(served.get("/health")[1]) == {"status": "ok"}
     (model,) = json.loads(served.get("/models")[1])
     assert (model["height"], model["width"], model["fps"]) == (32, 32, 16)
+    assert model["prompt_pieces"] == 32
     assert model["words"]["color"]["red"] == ["red", "crimson", "scarlet"] and list(model["words"]["motion"]) == list(ATTRIBUTES["motion"])
     assert json.loads(served.get("/sessions")[1])["max_sessions"] >= 1
     assert b"longlive_segments_total" in served.get("/metrics")[1]
-    assert "/timeline/{name}" in json.loads(served.get("/openapi.json")[1])["paths"]
-    for path in ("/timeline/nobody", "/recording/nobody.mp4", "/recording/..%2F..%2Fetc%2Fpasswd.mp4", "/static/../app.py"):
+    assert "/timeline/{name}" in json.loads(served.get("/openapi.json")[1])["paths"] and served.get("/docs")[0] == 200
+    for path in ("/timeline/nobody", "/recording/nobody.mp4", "/takes/nobody", "/recording/nobody.mp4?key=wrong"):
+        assert served.get(path)[0] == 403
+    for path in ("/recording/..%2F..%2Fetc%2Fpasswd.mp4", "/static/../app.py"):
         assert served.get(path)[0] == 404
+    assert served.get("/health", Host="[")[0] == 421
 
 
 def test_words_that_the_model_does_not_know_are_named(served):
@@ -359,6 +382,156 @@ def test_words_that_the_model_does_not_know_are_named(served):
     run(go())
 
 
+def test_how_much_of_a_prompt_is_read(served):
+    long = "a red circle moving right on a black background " * 5
+
+    def ask(body):
+        request = urllib.request.Request(served.url + "/pieces", data=body)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    status, short = ask(PROMPT.encode())
+    assert status == 200 and short["pieces"]["given"] == short["pieces"]["read"] < 32 and not short["pieces"]["cut"]
+    status, found = ask(long.encode())
+    assert found["pieces"]["given"] > 32 == found["pieces"]["read"] and found["pieces"]["cut"] and found["pieces"]["first_unread"]
+    assert found["notice"].startswith(f"the model reads 32 of {found['pieces']['given']} pieces")
+    assert ask(b" ")[0] == ask(b"\xff")[0] == 422 and ask(b"x" * 70_000)[0] == 413
+
+    async def go():
+        async with connected(served) as client:
+            await client.receive_segments(1)
+            assert client.hello["pieces"] == short["pieces"]
+            await client.send(type="update", prompts=[long])
+            assert found["notice"] in (await client.until(type="notice"))["message"]
+            assert (await client.until(type="accepted"))["pieces"] == found["pieces"]
+
+    run(go())
+
+
+def test_a_stranger_sees_neither_keys_nor_prompts_and_a_watcher_changes_nothing(served):
+    async def go():
+        async with connected(served) as owner:
+            await owner.receive_segments(2)
+            listed = served.get("/sessions")[1].decode()
+            assert owner.hello["session"] in listed
+            assert not any(secret in listed for secret in (PROMPT, owner.hello["owner_key"], owner.hello["watch_key"]))
+            for key in (owner.hello["session"], owner.hello["watch_key"]):
+                async with served.live() as connection:
+                    thief = Client(connection)
+                    await thief.send(type="resume", session=owner.hello["session"], key=key)
+                    assert (await thief.receive())["code"] == "wrong_key"
+            async with served.live() as connection:
+                watcher = Client(connection)
+                await watcher.send(type="watch", **owner.watcher)
+                watching = asyncio.create_task(watcher.receive_segments(3))
+                await owner.receive_segments(6)
+                await watching
+                assert watcher.hello["role"] == "watcher" and "owner_key" not in watcher.hello
+                for message in ({"type": "update", "prompts": [OTHER]}, {"type": "update", "paused": True}, {"type": "stop"}):
+                    await watcher.send(**message)
+                    refused = asyncio.create_task(watcher.until(type="error"))
+                    await owner.receive_segments(3)
+                    assert (await refused)["code"] == "watch_only"
+                assert all(about["prompt"] == PROMPT for about, _ in owner.segments)
+                await owner.send(type="stop")
+                assert (await watcher.until(type="ended"))["reason"] == "stopped"
+
+    run(go())
+
+
+def test_resume_beyond_what_was_made_is_refused_and_the_owner_stays(served):
+    async def go():
+        async with connected(served) as owner:
+            await owner.receive_segments(2)
+            async with served.live() as connection:
+                await connection.send(json.dumps({"type": "resume", **owner.owner, "next": 99}))
+                error = json.loads(await connection.recv())
+                assert error["code"] == "bad_message" and error["fatal"] and "next is 99, but the session has made" in error["message"]
+            await owner.receive_segments(2)
+
+    run(go())
+
+
+def test_takes_and_parts_of_a_recording_also_after_the_server_has_restarted(tiny, tmp_path):
+    server = Served(tiny, tmp_path)
+
+    async def go():
+        async with connected(server, seed=1) as client:
+            await client.receive_segments(3)
+            await client.send(type="update", reset_cache=True)
+            await client.until(type="segment", video_index=1)
+            address, key = f"/recording/{client.hello['session']}.mp4", {"X-Session-Key": client.hello["owner_key"]}
+            (tmp_path / "first.mp4").write_bytes((await asyncio.to_thread(server.get, f"{address}?take=0", **key))[1])
+            assert (await asyncio.to_thread(server.get, f"{address}?take=5", **key))[0] == 404
+            await client.receive_segments(1)
+            server.process.kill()
+            return client, address, key
+
+    client, address, key = run(go())
+    assert len(video.read_video(tmp_path / "first.mp4")) >= 33
+    server.process.join()
+    name = client.hello["session"]
+    growing = tmp_path / f"{name}-video1.mp4"
+    whole = growing.read_bytes()
+    growing.write_bytes(whole + b"\0\0\0\x60moof")  # as if it had been killed while it wrote
+    again = Served(tiny, tmp_path)
+    try:
+        takes = json.loads(again.get(f"/takes/{name}", **key)[1])
+        assert [take["take"] for take in takes] == [0, 1]
+        assert again.get(address, **key)[1] == whole
+        status, part, headers = again.get(address, Range="bytes=100-199", **key)
+        assert status == 206 and part == whole[100:200] and headers["content-range"] == f"bytes 100-199/{len(whole)}"
+        assert json.loads(again.get(f"/timeline/{name}?take=0", **key)[1])["seed"] == 1
+        assert again.get(address)[0] == 403
+    finally:
+        again.end()
+
+
+def test_a_flood_of_messages_is_left_unread_and_a_neighbour_is_not_slowed(tiny, tmp_path):
+    """Acknowledgements and broken messages, as fast as the server takes them, from a process of their own."""
+    server = Served(tiny, tmp_path, "max_sessions=2")
+
+    def read():
+        return float(re.search(r"^longlive_read_messages_total (\S+)", server.get("/metrics")[1].decode(), re.M)[1])
+
+    async def speed(client, seconds):
+        count, end = len(client.segments), time.monotonic() + seconds
+        while time.monotonic() < end:
+            await client.receive()
+        return (len(client.segments) - count) / seconds
+
+    async def flood(connection, sent):
+        messages = itertools.cycle(['{"type": "ack", "segment": 0}', "{", '{"type": "ack", "segment": -1}', "x" * 1000])
+        with contextlib.suppress(websockets.ConnectionClosed):
+            while True:
+                await connection.send(next(messages))
+                sent[0] += 1
+
+    async def go():
+        async with connected(server) as neighbour, connected(server, takes=False) as flooder:
+            await flooder.receive_segments(1)
+            await neighbour.receive_segments(3)
+            alone, before, sent = await speed(neighbour, 4), await asyncio.to_thread(read), [0]
+            flooding = asyncio.create_task(flood(flooder.connection, sent))
+            began = time.monotonic()
+            beside = await speed(neighbour, 8)
+            messages, seconds = await asyncio.to_thread(read) - before, time.monotonic() - began
+            flooding.cancel()
+            return alone, beside, messages, seconds, sent[0]
+
+    try:
+        alone, beside, messages, seconds, sent = run(go())
+        print(f"{alone:.1f} segments a second, {beside:.1f} beside a flood; {messages / seconds:.0f} messages read of {sent / seconds:.0f}")
+        assert messages <= 200 * seconds + 400 + 50 * beside * seconds  # 200 a second, twice that at once, and the neighbour's own
+        assert sent > 2 * messages  # it would have sent more
+        assert beside > 0.6 * alone
+    finally:
+        server.end()
+
+
 def test_a_token_is_required_on_other_addresses_and_ctrl_c_completes_recordings(tiny, tmp_path):
     server = Served(tiny, tmp_path, "host=0.0.0.0", "max_sessions=1")
     try:
@@ -366,19 +539,40 @@ def test_a_token_is_required_on_other_addresses_and_ctrl_c_completes_recordings(
         token = server.query.removeprefix("?token=")
         assert len(token) >= 16
         assert server.get("/health")[0] == server.get("/")[0] == 200
-        assert server.get("/sessions")[0] == server.get("/sessions?token=wrong")[0] == 401
-        assert server.get(f"/sessions?token={token}")[0] == server.get("/sessions", Authorization=f"Bearer {token}")[0] == 200
+        for path, problem in (
+            ("/sessions", b"the token is missing"),
+            ("/sessions?token=wrong", b"the token is wrong"),
+            ("/openapi.json", b"missing"),
+        ):
+            status, words, headers = server.get(path)
+            assert status == 401 and problem in words and headers["www-authenticate"] == "Bearer"
+        assert server.get("/docs")[0] == server.get("/redoc")[0] == 404 and server.get(f"/openapi.json?token={token}")[0] == 200
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            assert server.get("/sessions", Authorization=f"{scheme} {token}")[0] == 200
+        assert server.get(f"/sessions?token={token}")[0] == 200
 
         async def go():
-            with pytest.raises(websockets.InvalidStatus):
-                async with server.live():
-                    pass
+            for query, problem in (("", b"missing"), ("?token=wrong", b"wrong"), ("?session=nobody&key=wrong", b"missing")):
+                with pytest.raises(websockets.InvalidStatus) as refused:
+                    async with server.live(query):
+                        pass
+                assert refused.value.response.status_code == 401 and problem in refused.value.response.body
             address = f"{server.url.replace('http', 'ws')}/live?token={token}"
             async with websockets.connect(address, max_size=None) as one, websockets.connect(address, max_size=None) as two:
                 first, second = Client(one), Client(two)
                 for client in (first, second):
                     await client.send(type="start", prompts=[PROMPT])
                     await (client.receive_segments(2) if client is first else client.until(type="queued", position=1))
+                keys = f"?session={first.hello['session']}&key={first.hello['watch_key']}"
+                async with server.live(keys) as connection:  # whoever has the link needs no token, and can begin no session
+                    watcher = Client(connection)
+                    await watcher.send(type="watch", **first.watcher)
+                    await watcher.receive_segments(1)
+                async with server.live(keys) as connection:
+                    await connection.send(json.dumps({"type": "start", "prompts": [PROMPT]}))
+                    assert json.loads(await connection.recv())["code"] == "no_token"
+                key = {"X-Session-Key": first.hello["watch_key"]}
+                assert (await asyncio.to_thread(server.get, f"/recording/{first.hello['session']}.mp4", **key))[0] == 200
                 os.kill(server.process.pid, signal.SIGINT)
                 with pytest.raises(websockets.ConnectionClosed):
                     while True:
@@ -418,6 +612,7 @@ def test_bad_settings_are_refused(tiny, caplog):
         taken.listen()
         port = str(taken.getsockname()[1])
         for words, message in (
+            (["--port", "70000"], "port 70000 is no port; choose --port from 0 to 65535"),
             (["--port", port, "--model", str(tiny)], f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose another"),
             (["video.seconds=3"], "video.seconds is given, but clients decide what is shown"),
             (["video.crf=3"], "video.crf is given, but the server has its own settings for files"),

@@ -19,6 +19,7 @@ FILES = {
     "b.jsonl": '{"prompts": ["one", "two"]}\n',
     "weights.pt": "",
     "lora.pt": "",
+    "taew2_1.pth": "",
 }
 
 
@@ -100,7 +101,7 @@ TABLE = {
     "quantize_cache": (["quantize_cache=fp8"], {"quantize_cache": "fp8"}),
     "decode_latent_frames": (["decode_latent_frames=1"], {"decode_latent_frames": 1}),
     "prompt": (["prompt=b c"], one(prompts=["b c"])),
-    "prompts": (["prompts=a.txt"], {"videos": one(prompts=["one"])["videos"] + one(prompts=["two"], seed=10_000)["videos"]}),
+    "prompts": (["prompts=a.txt"], {"videos": one(prompts=["one"])["videos"] + one(prompts=["two"])["videos"]}),
     "seconds": (["seconds=1"], one(length=6)),
     "num_latent_frames": (["num_latent_frames=9"], one(length=9)),
     "num_frames": (["num_frames=21"], one(length=6)),

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from longlive import doctor
-from longlive.config import InferenceConfig
 from longlive.cache.window import Window
+from longlive.config import InferenceConfig
 from longlive.engine.linears import quantise_linears
 from longlive.generation import caches
 from longlive.generation.decoders import PartwiseDecoder

@@ -1,5 +1,6 @@
 """The parts of the server one by one: fragments, messages, access, flow control, and sessions that share a model."""
 
+import asyncio
 import io
 import threading
 import time
@@ -10,15 +11,22 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+from fastapi import HTTPException
 
 from longlive import LongLivePipeline, video
+from longlive.config import ServeConfig
 from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Transition
-from longlive.serving.access import Access, RateLimiter, is_local
+from longlive.serving.access import Access, Intake, RateLimiter, is_local
+from longlive.serving.app import Server
+from longlive.serving.audience import MAX_WATCHERS
+from longlive.serving.downloads import download, whole_length
 from longlive.serving.flow_control import MARGIN, MAX_UNACKNOWLEDGED, FlowControl
 from longlive.serving.fragments import FragmentEncoder, jpegs, move_fragment
+from longlive.serving.keys import Keys
 from longlive.serving.live_session import LiveSession
 from longlive.serving.messages import Refused, parse_first, parse_later, prompt_text
+from longlive.serving.recorder import NotRecorded, Recorder, Segment, recording_of, takes_of
 from longlive.serving.scheduler import SessionScheduler
 
 PROMPT = "a red circle moving right on a black background"
@@ -78,6 +86,8 @@ def test_fragments_of_odd_sizes_are_refused_and_jpegs_are_the_images():
         ('{"type": "update", "seed": -1}', "greater than or equal to 0"),
         ('{"type": "update", "paused": "yes"}', "valid boolean"),
         ('{"type": "ack", "segment": 1, "buffered": -2}', "greater than or equal to 0"),
+        ('{"type": "ack", "segment": 1, "buffered": NaN}', "finite number"),
+        ('{"type": "update", "prompts": ["\\ud800"]}', "Invalid JSON"),
         ('{"type": "start", "prompts": ["a"]}', "start"),
     ],
 )
@@ -112,11 +122,17 @@ def test_updates_that_come_too_fast_are_merged():
 def test_access():
     assert is_local("127.0.0.1") and is_local("::1") and is_local("localhost") and not is_local("0.0.0.0")
     closed = Access("secret-token", host="0.0.0.0")
-    assert closed.has_token("Bearer secret-token", None) and closed.has_token(None, "secret-token")
-    assert not closed.has_token(None, None) and not closed.has_token("Bearer secret-toke", "é")
+    for header, query in (("Bearer secret-token", None), ("bearer  secret-token", None), ("Basic YTpi", "secret-token")):
+        assert closed.token_problem(header, query) is None
+    for header, query, problem in (
+        (None, None, "missing"), ("Basic YTpi", None, "missing"), ("Bearer", "", "missing"),
+        ("Bearer secret-toke", None, "wrong"), (None, "é", "wrong"), ("Bearer wrong", "secret-token", "wrong"),
+    ):  # fmt: skip
+        assert f"the token is {problem}" in closed.token_problem(header, query)
     assert closed.is_own_host("video.example:8000")
     local = Access(None, host="127.0.0.1")
-    assert local.has_token(None, None) and local.is_own_host("localhost:8000") and local.is_own_host("[::1]:8000")
+    assert not local.is_own_host("[") and not local.is_own_origin("http://[", "localhost")
+    assert local.token_problem(None, None) is None and local.is_own_host("localhost:8000") and local.is_own_host("[::1]:8000")
     assert not local.is_own_host("evil.example:8000") and not local.is_own_host(None)
     assert local.is_own_origin(None, "localhost:8000") and local.is_own_origin("http://localhost:8000", "localhost:8000")
     assert not local.is_own_origin("http://evil.example", "localhost:8000") and not local.is_own_origin("null", "localhost:8000")
@@ -127,6 +143,146 @@ def test_rate_limiter():
     assert limiter.allow() and [limiter.allow() for _ in range(20)].count(True) <= 6
     time.sleep(limiter.wait + 0.01)
     assert limiter.wait == 0 and limiter.allow()
+
+
+def test_everything_a_client_sends_is_limited_by_count_and_bytes():
+    intake = Intake(messages_per_second=50, bytes_per_second=1000)
+    for _ in range(100):
+        assert intake.wait == 0
+        intake.count(1)
+    assert 0 < intake.wait < 0.03
+    time.sleep(0.05)
+    assert intake.wait == 0
+    intake.count(10_000)
+    assert 7 < intake.wait < 9.5  # a burst of two seconds is free
+
+
+def test_keys_of_a_session(tmp_path):
+    keys = Keys(tmp_path)
+    owner, watcher = keys.key("owner", "one"), keys.key("watcher", "one")
+    assert keys.role("one", owner) == "owner" and keys.role("one", watcher) == "watcher"
+    for wrong in (None, "", "é", owner[:-1], keys.key("owner", "two"), "\ud800"):
+        assert keys.role("one", wrong) is None
+    assert Keys(tmp_path).role("one", owner) == "owner"  # after a restart of the server
+    (secret,) = tmp_path.iterdir()
+    assert secret.stat().st_mode & 0o077 == 0
+    secret.write_bytes(b"short")
+    with pytest.raises(ValueError, match="is not a secret of 32 bytes"):
+        Keys(tmp_path)
+    with pytest.raises(ValueError, match="choose another --output"):
+        Keys(secret)
+
+
+def recorded(encoder, number, video_index=0):
+    images = moving(12, 12 * number)
+    fragment = encoder.encode(images)
+    return Segment({"index": number, "video_index": video_index, "seconds": 0.75}, fragment, images, seed=1)
+
+
+def test_a_download_is_what_was_whole_when_it_began(tmp_path):
+    encoder, recorder = FragmentEncoder(fps=16), Recorder(tmp_path, "one")
+    for number in range(3):
+        segment = recorded(encoder, number)
+        recorder.write(segment, encoder.header)
+    path, size = recorder.path, recorder.path.stat().st_size
+    whole = path.read_bytes()
+    for extra in (1, 7, 100, len(segment.fragment) - 1):  # half a fragment, as a reader sees it while it is written
+        path.write_bytes(whole + segment.fragment[:extra])
+        with path.open("rb") as file:
+            assert whole_length(file) == size, extra
+    path.write_bytes(whole[:40])
+    with pytest.raises(FileNotFoundError):  # nothing that could be played
+        download(path, range_header=None, if_range=None)
+    path.write_bytes(whole)
+
+    def get(range_header=None, if_range=None):
+        answer = download(path, range_header=range_header, if_range=if_range)
+        read = answer.body_iterator
+        path.write_bytes(whole + segment.fragment)  # it grows while it is read
+        data = asyncio.run(joined(read)) if answer.status_code != 416 else b""
+        path.write_bytes(whole)
+        return answer, data
+
+    async def joined(parts):
+        return b"".join([part async for part in parts])
+
+    answer, data = get()
+    assert answer.status_code == 200 and data == whole and answer.headers["content-length"] == str(size)
+    tag = answer.headers["etag"]
+    for asked, wanted in (
+        ("bytes=10-19", whole[10:20]),
+        ("bytes=100-", whole[100:]),
+        ("bytes=-7", whole[-7:]),
+        ("bytes=5-999999999", whole[5:]),
+    ):
+        answer, data = get(asked, tag)
+        assert (answer.status_code, data) == (206, wanted)
+        assert answer.headers["content-range"].endswith(f"/{size}")
+    for asked in ("bytes=0-1,5-6", "bytes=-", "lines=1-2", "bytes=9-3"):
+        assert get(asked)[1] == whole
+    assert get("bytes=10-19", '"another"')[1] == whole  # the file is not the one that a part is there of
+    answer = download(path, range_header="bytes=10-19", if_range=None, only_headers=True)
+    assert answer.headers["content-length"] == "10" and answer.body == b""
+    answer = download(path, range_header=f"bytes={size}-", if_range=None)
+    assert answer.status_code == 416 and answer.headers["content-range"] == f"bytes */{size}"
+    recorder.close()
+    with recorder.path.open("rb") as file:
+        assert whole_length(file) == recorder.path.stat().st_size  # a plain mp4
+
+
+def disk_of(num_bytes):
+    """io.FileIO on a disk that has so many bytes left: the write that does not fit writes a part."""
+
+    class File(io.FileIO):
+        def write(self, data):
+            left = num_bytes - self.tell()
+            if left <= 0:
+                raise OSError(28, "No space left on device")
+            return super().write(data[:left])
+
+    return File
+
+
+def test_a_full_disk_cuts_the_recording_back_and_the_next_one_works(tmp_path, monkeypatch):
+    encoder, recorder = FragmentEncoder(fps=16), Recorder(tmp_path, "one")
+    first, second = recorded(encoder, 0), recorded(encoder, 1)
+    room = len(encoder.header) + len(first.fragment)
+    with monkeypatch.context() as patch:
+        patch.setattr("longlive.serving.recorder.io.FileIO", disk_of(room + 50))
+        recorder.write(first, encoder.header)
+        with pytest.raises(NotRecorded, match="the recording ends here: the disk is full") as ended:
+            recorder.write(second, encoder.header)
+        assert ended.value.code == "disk_full" and recorder.path.stat().st_size == room
+        recorder.write(second, encoder.header)  # that is said once
+        recorder.close()
+        assert len(video.read_video(recorder.path)) == 12
+        patch.setattr("longlive.serving.recorder.io.FileIO", disk_of(10))
+        with pytest.raises(NotRecorded, match="the video is not recorded: the disk is full"):
+            recorder.write(recorded(encoder, 2, video_index=1), encoder.header)
+        assert not recorder.path.exists()  # and no file of 0 bytes
+    recorder.write(recorded(encoder, 3, video_index=2), encoder.header)
+    recorder.close()
+    assert len(video.read_video(recorder.path)) == 12 and takes_of(tmp_path, "one") == [0, 2]
+    assert recorder.path == recording_of(tmp_path, "one", 2)
+
+
+def test_a_timeline_that_cannot_be_saved_is_said_once_and_not_instead_of_the_first_error(tmp_path, monkeypatch):
+    encoder, recorder = FragmentEncoder(fps=16), Recorder(tmp_path, "one")
+    recorder.write(recorded(encoder, 0), encoder.header)
+
+    def full(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Timeline, "save", full)
+    timeline = Timeline(1, {})
+    with pytest.raises(NotRecorded, match="the timeline is not saved: the disk is full"):
+        recorder.save_timeline(timeline)
+    recorder.save_timeline(timeline)
+    recorder.write(recorded(encoder, 1), encoder.header)  # the recording goes on
+    monkeypatch.setattr("longlive.serving.recorder.io.FileIO", disk_of(0))
+    with pytest.raises(NotRecorded, match="is not recorded"):
+        recorder.write(recorded(encoder, 2, video_index=1), encoder.header)
+    recorder.save_timeline(timeline)
 
 
 class Watcher:
@@ -152,7 +308,9 @@ class Watcher:
             self.news.notify_all()
 
     def queued(self, position):
-        self.positions.append(position)
+        with self.news:
+            self.positions.append(position)
+            self.news.notify_all()
 
     def admitted(self, session):
         self.session = session
@@ -226,7 +384,9 @@ def test_generation_keeps_pace_with_playback(scheduler):
 def test_clients_beyond_the_maximum_are_queued_and_told_their_position(scheduler):
     one, two, three, four = (begin(scheduler) for _ in range(4))
     assert (one.session and two.session) and three.session is four.session is None
-    assert three.positions[-1] == 1 and four.positions[-1] == 2
+    assert three.positions == [1] and four.positions == [2]
+    time.sleep(0.6)  # nothing is said again while nothing changes
+    assert three.positions == [1] and four.positions == [2]
     scheduler.leave(three)
     assert four.positions[-1] == 1
     one.session.end("stopped")
@@ -235,17 +395,14 @@ def test_clients_beyond_the_maximum_are_queued_and_told_their_position(scheduler
 
 
 def test_ended_sessions_make_room_while_another_is_always_ready(scheduler):
-    """And only the names of their files are kept."""
     busy, short = begin(scheduler), begin(scheduler)
     after = begin(scheduler)
     for watcher in (busy, short):
         watcher.wait(lambda w=watcher: len(w.segments) >= 2)
     short.session.end("stopped")
     after.wait(lambda: len(after.segments) >= 2)
-    after.wait(lambda: short.session.name in scheduler.ended_sessions, 5)
-    assert short.session.name not in scheduler.sessions
-    files = scheduler.files_of(short.session.name)
-    assert files.recording.is_file() and files.timeline_file.is_file()
+    after.wait(lambda: short.session.name not in scheduler.sessions, 5)
+    assert takes_of(scheduler.folder, short.session.name) == [0]
     assert set(scheduler.sessions) == {busy.session.name, after.session.name} and busy.session.ended is None
 
 
@@ -276,7 +433,7 @@ def test_a_client_reconnects_in_time_or_too_late(scheduler):
     watcher = begin(scheduler)
     watcher.wait(lambda: len(watcher.segments) >= 3)
     session = watcher.session
-    session.detach(watcher)
+    session.audience.leave(watcher)
     back = Watcher()
     back.session, back.segments = scheduler.running(session.name), list(watcher.segments)
     session.attach(back, next_segment=len(back.segments))
@@ -287,16 +444,101 @@ def test_a_client_reconnects_in_time_or_too_late(scheduler):
     other.session = session
     session.attach(other)
     assert back.messages[-1]["code"] == "taken_over"
-    session.detach(back)  # has no effect: another client has replaced it
-    assert session.disconnected_at is None
-    session.detach(other)
+    session.audience.leave(back)  # has no effect: another client has replaced it
+    assert session.audience.owner_left_at is None
+    session.audience.leave(other)
     deadline = time.monotonic() + 10
     while session.ended is None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert session.ended == "the connection was lost"
     with pytest.raises(Refused, match="has ended"):
         scheduler.running(session.name)
-    assert scheduler.files_of(session.name) is not None
+    assert takes_of(scheduler.folder, session.name) == [0]
+
+
+def test_a_session_that_cannot_begin_harms_no_other(scheduler, monkeypatch):
+    """Neither when it begins at once, nor when the thread that makes the blocks of the others admits it."""
+    one, two, three = begin(scheduler), begin(scheduler), begin(scheduler)
+    two.wait(lambda: len(two.segments) >= 1)
+
+    def fail(*words, **settings):
+        raise MemoryError("no room for a cache")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler.pipe, "stepped_session", fail)
+        one.session.end("stopped")
+        three.wait(lambda: bool(three.messages))
+        refused = three.messages[-1]
+        assert refused["code"] == "failed" and refused["fatal"] and "MemoryError: no room for a cache" in refused["message"]
+        assert begin(scheduler).messages[-1]["code"] == "failed"
+    before = len(two.segments)
+    two.wait(lambda: len(two.segments) > before + 2)
+    assert begin(scheduler).session is not None
+
+
+def test_when_no_blocks_can_be_made_any_more_everybody_is_told(scheduler, monkeypatch):
+    one, two, three = begin(scheduler), begin(scheduler), begin(scheduler)
+    one.wait(lambda: len(one.segments) >= 1)
+
+    def fail():
+        raise ZeroDivisionError("turns")
+
+    monkeypatch.setattr(scheduler, "_next_ready", fail)
+    for watcher in (one, two):
+        watcher.wait(lambda w=watcher: w.session.ended == "failed" and not w.session.is_working)
+        assert "restart it: ZeroDivisionError: turns" in watcher.session.error
+    assert three.messages[-1]["code"] == "failed" and "restart it" in three.messages[-1]["message"]
+    with pytest.raises(Refused, match="restart it"):
+        begin(scheduler)
+    server = Server(ServeConfig(), None, scheduler)
+    with pytest.raises(HTTPException, match="restart it"):
+        server.check_health()
+
+
+def test_watchers_see_a_session_and_neither_pace_nor_keep_it(scheduler):
+    owner = begin(scheduler, Watcher(takes=False))
+    owner.wait(lambda: len(owner.segments) >= MAX_UNACKNOWLEDGED)
+    watchers = [Watcher(takes=False) for _ in range(MAX_WATCHERS)]
+    for watcher in watchers:
+        watcher.session = owner.session
+        owner.session.audience.watch(watcher)
+    with pytest.raises(Refused, match="20 others watch"):
+        owner.session.audience.watch(Watcher())
+    assert len(watchers[-1].segments) == MAX_UNACKNOWLEDGED
+    owner.session.pause(True)
+    assert watchers[0].messages == [{"type": "state", "paused": True}]
+    owner.session.update_prompt(OTHER, Transition())
+    owner.wait(lambda: owner.messages[-1]["type"] == "accepted")
+    assert len(watchers[0].messages) == 1
+    owner.session.audience.leave(watchers[0])
+    assert owner.session.summary()["watchers"] == MAX_WATCHERS - 1
+    owner.session.audience.leave(owner)
+    deadline = time.monotonic() + 10
+    while owner.session.ended is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert owner.session.ended == "the connection was lost"
+
+
+def test_a_newer_prompt_before_the_first_is_encoded(scheduler, monkeypatch):
+    """The first is not encoded at all, and nobody else waits for it; when the newer one fails, the first begins after all."""
+    asked, go = [], threading.Event()
+    encode = scheduler.pipe._text.text_encoder.encode
+
+    def slow(prompts):
+        asked.extend(prompts)
+        assert go.wait(30)
+        if prompts == ["bad"]:
+            raise ValueError("no such words")
+        return encode(prompts)
+
+    monkeypatch.setattr(scheduler.pipe._text.text_encoder, "encode", slow)
+    other, one = begin(scheduler, prompt="somebody else's"), begin(scheduler, prompt="the first")
+    one.session.update_prompt("bad", Transition())
+    go.set()
+    one.wait(lambda: len(one.segments) >= 1)
+    other.wait(lambda: len(other.segments) >= 1)
+    assert asked == ["somebody else's", "bad", "the first"] and one.segments[0].message["prompt"] == "the first"
+    assert [message["code"] for message in one.messages] == ["bad_prompt"]
 
 
 def test_a_model_failure_ends_only_its_session(scheduler, monkeypatch):
@@ -324,17 +566,18 @@ def test_an_encoder_failure_ends_its_session(scheduler, monkeypatch):
 
 
 def test_a_full_disk_ends_the_recording_and_not_the_session(scheduler, monkeypatch):
+    monkeypatch.setattr("longlive.serving.recorder.io.FileIO", disk_of(3000))
     watcher = begin(scheduler)
-    watcher.wait(lambda: bool(watcher.segments))
-
-    def full(data):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(watcher.session._recorder, "_write", full)
     watcher.wait(lambda: any(message.get("code") == "disk_full" for message in watcher.messages))
     before = len(watcher.segments)
     watcher.wait(lambda: len(watcher.segments) >= before + 3)
-    assert sum(message.get("code") == "disk_full" for message in watcher.messages) == 1
+    assert sum(message["type"] == "error" for message in watcher.messages) == 1
+    monkeypatch.undo()
+    watcher.session.restart(1)
+    watcher.wait(lambda: watcher.segments[-1].message["video_index"] == 1)
+    watcher.session.end("stopped")
+    watcher.session.join()
+    assert watcher.session.take == 1 and len(video.read_video(watcher.session.recording)) >= 9
 
 
 def test_a_restart_begins_another_recording(scheduler):
@@ -362,6 +605,25 @@ def test_an_idle_session_ends(pipe, tmp_path):
     try:
         watcher = begin(scheduler, Watcher(takes=False))
         watcher.wait(lambda: watcher.session.ended == "idle", 10)
+        assert watcher.messages[0]["type"] == "notice" and "because nobody takes its video" in watcher.messages[0]["message"]
+    finally:
+        scheduler.stop()
+
+
+def test_a_paused_session_stays_until_others_wait(pipe, tmp_path):
+    scheduler = SessionScheduler(pipe, folder=tmp_path, max_sessions=1, height=32, width=32, scale=1, idle_seconds=3.0)
+    scheduler.start()
+    try:
+        watcher = begin(scheduler)
+        watcher.wait(lambda: len(watcher.segments) >= 1)
+        watcher.session.pause(True)
+        said = len(watcher.messages)
+        time.sleep(3.5)
+        assert watcher.session.ended is None and len(watcher.messages) == said
+        after = begin(scheduler)
+        watcher.wait(lambda: watcher.session.ended == "idle", 20)
+        assert "because it is paused and others wait" in watcher.messages[-1]["message"]
+        after.wait(lambda: len(after.segments) >= 1)
     finally:
         scheduler.stop()
 

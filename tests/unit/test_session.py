@@ -3,14 +3,15 @@
 import json
 import threading
 import time
-from concurrent.futures import Future
+import weakref
+from concurrent.futures import Future, wait
 
 import pytest
 import torch
 
 from longlive import LongLivePipeline
 from longlive.generation.conditioning import Conditioner
-from longlive.generation.cues import Cue
+from longlive.generation.cues import Cue, PromptQueue
 from longlive.generation.session import SessionVideo
 from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Transition
@@ -239,8 +240,8 @@ class SlowEncoder:
 def test_prompts_are_encoded_in_another_thread_and_only_the_newest_of_many(pipe):
     encoder = SlowEncoder(pipe._text.text_encoder)
     conditioner = Conditioner(encoder, pipe.transformer)
-    futures = [conditioner.submit(f"prompt {n}") for n in range(100)]
-    assert conditioner.submit("prompt 99") is futures[99] and not futures[99].done()
+    futures = [conditioner.submit(f"prompt {n}", owner="one") for n in range(100)]
+    assert conditioner.submit("prompt 99", owner="one") is futures[99] and not futures[99].done()
     encoder.go.set()
     newest = conditioner.project("prompt 99")
     assert len(encoder.asked) <= 6 and encoder.asked[-1] == "prompt 99"
@@ -250,6 +251,53 @@ def test_prompts_are_encoded_in_another_thread_and_only_the_newest_of_many(pipe)
         with pytest.raises(RuntimeError, match="no"):
             conditioner.project("bad")
     assert encoder.asked.count("bad") == 2
+
+
+def test_prompts_of_others_are_never_cancelled(pipe):
+    """However many wait, and also when one of them has the same prompt as somebody who asks for another one."""
+    encoder = SlowEncoder(pipe._text.text_encoder)
+    conditioner = Conditioner(encoder, pipe.transformer)
+    futures = [conditioner.submit(f"prompt {n}", owner=n) for n in range(8)]
+    shared = conditioner.submit("prompt 5", owner="another")
+    conditioner.submit("prompt 8", owner="another")
+    replaced = conditioner.submit("prompt 9", owner=7)
+    encoder.go.set()
+    wait([*futures, shared, replaced], timeout=30)
+    assert [future.cancelled() for future in futures] == [False] * 7 + [True]  # the owner of the last one replaced it
+    assert shared.result() is futures[5].result() and replaced.result() is not None
+    assert not conditioner._newest and len(conditioner._cache) == conditioner.cached_prompts
+
+
+def test_a_queue_of_prompts_goes_on_after_a_restart(pipe):
+    queue = PromptQueue(PROMPT)
+    session = pipe.session(queue, seed=1)
+    assert next(session).prompt == PROMPT
+    session.restart()
+    again = next(session)
+    assert (again.prompt, again.video_index, again.latent_frames.start) == (PROMPT, 1, 0)
+    queue.put(OTHER)
+    assert next(session).prompt == OTHER
+    queue.put(PROMPT)
+    session.restart()  # a prompt that waits in the queue is newer than the one in force
+    again = next(session)
+    assert again.prompt == PROMPT and again.video_index == 2 and next(session).prompt == PROMPT
+    session.stop()
+
+
+def test_a_restart_frees_the_cache_before_it_makes_another(pipe, monkeypatch):
+    make, made, alive = pipe._cache, [], []
+
+    def counted(*size):
+        alive.append(sum(cache() is not None for cache in made))
+        made.append(weakref.ref(cache := make(*size)))
+        return cache
+
+    monkeypatch.setattr(pipe, "_cache", counted)
+    steps = pipe.stepped_session(PROMPT, seed=0)
+    video, block = steps.advance()
+    steps.restart()
+    steps.advance()
+    assert alive == [0, 0] and video.decode(block).images.shape[1] == 9  # the last block of the video before is still to be decoded
 
 
 def test_a_timeline_of_version_1(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from longlive import video
+from longlive.files import check_disk, check_writable
 
 COLOURS = np.array([[220, 40, 40], [40, 200, 60], [50, 70, 220], [230, 210, 60]], np.uint8)
 
@@ -72,6 +73,21 @@ def test_decibels_of_a_written_video(tmp_path, scale, least):
         writer.write(images)
     error = video.read_video(tmp_path / "a.mp4").astype(float) - images.repeat(scale, 1).repeat(scale, 2)
     assert -10 * np.log10(np.square(error).mean() / 255**2) > least
+
+
+def test_cut_back_to_the_last_whole_fragment(tmp_path):
+    """At every length: what is left plays, and holds every image that was whole."""
+    with video.VideoWriter(tmp_path / "a.mp4") as writer:
+        writer.write(clip(9))
+        growing = (tmp_path / "a.mp4").read_bytes()
+    counts = [_images_after_cut(tmp_path / "cut.mp4", growing[:length]) for length in (*range(0, len(growing), len(growing) // 60), None)]
+    assert counts == sorted(counts) and set(counts) >= {0, 1, 4, 7} and counts[-1] == 8
+
+
+def _images_after_cut(path, content):
+    path.write_bytes(content)
+    video.cut_to_whole_fragments(path)
+    return len(list(video.images_of(path))) if path.stat().st_size else 0
 
 
 def test_playable_while_it_grows(tmp_path):
@@ -148,11 +164,11 @@ def test_contact_sheet(tmp_path):
 
 
 def test_checks_before_starting(tmp_path):
-    video.check_writable(tmp_path / "new" / "folder")
+    check_writable(tmp_path / "new" / "folder")
     assert (tmp_path / "new" / "folder").is_dir()
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot write"):
-        video.check_writable(tmp_path / "file" / "folder")
-    video.check_disk(tmp_path / "not" / "yet", 1)
+        check_writable(tmp_path / "file" / "folder")
+    check_disk(tmp_path / "not" / "yet", 1)
     with pytest.raises(ValueError, match="GiB of disk needed"):
-        video.check_disk(tmp_path, 2**62)
+        check_disk(tmp_path, 2**62)

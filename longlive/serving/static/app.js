@@ -1,15 +1,19 @@
 // The page: connects its controls to a session and shows the session's state.
 
-import { address, parameters } from "./access.js";
+import { address, parameters, watched } from "./access.js";
+import { Fullscreen } from "./fullscreen.js";
+import { LookBack } from "./look_back.js";
+import { Pieces } from "./pieces.js";
 import { bestFormat } from "./player.js";
 import { PromptLine } from "./prompt_line.js";
 import { RECONNECT_TIME } from "./connection.js";
+import { POLL_INTERVAL, ask, delay } from "./server.js";
 import { Session } from "./session.js";
+import { Share } from "./share.js";
 import { Stage } from "./stage.js";
 import { forget, recall, remember } from "./storage.js";
 import { Timeline, clock } from "./timeline.js";
 
-const POLL_INTERVAL = 700; // milliseconds between requests to a server that is not ready
 const STORED_SESSION = "session";
 
 const TINY = 128; // pixels; a model of images this small is the miniature
@@ -24,11 +28,16 @@ const EXAMPLES = {
 
 const element = (id) => document.getElementById(id);
 const stage = new Stage();
-const timeline = new Timeline((prompt) => {
+const timeline = new Timeline(jump);
+const pieces = new Pieces();
+const line = new PromptLine(send, (text) => pieces.typed(text));
+const lookBack = new LookBack(() => session, (prompt) => {
   line.text = prompt;
   element("prompt").focus();
 });
-const line = new PromptLine(send);
+const fullscreen = new Fullscreen();
+const share = new Share();
+const watching = watched(); // somebody else's session; null: sessions of one's own
 const format = bestFormat(parameters.get("format"));
 
 let session = null;
@@ -37,6 +46,7 @@ let waiting = { title: "Connecting to the server", text: "" }; // null once ther
 // actions of the user
 
 function start() {
+  if (watching !== null || !checkSeed()) return;
   const prompt = line.text || timeline.entries.at(-1)?.prompt || line.example;
   session?.close();
   timeline.clear();
@@ -48,7 +58,7 @@ function start() {
 }
 
 function send(text) {
-  if (waiting !== null) return;
+  if (waiting !== null || watching !== null) return;
   if (!running()) {
     start();
   } else if (text !== "" && text !== session.pending?.prompt) {
@@ -58,26 +68,44 @@ function send(text) {
 }
 
 function restart() {
+  if (watching !== null || !checkSeed()) return;
   if (!running()) start();
   else if (session.state !== "queued") session.restart(wantedSeed());
 }
 
 function pause() {
-  if (running() && session.state !== "queued") session.pause(!session.paused);
+  if (watching === null && running() && session.state !== "queued") session.pause(!session.paused);
 }
 
 const running = () => session !== null && session.ended === null;
 
+/** Jumps to where a prompt of the timeline begins. */
+function jump({ start: time }) {
+  const span = session?.span ?? null;
+  if (span === null) return;
+  if (time < span.start - 1) stage.notice("This part is no longer kept here; the recording has it.");
+  else session.lookAt(time);
+}
+
+/** The seed in the field; null: any. */
 function wantedSeed() {
   const digits = element("seed").value.trim();
-  return /^\d{1,15}$/.test(digits) ? Number(digits) : null;
+  return digits === "" ? null : Number(digits);
+}
+
+/** Whether the seed can be used; says it when it cannot. */
+function checkSeed() {
+  const valid = /^\d{0,15}$/.test(element("seed").value.trim());
+  element("seed").ariaInvalid = valid ? null : "true";
+  if (!valid) stage.notice("A seed is a whole number of at most 15 digits, or nothing for any.");
+  return valid;
 }
 
 element("start").addEventListener("click", start);
 element("examples").addEventListener("click", ({ target }) => {
   if (target.tagName !== "BUTTON") return;
   line.text = target.textContent;
-  element("prompt").focus();
+  start(); // one click, and there is a video
 });
 element("continue").addEventListener("click", () => session.takeOver());
 element("pause").addEventListener("click", pause);
@@ -86,11 +114,16 @@ element("stop").addEventListener("click", () => session.stop());
 element("shuffle").addEventListener("click", () => {
   element("seed").value = Math.floor(Math.random() * 1_000_000);
 });
+element("seed").addEventListener("input", () => {
+  if (element("seed").ariaInvalid === "true") checkSeed();
+});
+element("seed").addEventListener("change", checkSeed);
+element("share").addEventListener("click", () => share.open(session));
 element("seed").addEventListener("keydown", (event) => {
   if (event.key !== "Enter") return;
   event.preventDefault(); // the prompt line would send its text, as soon as it has the focus
   restart();
-  line.focus();
+  if (checkSeed()) line.focus();
 });
 element("help").addEventListener("click", () => element("help-dialog").showModal());
 element("help-dialog").addEventListener("click", ({ target }) => {
@@ -99,8 +132,14 @@ element("help-dialog").addEventListener("click", ({ target }) => {
 element("help-dialog").addEventListener("close", () => line.focus());
 
 document.addEventListener("keydown", (event) => {
-  if (event.isComposing || event.repeat || element("help-dialog").open) return;
-  const shortcut = event.altKey ? { KeyR: restart, KeyK: () => element("keep-sink").click() }[event.code] : null;
+  if (event.isComposing || event.repeat || document.querySelector("dialog[open]") !== null) return;
+  const shortcuts = {
+    KeyR: restart,
+    KeyK: () => element("keep-sink").click(),
+    KeyL: () => session?.goLive(),
+    KeyF: () => fullscreen.toggle(),
+  };
+  const shortcut = event.altKey ? shortcuts[event.code] : null;
   const action = event.key === "Escape" ? pause : shortcut;
   if (!action) return;
   event.preventDefault();
@@ -120,13 +159,14 @@ const events = {
   shown: (segment, time) => {
     element("time").textContent = clock(time, 1);
     timeline.show(segment);
+    lookBack.show(session);
   },
   notice: (text) => stage.notice(text),
 };
 
 /** A page that is reloaded continues its session with this. */
 function storeSession() {
-  if (running() && session.segments > 0) remember(STORED_SESSION, { ...session.resumable, entries: timeline.entries, at: Date.now() });
+  if (watching === null && running() && session.segments > 0) remember(STORED_SESSION, { ...session.resumable, entries: timeline.entries, at: Date.now() });
 }
 addEventListener("pagehide", storeSession);
 
@@ -156,16 +196,20 @@ function wordRow([attribute, values]) {
 
 function show() {
   const state = waiting !== null ? (waiting.state ?? "loading") : (session?.state ?? "idle");
-  const words = waiting?.title ?? session?.words ?? "Ready";
+  const words = waiting?.title ?? (session?.lookingBack ? "Looking back" : session?.words) ?? "Ready";
   const status = element("state");
   status.dataset.state = state;
   if (status.textContent !== words) status.textContent = words; // otherwise screen readers would read it again
   stage.panel(panel(state, words));
+  stage.hold(state === "paused" && !session.lookingBack ? words : null);
+  lookBack.show(session);
+  document.body.classList.toggle("watching", watching !== null);
 
   const isRunning = running();
   element("send").querySelector("span").textContent = isRunning ? "Send" : "Start";
   element("send").disabled = waiting !== null;
   element("stop").disabled = !isRunning;
+  element("share").disabled = !isRunning || session.watchKey === null;
   element("pause").disabled = !isRunning || state === "queued";
   element("restart").disabled = session === null || state === "queued";
   element("pause").querySelector("span").textContent = session?.paused ? "Resume" : "Pause";
@@ -177,7 +221,9 @@ function show() {
   showNumbers();
   timeline.announce(session.pending !== null && session.pending.first === null ? session.pending.prompt : null);
   stage.description = session.shown === null ? "Generated video" : `Generated video: ${session.shown.prompt}`;
-  if (session.ended !== null) forget(STORED_SESSION);
+  if (session.ended === null) return;
+  forget(STORED_SESSION);
+  if (session.ended.serverGone && session.ended !== awaited) awaitServer((awaited = session.ended));
 }
 
 function panel(state, words) {
@@ -187,7 +233,8 @@ function panel(state, words) {
     return { title: "Describe a video", text, actions: ["examples", "start"] };
   }
   if (state === "queued") return { title: words, text: "It starts by itself when there is room.", actions: [] };
-  if (session.ended === null) return null;
+  if (session.ended === null || session.lookingBack) return null;
+  if (session.ended.serverGone || watching !== null) return { ...session.ended, actions: [] };
   return { ...session.ended, actions: session.ended.takenOver ? ["continue", "start"] : ["start"] };
 }
 
@@ -197,10 +244,12 @@ function showDownloads() {
     ["download-timeline", `/timeline/${session?.id}`, "longlive.timeline.json"],
   ]) {
     const link = element(id);
-    const ready = session !== null && session.segments > 0;
+    const ready = session !== null && session.segments > 0 && session.key !== null;
     link.ariaDisabled = String(!ready);
     if (ready) {
-      link.href = address(path);
+      const url = address(path);
+      url.searchParams.set("key", session.key);
+      link.href = url;
       link.download = file;
     } else {
       link.removeAttribute("href");
@@ -208,6 +257,7 @@ function showDownloads() {
   }
 }
 
+let awaited = null; // the end of a session whose server has stopped
 let seedShown = null; // the server's last seed; any other text in the field was typed
 
 function showSeed() {
@@ -248,6 +298,12 @@ window.longlive = {
   get segments() {
     return session?.segments ?? 0;
   },
+  get span() {
+    return session?.span ?? null;
+  },
+  get lookingBack() {
+    return session?.lookingBack ?? false;
+  },
   get latency() {
     return session?.latency ?? null;
   },
@@ -255,40 +311,31 @@ window.longlive = {
 
 // start of the page
 
-const delay = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
-
-/** Why a session cannot start yet, in words; null once it can. */
-async function obstacle() {
-  let health;
-  try {
-    health = await fetch(address("/health"));
-  } catch {
-    return { title: "The server does not answer", text: "The page keeps trying. Is the server running?" };
-  }
-  if (!health.ok) {
-    const { detail } = await health.json().catch(() => ({}));
-    if (detail && detail !== "loading") return { state: "error", title: "The model could not be loaded", text: detail };
-    return { title: "Loading the model", text: "This takes a moment after the server has started." };
-  }
-  const models = await fetch(address("/models"));
-  if (models.status === 401 || models.status === 403) {
-    const text = "Open the address that the server printed when it started; the token is part of it.";
-    return { state: "error", title: "The token is missing", text };
-  }
-  const [model] = [await models.json()].flat();
-  showModel(model);
-  element("keep-sink").checked = model.keep_sink ?? true; // the model's own setting
-  return null;
+/** Says when a server that has stopped answers again. */
+async function awaitServer(ended) {
+  do await delay(2 * POLL_INTERVAL);
+  while ((await ask(watching !== null)).obstacle !== null);
+  if (session.ended === ended) session.ended = { ...ended, serverGone: false, text: "It runs again now. What was recorded is kept." };
+  show();
 }
 
 async function begin() {
   show();
-  while ((waiting = await obstacle()) !== null) {
+  let found;
+  while ((waiting = (found = await ask(watching !== null)).obstacle) !== null) {
     show();
     await delay(POLL_INTERVAL);
   }
+  const { model } = found;
+  if (model !== undefined) {
+    showModel(model);
+    element("keep-sink").checked = model.keep_sink ?? true; // the model's own setting
+  }
   const stored = recall(STORED_SESSION);
-  if (stored !== null && Date.now() - stored.at < RECONNECT_TIME) {
+  if (watching !== null) {
+    session = new Session(format, stage.screen, events);
+    session.watch(watching);
+  } else if (stored !== null && Date.now() - stored.at < RECONNECT_TIME) {
     timeline.restore(stored.entries);
     line.remember(stored.entries.map(({ prompt }) => prompt));
     session = new Session(format, stage.screen, events);

@@ -6,6 +6,7 @@ import { splitJpegs } from "./jpegs.js";
 
 const SHORTEST_WAIT = 250; // milliseconds before the first attempt to reconnect; doubled after each
 const LONGEST_WAIT = 4000;
+const SERVICE_RESTART = 1012; // with this code the server closes every connection when it stops
 const ATTEMPT_TIMEOUT = 5000; // milliseconds
 export const RECONNECT_TIME = 30_000; // milliseconds for which the server keeps a session without a client
 
@@ -14,7 +15,8 @@ export class Connection {
   #events;
   #format;
   #start; // the message that begins a new session
-  #session = null;
+  #seat = null; // { type: "resume" or "watch", session, key } once there is a session
+  #entered = false; // whether the server has said hello
   #socket = null;
   #announced = null; // the message whose binary messages are expected
   #parts = [];
@@ -27,7 +29,7 @@ export class Connection {
 
   /**
    * `events`: `message(message)` for those without a binary part, `header(message, bytes)`, `segment(message, parts)`, `lost()` when
-   * the connection is lost and being restored, `gone()` when it could not be restored in time.
+   * the connection is lost and being restored, `gone()` when it could not be restored in time, `stopped()` when the server ends.
    */
   constructor(format, events) {
     this.#format = format;
@@ -42,9 +44,16 @@ export class Connection {
     this.#open();
   }
 
-  resume(session, next) {
-    this.#session = session;
+  /** Returns to a session of one's own. */
+  resume({ session, key, next }) {
+    this.#seat = { type: "resume", session, key };
+    this.#entered = true;
     this.next = next;
+    this.#open();
+  }
+
+  watch({ session, key }) {
+    this.#seat = { type: "watch", session, key };
     this.#open();
   }
 
@@ -70,21 +79,20 @@ export class Connection {
   }
 
   #open() {
-    const socket = new WebSocket(socketAddress("/live"));
+    const seat = this.#seat;
+    const socket = new WebSocket(socketAddress("/live", seat === null ? {} : { session: seat.session, key: seat.key }));
     const attempt = setTimeout(() => this.#onLost(socket), ATTEMPT_TIMEOUT);
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
       clearTimeout(attempt);
-      const first =
-        this.#session === null
-          ? { type: "start", ...this.#start, format: this.#format }
-          : { type: "resume", session: this.#session, next: this.next, format: this.#format };
-      socket.send(JSON.stringify(first));
+      const first = seat === null ? { type: "start", ...this.#start } : this.#entered ? { ...seat, next: this.next } : seat;
+      socket.send(JSON.stringify({ ...first, format: this.#format }));
     };
     socket.onmessage = ({ data }) => (typeof data === "string" ? this.#text(JSON.parse(data)) : this.#binary(data));
-    socket.onclose = () => {
+    socket.onclose = ({ code }) => {
       clearTimeout(attempt);
-      this.#onLost(socket);
+      if (code === SERVICE_RESTART) this.#events.stopped();
+      else this.#onLost(socket);
     };
     this.#socket = socket;
     this.#announced = null;
@@ -93,7 +101,11 @@ export class Connection {
   #text(message) {
     this.#lostAt = null;
     this.#wait = SHORTEST_WAIT;
-    if (message.type === "hello") this.#session = message.session;
+    if (message.type === "hello") {
+      this.#seat ??= { type: "resume", session: message.session, key: message.owner_key };
+      this.#entered = true;
+      this.next = message.next;
+    }
     if (message.type === "segment" || (message.type === "header" && message.format === "mp4")) {
       this.#announced = message;
       this.#parts = [];

@@ -1,6 +1,6 @@
 // Where the segments lie in the video's time, and how fast to play so that a new prompt is soon on screen.
 
-const MAX_SEGMENTS = 64; // more than are ever buffered
+const MAX_SEGMENTS = 4096; // more than are ever buffered
 
 export class Segments {
   #placed = [];

@@ -2,6 +2,8 @@
 
 import { Segments, pace } from "./pacing.js";
 
+const KEPT_BYTES = 96 * 2 ** 20; // of what was shown
+const NEAR = 0.3; // seconds; nearer to the newest images than this is not looking back
 const LONGEST_STEP = 0.25; // seconds; a page that was hidden does not skip ahead at once
 
 export class JpegPlayer {
@@ -10,6 +12,10 @@ export class JpegPlayer {
   #events;
   #queue = []; // { image, time }, not shown yet
   #segments = new Segments();
+  #kept = []; // { segment, parts, start, end, bytes }, to look back at
+  #keptBytes = 0;
+  #look = null; // while looking back: the time on screen
+  #drawn = null; // the part that was drawn last while looking back
   #time; // of the playhead
   #end; // of what can be played
   #rate = 1;
@@ -30,6 +36,31 @@ export class JpegPlayer {
 
   push(segment, parts) {
     this.#decoding = this.#decoding.then(() => this.#decode(segment, parts)).catch((error) => this.#events.failed(error.message));
+  }
+
+  get lookingBack() {
+    return this.#look !== null;
+  }
+
+  get span() {
+    return this.#kept.length === 0 ? null : { time: this.#look ?? this.#time, start: this.#kept[0].start, end: this.#time };
+  }
+
+  seek(time) {
+    if (this.#kept.length === 0 || time > this.#time - NEAR) {
+      this.goLive();
+      return;
+    }
+    this.#look = Math.max(time, this.#kept[0].start);
+    this.#drawKept();
+    this.#run();
+  }
+
+  goLive() {
+    if (this.#look === null) return;
+    this.#look = this.#time;
+    this.#drawKept();
+    this.#look = null;
   }
 
   play() {
@@ -59,6 +90,7 @@ export class JpegPlayer {
     this.#end += segment.seconds;
     images.forEach((image, index) => this.#queue.push({ image, time: start + (index * segment.seconds) / images.length }));
     this.#segments.add(segment, start, this.#end);
+    this.#keep({ segment, parts, start, end: this.#end, bytes: parts.reduce((sum, part) => sum + part.byteLength, 0) });
     const current = this.#segments.at(this.#time);
     const { jump, rate } = pace(this.#end - Math.max(current?.end ?? 0, this.#time), this.#rate);
     this.#rate = rate;
@@ -66,12 +98,34 @@ export class JpegPlayer {
       this.#time = start;
       this.#drop(this.#queue.findIndex(({ time }) => time >= start));
     }
-    this.#events.appended(segment, this.#end - this.#time);
+    this.#events.appended(segment, this.#end - this.#time, this.#end);
     this.#run();
   }
 
+  #keep(entry) {
+    this.#kept.push(entry);
+    this.#keptBytes += entry.bytes;
+    while (this.#keptBytes > KEPT_BYTES) this.#keptBytes -= this.#kept.shift().bytes;
+  }
+
+  // Draws the image at the time that is looked at, which has to be decoded again.
+  async #drawKept() {
+    const time = this.#look;
+    const found = this.#kept.findLast(({ start }) => start <= time + 1e-6) ?? this.#kept[0];
+    const { segment, parts, start, end } = found;
+    const index = Math.min(parts.length - 1, Math.floor(((time - start) / (end - start)) * parts.length));
+    if (parts[index] === this.#drawn) return;
+    this.#drawn = parts[index];
+    const image = await createImageBitmap(new Blob([parts[index]], { type: "image/jpeg" }));
+    if (!this.#closed && this.#drawn === parts[index]) {
+      this.#draw(image);
+      this.#events.shown(segment, time, performance.now());
+    }
+    image.close();
+  }
+
   #run() {
-    if (!this.#playing || this.#request !== null || this.#queue.length === 0) return;
+    if (!this.#playing || this.#request !== null || (this.#queue.length === 0 && this.#look === null)) return;
     this.#before = performance.now();
     this.#request = requestAnimationFrame(() => this.#tick());
   }
@@ -80,16 +134,23 @@ export class JpegPlayer {
     this.#request = null;
     const now = performance.now();
     this.#time = Math.min(this.#end, this.#time + this.#rate * Math.min((now - this.#before) / 1000, LONGEST_STEP));
+    if (this.#look !== null) {
+      this.#look = Math.min(this.#time, this.#look + Math.min((now - this.#before) / 1000, LONGEST_STEP));
+      this.#drawKept();
+    }
     this.#before = now;
     const due = this.#queue.findLastIndex(({ time }) => time <= this.#time);
     if (due >= 0) {
       const { image, time } = this.#queue[due];
-      this.#draw(image);
+      if (this.#look === null) {
+        this.#drawn = null;
+        this.#draw(image);
+        this.#events.shown(this.#segments.at(time).segment, time, now);
+      }
       this.#drop(due + 1);
-      this.#events.shown(this.#segments.at(time).segment, time, now);
     }
     // until the last image has been on screen for its full time
-    if (this.#playing && this.#time < this.#end) this.#request = requestAnimationFrame(() => this.#tick());
+    if (this.#playing && (this.#time < this.#end || this.#look !== null)) this.#request = requestAnimationFrame(() => this.#tick());
   }
 
   #draw(image) {

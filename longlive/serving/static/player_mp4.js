@@ -3,7 +3,8 @@
 import { Segments, pace } from "./pacing.js";
 
 const CODECS = ["avc1.64001E", "avc1.42E01E"]; // high and baseline profile
-const KEPT_BEHIND = 30; // seconds kept behind the playhead
+const KEPT_BEHIND = 600; // seconds kept behind the playhead, unless the browser has no room for them
+const NEAR = 0.3; // seconds; nearer to the newest images than this is not looking back
 const TOLERANCE = 0.05; // seconds; the times of buffers are not exact
 const MAX_REBUILDS = 3; // per minute; after more of them the stream itself must be at fault
 
@@ -22,6 +23,7 @@ export class Mp4Player {
   #tasks = []; // for the source buffer; while it is updating it works on the first
   #segments = new Segments();
   #playing = false; // as `play` and `pause` say
+  #live = null; // while looking back: { time, at }, the time that would be on screen and when that was
   #rebuiltAt = [];
   #closed = new AbortController();
 
@@ -51,7 +53,45 @@ export class Mp4Player {
     this.#do({ append: bytes, segment });
   }
 
+  get lookingBack() {
+    return this.#live !== null;
+  }
+
+  get span() {
+    const ranges = this.#buffer?.buffered;
+    if (ranges === undefined || ranges.length === 0) return null;
+    return { time: this.#video.currentTime, start: ranges.start(0), end: this.#liveTime() };
+  }
+
+  seek(time) {
+    const { start, end } = this.span ?? { start: 0, end: 0 };
+    if (time > end - NEAR) {
+      this.goLive();
+      return;
+    }
+    this.#live ??= { time: end, at: performance.now() };
+    this.#video.playbackRate = 1;
+    this.#video.currentTime = Math.max(time, start + TOLERANCE);
+  }
+
+  goLive() {
+    if (this.#live === null) return;
+    const time = this.#liveTime();
+    this.#live = null;
+    this.#video.currentTime = Math.max(0, time - TOLERANCE);
+    this.#adjust();
+  }
+
+  #liveTime() {
+    if (this.#live === null) return this.#video.currentTime;
+    const { time, at } = this.#live;
+    const ranges = this.#buffer?.buffered;
+    const end = ranges?.length > 0 ? ranges.end(ranges.length - 1) : time;
+    return Math.min(end, this.#playing ? time + (performance.now() - at) / 1000 : time);
+  }
+
   play() {
+    if (this.#live !== null && !this.#playing) this.#live.at = performance.now();
     this.#playing = true;
     this.#adjust();
     this.#video.play().catch((error) => {
@@ -60,6 +100,7 @@ export class Mp4Player {
   }
 
   pause() {
+    if (this.#live !== null) this.#live = { time: this.#liveTime(), at: performance.now() };
     this.#playing = false;
     this.#video.pause();
   }
@@ -106,7 +147,7 @@ export class Mp4Player {
   }
 
   #detach() {
-    this.#source = this.#buffer = null;
+    this.#source = this.#buffer = this.#live = null;
   }
 
   // A decoder that has failed cannot be used again. Every segment begins with a key frame, so a new decoder can go on with the next one.
@@ -147,23 +188,25 @@ export class Mp4Player {
       const end = buffered.end(buffered.length - 1);
       this.#segments.add(task.segment, end - task.segment.seconds, end);
       this.#adjust();
-      if (this.#video.currentTime - buffered.start(0) > 1.5 * KEPT_BEHIND) {
+      if (this.#video.currentTime - buffered.start(0) > 1.1 * KEPT_BEHIND) {
         this.#tasks.unshift({ remove: this.#video.currentTime - KEPT_BEHIND });
       }
-      this.#events.appended(task.segment, Math.max(0, end - this.#video.currentTime));
+      this.#events.appended(task.segment, Math.max(0, end - this.#liveTime()), end);
     }
     this.#work();
   }
 
-  // The browser's limit is reached although old media is removed: keep less of it; when there is none left to remove, skip ahead.
+  // The browser's limit is reached: keep half of what was shown; when there is none left to remove, skip ahead.
   #makeRoom() {
     const buffered = this.#buffer.buffered;
     if (buffered.length === 0) {
       this.#rebuild("a segment is larger than the browser's buffer");
       return;
     }
-    if (this.#video.currentTime - buffered.start(0) < 3) this.#video.currentTime = buffered.end(buffered.length - 1) - TOLERANCE;
-    this.#tasks.unshift({ remove: Math.max(this.#video.currentTime - 2, buffered.start(0) + TOLERANCE) });
+    const shown = () => this.#video.currentTime - buffered.start(0);
+    if (shown() < 3) this.goLive();
+    if (shown() < 3) this.#video.currentTime = buffered.end(buffered.length - 1) - TOLERANCE;
+    this.#tasks.unshift({ remove: buffered.start(0) + Math.max(TOLERANCE, Math.min(0.5 * shown(), shown() - 2)) });
     this.#work();
   }
 
@@ -177,7 +220,7 @@ export class Mp4Player {
     if (ranges.start(index) > video.currentTime) {
       video.currentTime = ranges.start(index); // after a gap, or when the page was reloaded
     }
-    if (!this.#playing) return;
+    if (!this.#playing || this.lookingBack) return;
     const end = ranges.end(ranges.length - 1);
     const current = this.#segments.at(video.currentTime);
     const { jump, rate } = pace(end - Math.max(current?.end ?? 0, video.currentTime), video.playbackRate);

@@ -9,13 +9,19 @@ export class PromptLine {
   #at = 0; // index of the history's prompt that is in the line; the history's length: none
   #draft = "";
 
-  /** `sent(text)`: Enter or the button was pressed. */
-  constructor(sent) {
+  #changed;
+
+  /** `sent(text)`: Enter or the button was pressed; `changed(text)`: the text is another one. */
+  constructor(sent, changed) {
+    this.#changed = changed;
     document.getElementById("prompt-form").addEventListener("submit", (event) => {
       event.preventDefault();
       sent(this.#input.value.trim());
     });
-    this.#input.addEventListener("input", () => (this.#at = this.#history.length));
+    this.#input.addEventListener("input", () => {
+      this.#at = this.#history.length;
+      changed(this.text);
+    });
     this.#input.addEventListener("keydown", (event) => this.#walk(event));
     document.addEventListener("keydown", (event) => this.#catch(event));
     document.addEventListener("click", (event) => this.#restoreFocus(event));
@@ -28,6 +34,7 @@ export class PromptLine {
 
   set text(text) {
     this.#input.value = text;
+    this.#changed(this.text);
   }
 
   get example() {
@@ -49,7 +56,7 @@ export class PromptLine {
   /** A prompt was sent. It stays in the line, selected: the next prompt often differs in a word only. */
   sent(text) {
     this.remember([text]);
-    this.#input.value = text;
+    this.text = text;
     if (KEYBOARD.matches) this.#input.select();
   }
 
@@ -67,20 +74,20 @@ export class PromptLine {
     if (next < 0 || next > this.#history.length) return;
     if (this.#at === this.#history.length) this.#draft = this.#input.value;
     this.#at = next;
-    this.#input.value = next === this.#history.length ? this.#draft : this.#history[next];
+    this.text = next === this.#history.length ? this.#draft : this.#history[next];
     this.#input.setSelectionRange(this.#input.value.length, this.#input.value.length);
   }
 
   // A character typed anywhere else goes into the line: the browser enters it where the focus is after this event.
   #catch({ key, ctrlKey, metaKey, altKey, target }) {
-    if (key.length !== 1 || ctrlKey || metaKey || altKey || target.closest("input, dialog")) return;
+    if (key.length !== 1 || ctrlKey || metaKey || altKey || target.closest("input:not([type=range]), dialog")) return;
     if (key === " " && target.closest("button, a")) return; // a space presses it
     this.#input.focus();
   }
 
   // A click moves the focus to what was clicked; move it back. `detail` is 0 for a press by keyboard, which must keep the focus.
   #restoreFocus({ detail, target }) {
-    if (detail === 0 || target.closest("input:not([type=checkbox]), dialog, #help")) return;
+    if (detail === 0 || target.closest("input:not([type=checkbox]), dialog, #help, #share")) return;
     if (getSelection().isCollapsed) this.focus();
   }
 }

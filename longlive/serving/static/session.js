@@ -2,21 +2,16 @@
 
 import { Connection } from "./connection.js";
 import { createPlayer } from "./player.js";
-
-/** Words for `queued`. */
-function inQueue(position) {
-  return position === 1 ? "In the queue: you are next" : `In the queue: position ${position}`;
-}
-
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
-
-const NO_ANSWER = { state: "error", title: "The server does not answer", text: "The page tried for half a minute. Is the server running?" };
-const GONE = { state: "ended", title: "The session has ended", text: "The server no longer has it. Start another one." };
+import { ENDED, GONE, NO_ANSWER, STOPPED, sentence, words } from "./words.js";
 
 export class Session {
   id = null;
-  ended = null; // { state, title, text, takenOver } once it has; `takenOver`: another tab shows it
+  key = null; // of this client
+  watchKey = null; // for others, who only watch
+  watching = false; // somebody else's session
+  ended = null; // { state, title, text, takenOver, serverGone } once it has; `takenOver`: another tab shows it
   paused = false;
+  ownerPaused = false; // of a session that is watched
   seed = null;
   segments = 0; // that can be played
   seconds = 0; // of video that can be played
@@ -57,16 +52,26 @@ export class Session {
   }
 
   /** Continues a session after the page was reloaded, with what `resumable` gave. */
-  resume({ session, next, seconds }) {
+  resume({ session, key, next, seconds }) {
     this.id = session;
+    this.key = key;
     this.seconds = seconds;
     this.segments = next;
-    this.#connection.resume(session, next);
+    this.#connection.resume({ session, key, next });
+    this.#events.changed();
+  }
+
+  /** Shows a session of somebody else. */
+  watch({ session, key }) {
+    this.id = session;
+    this.key = key;
+    this.watching = true;
+    this.#connection.watch({ session, key });
     this.#events.changed();
   }
 
   get resumable() {
-    return { session: this.id, next: this.#connection.next, seconds: this.seconds };
+    return { session: this.id, key: this.key, next: this.#connection.next, seconds: this.seconds };
   }
 
   prompt(text, keepSink) {
@@ -80,6 +85,28 @@ export class Session {
     this.#request({ prompt, words: "Starting again", after: this.#newest?.video_index ?? null }, message);
   }
 
+  // looking back at what was shown, while the video goes on
+
+  /** `{ time, start, end }`: seconds of the video on screen, and of what can be shown again; null before the first image. */
+  get span() {
+    return this.#player?.span ?? null;
+  }
+
+  get lookingBack() {
+    return this.#player?.lookingBack ?? false;
+  }
+
+  lookAt(time) {
+    this.#player?.seek(time);
+    this.#events.changed();
+  }
+
+  /** Returns to the newest images. */
+  goLive() {
+    this.#player?.goLive();
+    this.#events.changed();
+  }
+
   pause(paused) {
     this.paused = paused;
     this.#connection.send({ type: "update", paused });
@@ -89,7 +116,7 @@ export class Session {
 
   stop() {
     this.#connection.send({ type: "stop" });
-    this.#end({ state: "ended", title: "The session has ended", text: "You can still download its recording and its timeline." });
+    this.#end(ENDED);
   }
 
   /** Continues the session here after another tab has taken it over. */
@@ -98,7 +125,7 @@ export class Session {
     this.ended = null;
     this.#answered = false;
     this.#connection = this.#connect();
-    this.#connection.resume(this.id, next);
+    this.#connection.resume({ session: this.id, key: this.key, next });
     this.#play();
     this.#events.changed();
   }
@@ -115,27 +142,12 @@ export class Session {
     if (this.ended !== null) return this.ended.state;
     if (!this.#connected) return this.#answered ? "reconnecting" : "connecting";
     if (this.#position !== null) return "queued";
-    if (this.paused) return "paused";
+    if (this.paused || this.ownerPaused) return "paused";
     return this.pending === null ? "generating" : "switching";
   }
 
   get words() {
-    switch (this.state) {
-      case "connecting":
-        return "Connecting";
-      case "reconnecting":
-        return "Connection lost, reconnecting";
-      case "queued":
-        return inQueue(this.#position);
-      case "paused":
-        return "Paused";
-      case "switching":
-        return this.pending.words;
-      case "generating":
-        return "Generating";
-      default:
-        return this.ended.title;
-    }
+    return words(this.state, this, this.#position);
   }
 
   // requests
@@ -147,6 +159,7 @@ export class Session {
       message.paused = this.paused = false; // whoever requests something wants to see it
       this.#play();
     }
+    this.#player?.goLive();
     const repeats = prompt === this.#newest?.prompt && after === null;
     this.pending = { prompt, words, after, message, since: performance.now(), repeats, first: null };
     if (this.#position === null) this.#connection.send(message); // if there is no connection, it is sent after `hello`
@@ -168,6 +181,7 @@ export class Session {
       header: (message, bytes) => this.#onHeader(message, bytes),
       segment: (segment, parts) => this.#onSegment(segment, parts),
       lost: () => this.#onLost(),
+      stopped: () => this.#end(STOPPED),
       gone: () => this.#end(this.id === null ? NO_ANSWER : GONE),
     });
   }
@@ -189,6 +203,7 @@ export class Session {
         break;
       case "state":
         this.seed = message.seed;
+        this.ownerPaused = this.watching && message.paused;
         break;
       case "notice":
         this.#events.notice(sentence(message.message));
@@ -197,21 +212,25 @@ export class Session {
         this.#onError(message);
         break;
       case "ended":
-        this.#end({ state: "ended", title: "The session has ended", text: sentence(message.reason) });
+        this.#end(message.reason === "the server stops" ? STOPPED : { ...ENDED, text: sentence(message.reason) });
         break;
     }
     this.#events.changed();
   }
 
-  #onHello({ session, model, limits, resumed, seed, paused, prompt, video_index }) {
+  #onHello({ session, owner_key: ownerKey, watch_key: watchKey, model, limits, resumed, seed, paused, prompt, video_index }) {
     const reloaded = resumed && this.#newest === null && this.pending === null;
     this.id = session;
+    this.key = ownerKey ?? watchKey;
+    this.watchKey = watchKey;
     this.seed = seed;
     this.#connected = this.#answered = true;
     this.#position = null;
     this.#events.model(model);
     this.#events.limits(limits);
-    if (reloaded) {
+    if (this.watching) {
+      this.ownerPaused = paused;
+    } else if (reloaded) {
       this.paused = paused;
       this.#newest = { prompt, video_index };
     } else if (paused !== this.paused) {
@@ -225,9 +244,11 @@ export class Session {
     if (code === "taken_over") {
       this.#end({ state: "ended", title: "Continued in another tab", text: "Another tab or window shows this session now.", takenOver: true });
     } else if (code === "unknown_session") {
-      this.#end(GONE);
+      this.#end(this.watching ? { ...GONE, text: "Its owner has ended it, or left." } : GONE);
+    } else if (code === "wrong_key") {
+      this.#end(!this.watching ? GONE : { state: "error", title: "This link is not valid", text: "Ask for it again: it has the session's name and a key." });
     } else if (code === "idle") {
-      this.#end({ state: "ended", title: "The session has ended", text });
+      this.#end({ ...ENDED, text });
     } else if (fatal) {
       this.#end({ state: "error", title: code === "busy" ? "The server is busy" : "Something went wrong", text });
     } else {
@@ -257,7 +278,7 @@ export class Session {
       this.#format,
       this.#screen,
       {
-        appended: (segment, buffered) => this.#onAppended(segment, buffered),
+        appended: (segment, buffered, end) => this.#onAppended(segment, buffered, end),
         shown: (segment, time, at) => this.#onShown(segment, time, at),
         blocked: () => this.#onBlocked(),
         failed: (reason) => this.#onFailed(reason),
@@ -282,10 +303,10 @@ export class Session {
     this.#player.push(segment, parts);
   }
 
-  #onAppended(segment, buffered) {
+  #onAppended(segment, buffered, end) {
     this.segments = segment.index + 1;
-    this.seconds += segment.seconds;
-    this.#connection.send({ type: "ack", segment: segment.index, buffered });
+    this.seconds = end;
+    if (!this.watching) this.#connection.send({ type: "ack", segment: segment.index, buffered });
     this.#events.segment(segment);
   }
 

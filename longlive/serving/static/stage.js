@@ -12,6 +12,7 @@ export class Stage {
   #text = document.getElementById("panel-text");
   #actions = document.getElementById("panel-actions");
   #notice = document.getElementById("notice");
+  #held = document.getElementById("held");
   #model = null; // size of the model's images; those that are sent may be enlarged
   #timer = null;
 
@@ -41,6 +42,12 @@ export class Stage {
     this.#title.textContent = content.title;
     this.#text.textContent = content.text;
     for (const action of this.#actions.children) action.hidden = !content.actions.includes(action.id);
+  }
+
+  /** Shows over the video that it stands still, and why; null: it does not. */
+  hold(words) {
+    this.#held.hidden = words === null;
+    this.#held.querySelector("span").textContent = words ?? "";
   }
 
   /** Shows a text over the video for some seconds. */

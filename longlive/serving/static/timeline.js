@@ -1,10 +1,17 @@
-// The prompts of a session, below its video, each as wide as it plays long. Each is a button that puts its prompt into the prompt line.
+// The prompts of a session, below its video, with the times at which they begin: in a line, in which each is the wider the longer it
+// plays, or as a list. Each is a button that jumps to where its prompt begins.
 
 export function clock(seconds, digits = 0) {
   const unit = 10 ** digits;
   const whole = Math.floor(seconds * unit) / unit;
   const rest = (whole % 60).toFixed(digits).padStart(digits ? 3 + digits : 2, "0");
   return `${Math.floor(whole / 60)}:${rest}`;
+}
+
+function textIn(tag, text) {
+  const element = document.createElement(tag);
+  element.textContent = text;
+  return element;
 }
 
 export class Timeline {
@@ -14,14 +21,19 @@ export class Timeline {
   #current = null;
   #upcoming = document.createElement("span");
 
-  /** `chosen(prompt)`: an entry was clicked. */
+  /** `chosen(entry)`: an entry was clicked. */
   constructor(chosen) {
     this.#upcoming.className = "entry upcoming";
     this.#track.addEventListener("click", ({ target }) => {
-      const button = target.closest("[data-prompt]");
-      if (button !== null) chosen(button.dataset.prompt);
+      const index = this.#buttons.indexOf(target.closest("[data-prompt]"));
+      if (index >= 0) chosen(this.entries[index]);
     });
     this.#track.addEventListener("keydown", (event) => this.#walk(event));
+    const list = document.getElementById("as-list");
+    list.addEventListener("click", () => {
+      list.ariaPressed = String(this.#track.classList.toggle("list"));
+      this.#current?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    });
   }
 
   clear() {
@@ -56,6 +68,7 @@ export class Timeline {
     button.setAttribute("aria-current", "true");
     this.#current = button;
     this.#reach(button);
+    if (!this.#track.matches(":hover, :focus-within")) button.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
   /** Shows the prompt that was sent and is not on screen yet; null: none. */
@@ -64,7 +77,7 @@ export class Timeline {
       this.#upcoming.remove();
       return;
     }
-    this.#upcoming.textContent = prompt;
+    this.#upcoming.replaceChildren(textIn("small", "next"), textIn("span", prompt));
     if (!this.#upcoming.isConnected) this.#track.append(this.#upcoming);
     this.#end();
   }
@@ -74,8 +87,7 @@ export class Timeline {
     button.type = "button";
     button.className = "entry";
     button.dataset.prompt = entry.prompt;
-    button.dataset.start = clock(entry.start);
-    button.textContent = entry.prompt;
+    button.append(textIn("small", clock(entry.start)), textIn("span", entry.prompt));
     this.#label(entry, button);
     this.entries.push(entry);
     this.#buttons.push(button);
@@ -92,7 +104,9 @@ export class Timeline {
   }
 
   #end() {
-    if (!this.#track.matches(":hover, :focus-within")) this.#track.scrollLeft = this.#track.scrollWidth;
+    if (this.#track.matches(":hover, :focus-within")) return;
+    this.#track.scrollLeft = this.#track.scrollWidth;
+    this.#track.scrollTop = this.#track.scrollHeight;
   }
 
   // Only one button is reached with the tab key, the others with the arrow keys: an hour may have hundreds of prompts.
@@ -101,7 +115,7 @@ export class Timeline {
   }
 
   #walk(event) {
-    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
     const next = this.#buttons[this.#buttons.indexOf(event.target) + step];
     if (step === undefined || next === undefined) return;
     event.preventDefault();
