@@ -37,7 +37,8 @@ from longlive.generation.dimensions import Timing, check_size
 from longlive.generation.noise import Generators
 from longlive.generation.rollout import OnStep
 from longlive.generation.sampling import sample
-from longlive.generation.session import Session, SessionPrompts, SessionVideo, SteppedSession
+from longlive.generation.session import Session, SessionVideo, SteppedSession
+from longlive.generation.session_prompts import SessionPrompts
 from longlive.generation.stream import LatentBlock
 from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Recache, Transition
