@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longlive.generation.cues import Cue, PromptQueue, PromptSchedule
+    from longlive.generation.mixes import mix
     from longlive.generation.pipeline import LongLivePipeline
     from longlive.generation.session import Session
     from longlive.generation.timeline import Timeline
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from longlive.models.wan import WanTransformer
 
 __version__ = "0.1.0"
-__all__ = ["Cue", "LongLivePipeline", "PromptQueue", "PromptSchedule", "Session", "Timeline", "Transition", "WanTransformer"]
+__all__ = ["Cue", "LongLivePipeline", "PromptQueue", "PromptSchedule", "Session", "Timeline", "Transition", "WanTransformer", "mix"]
 _HOMES = {
     "Cue": "generation.cues",
     "LongLivePipeline": "generation.pipeline",
@@ -25,6 +26,7 @@ _HOMES = {
     "Timeline": "generation.timeline",
     "Transition": "generation.transition",
     "WanTransformer": "models.wan",
+    "mix": "generation.mixes",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 RELATIVE_TO_FILE = {"relative_to_file": True}  # marks a setting whose path, in a YAML file, is relative to that file's folder
 
@@ -21,7 +21,9 @@ class InferenceConfig:
     model: str | None = None  # None without wan_dir: "miniature"
     wan_dir: str | None = None  # folder of Wan-AI/Wan2.1-T2V-1.3B as released: text encoder, tokenizer, VAE
     checkpoint: str | None = None  # longlive_base.pt; only with wan_dir
-    lora: str | None = None  # lora.pt, merged into the checkpoint before anything else
+    which: str | None = None  # the part of a checkpoint that holds several: generator, ema, …; None: generator
+    lora: Any = None  # merged into the model before anything else: a path, path:strength, {path: …, strength: …}, or a list of these
+    lora_alpha: float | None = None  # of LoRAs that do not say their own; None: their rank
     device: str = "auto"  # auto: cuda if available, else cpu
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on cuda, float32 on cpu
     threads: int | None = None  # CPU threads; None: one for a small model, else torch's default
@@ -38,9 +40,11 @@ class InferenceConfig:
     prompt: str | None = None
     prompts: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # a .txt or .jsonl file
     timeline: str | None = None  # a .json file of a live session: make the same video again, with its prompts, length, seed and sampling
+    image: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # a picture that every video begins with
+    continue_from: str | None = dataclasses.field(default=None, metadata=RELATIVE_TO_FILE)  # a video that every video continues
     seconds: float | None = None  # of video, rounded up to whole blocks
     num_latent_frames: int | None = None  # instead of seconds: a multiple of the block
-    num_frames: int | None = None  # instead of seconds: pixel frames, 4 x latent frames - 3, as in diffusers
+    num_frames: int | None = None  # instead of seconds: pixel frames, exactly; whole blocks are made and cut
     height: int | None = None
     width: int | None = None
     seed: int = 0
@@ -65,7 +69,8 @@ class InferenceConfig:
     overwrite: bool = False  # replace finished videos
 
     def __post_init__(self) -> None:
-        for names in (("prompt", "prompts"), ("seconds", "num_latent_frames", "num_frames"), ("model", "wan_dir")):
+        lengths = ("seconds", "num_latent_frames", "num_frames")
+        for names in (("prompt", "prompts"), ("image", "continue_from"), lengths, ("model", "wan_dir")):
             given = [name for name in names if getattr(self, name) is not None]
             if len(given) > 1:
                 raise ValueError(f"both {given[0]} and {given[1]} are given; choose one")
@@ -80,6 +85,10 @@ class InferenceConfig:
                 raise ValueError(f"{name} {getattr(self, name)}: a video has at least one block of latent frames")
         if self.checkpoint is not None and self.wan_dir is None:
             raise ValueError("checkpoint is given without wan_dir, the folder of the text encoder and VAE that go with it")
+        if self.which is not None and self.checkpoint is None:
+            raise ValueError(f"which={self.which} names a part of a checkpoint; give checkpoint, or leave which out")
+        if self.lora_alpha is not None and self.lora is None:
+            raise ValueError("lora_alpha is given without lora; give the LoRA, or leave lora_alpha out")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads {self.threads}: at least one")
         if self.decode_latent_frames is not None and self.decode_latent_frames < 1:
@@ -129,8 +138,8 @@ class ServeConfig:
             raise ValueError(f"max_sessions {self.max_sessions}: at least one session must fit")
         if self.token is not None and len(self.token) < 8:
             raise ValueError("the token is shorter than 8 characters; choose a longer one, or leave it out for a random one")
-        shown = ("prompt", "prompts", "timeline", "seconds", "num_latent_frames", "num_frames", "switch_frame_indices")
-        shown += ("seed", "num_samples")
+        shown = ("prompt", "prompts", "timeline", "image", "continue_from", "seconds", "num_latent_frames", "num_frames")
+        shown += ("switch_frame_indices", "seed", "num_samples")
         usual = InferenceConfig()
         for name in (*shown, "output", "scale", "crf", "overwrite"):
             if getattr(self.video, name) != getattr(usual, name):

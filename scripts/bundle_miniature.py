@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from longlive.checkpoints import store
+from longlive.checkpoints.lora import load_lora
 from longlive.generation.pipeline import BUNDLED, LongLivePipeline
 from longlive.miniature.world import SIZE
 from longlive.models.lora import merge_lora
@@ -29,7 +30,7 @@ def transformer_of(runs: Path, stage: str) -> WanTransformer:
     if stage != "long":
         return load_network(export)
     settings = json.loads((runs / stage / "settings.json").read_text())["settings"]["long"]
-    return merge_lora(load_network(settings["generator"]), store.load_lora(export / "lora.pt"), alpha=settings["lora_alpha"])
+    return merge_lora(load_network(settings["generator"]), load_lora(export / "lora.pt"), alpha=settings["lora_alpha"])
 
 
 def bundle(runs: Path, to: Path, *, stage: str, guidance_scale: float, teacher: bool = False) -> int:

@@ -27,6 +27,7 @@ from diffusers import UniPCMultistepScheduler
 from diffusers import __version__ as diffusers_version
 
 from longlive.checkpoints import configs, convert, store
+from longlive.checkpoints.lora import load_lora, lora_ranks, lora_to_diffusers
 from longlive.checkpoints.store import WeightsKind
 from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
@@ -93,7 +94,7 @@ def convert_transformer(args: argparse.Namespace) -> Iterator[str]:
         model = WanTransformer(**(config or configs.transformer_config(state, num_heads=args.num_heads)))
     store.fill(model, state, what=f"a transformer of {model.config.num_layers} blocks of width {model.config.dim}")
     if args.lora is not None:
-        merge_lora(model, store.load_lora(args.lora), alpha=args.alpha)
+        merge_lora(model, load_lora(args.lora), alpha=args.alpha)
         yield f"merged {args.lora}"
     if args.to is not None:
         torch.nn.Module.to(model, DTYPES[args.dtype] or model.dtype)
@@ -149,12 +150,12 @@ def convert_text_encoder(args: argparse.Namespace) -> Iterator[str]:
 
 
 def convert_lora(args: argparse.Namespace) -> Iterator[str]:
-    lora = store.load_lora(args.source, which=args.which or "generator_lora")
-    yield f"found {store.describe(lora)}, rank {convert.lora_rank(lora)}"
+    lora = load_lora(args.source, which=args.which or "generator_lora")
+    yield f"found {store.describe(lora)}, rank {', '.join(map(str, lora_ranks(lora)))}"
     if DTYPES[args.dtype]:
         lora = {name: tensor.to(DTYPES[args.dtype]) for name, tensor in lora.items()}
     if args.to == "diffusers":
-        store.write_safetensors(convert.lora_to_diffusers(lora), args.output, name="pytorch_lora_weights", max_shard_size="1TB")
+        store.write_safetensors(lora_to_diffusers(lora), args.output, name="pytorch_lora_weights", max_shard_size="1TB")
         yield f"wrote {args.output / 'pytorch_lora_weights.safetensors'}"
     elif args.to == "longlive":
         store.write_pt({"generator_lora": lora}, args.output / "models" / "lora.pt")

@@ -15,7 +15,7 @@ State = dict[str, Tensor]
 Table = dict[str, str]
 
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-PREFIXES = ("model.", "base_model.model.", "diffusion_model.")
+PREFIXES = ("module.", "model.", "base_model.model.", "diffusion_model.")
 
 TRANSFORMER: Table = {
     "patch_embedding": "patch_embedding",
@@ -180,36 +180,9 @@ def vae_to_wan(state: Mapping[str, Tensor]) -> State:
     return _rename(state, rename, "diffusers' AutoencoderKLWan")
 
 
-def lora_to_longlive(state: Mapping[str, Tensor]) -> State:
-    """A LoRA with names of peft (with or without adapter name and wrappers) or diffusers, under the names of `lora.pt`:
-    `base_model.model.<original name>.lora_A.weight`. Raises ValueError when it does not consist of pairs of one rank."""
-    diffusers = _is_diffusers_lora(state)
-    lora = clean_names({re.sub(r"\.(lora_[AB])\.\w+\.weight$", r".\1.weight", name): tensor for name, tensor in state.items()})
-    if diffusers:
-        lora = transformer_to_wan({name.removeprefix("transformer."): tensor for name, tensor in lora.items()})
-    lora = {f"base_model.model.{name}": tensor for name, tensor in lora.items()}
-    lora_rank(lora)
-    return lora
-
-
-def lora_to_diffusers(state: Mapping[str, Tensor]) -> State:
-    """A LoRA under the names that diffusers' `WanPipeline.load_lora_weights` reads, which takes alpha to be the rank."""
-    return {f"transformer.{name}": tensor for name, tensor in transformer_to_diffusers(clean_names(lora_to_longlive(state))).items()}
-
-
-def lora_rank(state: Mapping[str, Tensor]) -> int:
-    """The rank of a LoRA. Raises ValueError when it does not consist of pairs `lora_A [rank, in]`, `lora_B [out, rank]` of one rank."""
-    odd = [name for name in state if not re.search(r"\.lora_[AB]\.weight$", name)]
-    if odd or not state:
-        raise ValueError(f"not all weights are LoRA matrices: {some(odd)}" if odd else "this LoRA is empty")
-    for name in state:
-        other = name.replace(".lora_A.", ".lora_B.") if ".lora_A." in name else name.replace(".lora_B.", ".lora_A.")
-        if other not in state:
-            raise ValueError(f"the LoRA has {name} but not {other}; the file is incomplete")
-    ranks = {tensor.shape[0 if ".lora_A." in name else 1] for name, tensor in state.items()}
-    if len(ranks) > 1:
-        raise ValueError(f"the LoRA mixes ranks {sorted(ranks)}; one rank for all layers is needed")
-    return ranks.pop()
+def transformer_stem(name: str) -> str | None:
+    """The original name of a layer under that of `diffusers.WanTransformer3DModel`; None when it is none."""
+    return _stems(_inverse(TRANSFORMER), r"(blocks\.\d+\.)", _inverse(TRANSFORMER_BLOCK))(name)
 
 
 def some(names: list[str], count: int = 4) -> str:
@@ -250,7 +223,3 @@ def _join(prefix: str, rest: str | None) -> str | None:
 
 def _inverse(table: Table) -> dict[str, str]:
     return {new: old for old, new in table.items()}
-
-
-def _is_diffusers_lora(state: Mapping[str, Tensor]) -> bool:
-    return any(re.search(r"\.(attn[12]\.to_\w+|ffn\.net)\.", name) for name in state)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import tempfile
 import zipfile
@@ -30,6 +31,7 @@ from longlive.checkpoints.convert import State, some
 from longlive.files import replacing
 
 GENERATORS = ("generator", "generator_ema", "model")
+SHORT = {"ema": "generator_ema"}  # of names of parts
 RELEASED = ("models/longlive_base.pt", "longlive_base.pt", "checkpoints/self_forcing_dmd.pt", "self_forcing_dmd.pt", "ode_init.pt")
 WEIGHTS = {".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
 
@@ -58,6 +60,9 @@ MARKS = {
 }
 
 
+LORA_MARK = re.compile(r"\.(lora_[AB]|lora_down|lora_up|lora\.down|lora\.up|hada_w1_a|lokr_w1|dora_scale)(\.|$)")
+
+
 class Transformer(NamedTuple):
     """Weights under original Wan names, and the constructor arguments from a `config.json` beside them (None without one)."""
 
@@ -69,7 +74,7 @@ def identify(state: Mapping[str, Any]) -> WeightsKind:
     """What `state` is: one network's weights, or a checkpoint whose values are such mappings."""
     if any(isinstance(value, Mapping) for value in state.values()):
         return WeightsKind.CHECKPOINT
-    if any(".lora_A." in name or ".lora_B." in name for name in state):
+    if any(LORA_MARK.search(name) for name in state):
         return WeightsKind.LORA
     names = {convert.clean_name(name) for name in state}
     return next((kind for kind, mark in MARKS.items() if mark in names), WeightsKind.UNKNOWN)
@@ -117,7 +122,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        path = _weights_file(path)
+        path = weights_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found{_advice(path)}")
     if path.name.endswith(".index.json"):
@@ -138,14 +143,15 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged or incomplete ({path.stat().st_size:,} bytes); download it again") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} contains a {type(state).__name__}, not named weights")
-    return dict(state)
+    wrapped = state.get("state_dict")  # of Lightning and of many training scripts
+    return dict(wrapped) if isinstance(wrapped, Mapping) and not any(name in state for name in GENERATORS) else dict(state)
 
 
 def load_transformer(path: str | Path, *, which: str | None = None) -> Transformer:
     """A Wan transformer from any layout, under original names: a folder of original Wan, diffusers (or its `transformer/`), LongLive or
     our `save_pretrained`; `longlive_base.pt`, `self_forcing_dmd.pt`, `ode_init.pt`; a single weights file.
 
-    `which` names the part of a checkpoint (`generator`, `generator_ema`, `critic`, …; None: the first of generator, generator_ema,
+    `which` names the part of a checkpoint (`generator`, `generator_ema` or `ema`, `critic`, …; None: the first of generator, generator_ema,
     model). Raises ValueError when the file is something else, or has no such part.
     """
     path = Path(path)
@@ -167,28 +173,6 @@ def load_transformer(path: str | Path, *, which: str | None = None) -> Transform
     config_file = (path if path.is_dir() else path.parent) / "config.json"
     beside = config_file.is_file() and (path.is_dir() or path.name.startswith("diffusion_pytorch_model"))
     return Transformer(state, configs.config_to_wan(json.loads(config_file.read_text())) if beside else None)
-
-
-def load_lora(path: str | Path, *, which: str = "generator_lora") -> State:
-    """A LoRA from `lora.pt` (or the part `which` of a checkpoint), a single file or a peft folder, under the names of `lora.pt`.
-
-    Its alpha is taken to be its rank; a peft folder's own alpha is multiplied into `lora_B`. Raises ValueError when the file contains
-    no LoRA.
-    """
-    path = Path(path)
-    state = read(path)
-    if identify(state) is WeightsKind.CHECKPOINT:
-        if not isinstance(state.get(which), Mapping):
-            raise ValueError(f"{path} has no LoRA {which!r}; it is {describe(state)}")
-        state = dict(state[which])
-    if identify(state) is not WeightsKind.LORA:
-        raise ValueError(f"{path} contains no LoRA but {describe(state)}")
-    state = convert.lora_to_longlive(state)
-    config_file = path / "adapter_config.json"
-    if config_file.is_file():
-        scale = json.loads(config_file.read_text())["lora_alpha"] / convert.lora_rank(state)
-        state = {name: tensor * scale if ".lora_B." in name and scale != 1 else tensor for name, tensor in state.items()}
-    return state
 
 
 def load_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> AutoencoderKLWan:
@@ -291,6 +275,7 @@ def write_pt(parts: Mapping[str, Any], path: str | Path) -> None:
 
 
 def _part(state: dict[str, Any], which: str | None, path: Path) -> State:
+    which = None if which is None else SHORT.get(which, which)
     parts = [name for name, value in state.items() if isinstance(value, Mapping)]
     if not parts:
         if which not in (None, "generator"):
@@ -303,7 +288,7 @@ def _part(state: dict[str, Any], which: str | None, path: Path) -> State:
     return dict(state[chosen])
 
 
-def _weights_file(folder: Path) -> Path:
+def weights_file(folder: Path) -> Path:
     """The only index, or else the only weights file, in `folder`."""
     for pattern in ("*.safetensors.index.json", "*.safetensors", "*.pt", "*.bin"):
         files = sorted(folder.glob(pattern))

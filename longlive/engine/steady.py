@@ -10,6 +10,7 @@ their memory. All these threads must use the same CUDA stream, as they do unless
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections import OrderedDict
@@ -21,10 +22,12 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import Module
 from torch.utils import _pytree as pytree
 
 from longlive.cache.memory import CacheView
 from longlive.engine.blocks import blocks_of
+from longlive.models.lora import adapter_state
 from longlive.models.wan import WanTransformer
 from longlive.types import KVView, Latents, Memory, Rotation, Text, TextKV, Timesteps
 
@@ -162,6 +165,19 @@ class SteadyPasses:
         del self.network.forward, self.network.write_kv
         self._recordings.clear()
 
+    def plain_copy(self) -> WanTransformer:
+        """The network as it is without this: other module objects, where something was put in place, around the same weights."""
+
+        def bare(module: Module) -> Module:
+            copied = copy.copy(module)
+            copied.__dict__ = {name: value for name, value in module.__dict__.items() if name not in ("forward", "write_kv")}
+            copied._modules = {name: None if child is None else bare(child) for name, child in module._modules.items()}
+            return copied
+
+        network = bare(self.network)
+        assert isinstance(network, WanTransformer)
+        return network
+
     def forward(self, x: Latents, t: Timesteps, text: Text | TextKV, view: KVView | None = None) -> Latents:
         """See `WanTransformer.forward`."""
         if not (isinstance(text, TextKV) and self._is_steady(x, t, view)):
@@ -215,7 +231,7 @@ class SteadyPasses:
         words = self._words[kind]
         words.update(text)
         places = tuple((part.data_ptr(), part.shape, part.dtype) for part in (*held, *self.network.parameters()))
-        key = (name, kind, structure, *((own.shape, own.dtype) for own in given), places)
+        key = (name, kind, structure, adapter_state(self.network), *((own.shape, own.dtype) for own in given), places)
         recording = self._recordings.pop(key, None)
         if recording is None:
             inputs = [own.clone() for own in given]

@@ -31,7 +31,7 @@ from longlive.settings import load
 
 log = logging.getLogger(__name__)
 
-DECIDED_BY_SUITE = ("prompt", "prompts", "timeline", "num_samples", "switch_frame_indices", "output", "overwrite")
+DECIDED_BY_SUITE = ("prompt", "prompts", "timeline", "image", "continue_from", "num_samples", "switch_frame_indices", "output", "overwrite")
 
 
 def read_settings(path: Path | None, words: Sequence[str]) -> InferenceConfig:

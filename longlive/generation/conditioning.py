@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 
+from longlive.generation.mixes import parts_of
+from longlive.models.lora import adapter_state
 from longlive.models.text import TextEncoder, normalize_prompt
 from longlive.models.wan import WanTransformer
-from longlive.types import TextKV
+from longlive.types import Text, TextKV
+
+Key = tuple[Any, ...]
+"""A prompt, how many videos, and which adapters act."""
 
 
 class Conditioner:
-    """Caches the text keys and values of the last few prompts; valid as long as the weights do not change. Thread-safe.
+    """Caches the text keys and values of the last few prompts; valid as long as the weights, but for adapters
+    beside them, do not change. Thread-safe.
 
     Prompts wait in line for the encoder. Whoever asks for several as the same `owner` waits only for the newest of them: one before it
     that nobody else waits for, and whose turn has not come, is cancelled. Nobody cancels a prompt of another owner.
@@ -22,8 +30,8 @@ class Conditioner:
 
     def __init__(self, text_encoder: TextEncoder, network: WanTransformer, *, cached_prompts: int = 4) -> None:
         self.text_encoder, self.network, self.cached_prompts = text_encoder, network, cached_prompts
-        self._cache: OrderedDict[tuple[str, int], Future[TextKV]] = OrderedDict()
-        self._newest: dict[object, tuple[str, int]] = {}  # of each owner, until it is computed
+        self._cache: OrderedDict[Key, Future[TextKV]] = OrderedDict()
+        self._newest: dict[object, Key] = {}  # of each owner, until it is computed
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="text")
 
@@ -41,7 +49,7 @@ class Conditioner:
 
         `owner`: who asks, if a newer prompt of the same owner makes this one useless; None: it is computed in any case.
         """
-        key, owner = (normalize_prompt(prompt), batch), object() if owner is None else owner
+        key, owner = (normalize_prompt(prompt), batch, *adapter_state(self.network)), object() if owner is None else owner
         useless: Future[TextKV] | None = None
         with self._lock:
             known = self._cache.get(key)
@@ -59,7 +67,7 @@ class Conditioner:
         known.add_done_callback(lambda _: self._settled(owner, key))
         return known
 
-    def _settled(self, owner: object, key: tuple[str, int]) -> None:
+    def _settled(self, owner: object, key: Key) -> None:
         with self._lock:
             if self._newest.get(owner) == key:
                 del self._newest[owner]
@@ -71,6 +79,23 @@ class Conditioner:
         for key in settled[: max(0, len(self._cache) - self.cached_prompts)]:
             del self._cache[key]
 
+    def embed(self, prompts: Sequence[str]) -> Text:
+        """Embeddings of prompts, `[prompts, L, E]`; of a mix, the weighted sum of those of its prompts."""
+        return torch.cat([self._embed(prompt) for prompt in prompts])
+
+    def _embed(self, prompt: str) -> Text:
+        parts = parts_of(prompt)
+        if parts is None:
+            return self.text_encoder.encode([prompt])
+        texts = self.text_encoder.encode([part for part, _ in parts])
+        weights = torch.tensor([weight for _, weight in parts], device=texts.device)
+        return (texts.float() * weights[:, None, None]).sum(0, keepdim=True).to(texts.dtype)
+
+    @torch.no_grad()
+    def project_embedding(self, text: Text, batch: int = 1) -> TextKV:
+        """Keys and values of one embedding `[1, L, E]` for `batch` videos."""
+        return self.network.project_text(text.expand(batch, -1, -1))
+
     @torch.no_grad()
     def _compute(self, prompt: str, batch: int) -> TextKV:
-        return self.network.project_text(self.text_encoder.encode([prompt]).expand(batch, -1, -1))
+        return self.project_embedding(self._embed(prompt), batch)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
 from longlive.generation.dimensions import Timing
+from longlive.generation.mixes import parts_of
 from longlive.generation.transition import Transition
 
 
 def check_prompt(prompt: str, *, what: str = "the prompt") -> None:
-    """Raises ValueError when a prompt is empty or only white space; `what` names it."""
+    """Raises ValueError when a prompt is no text, empty or only white space, or a mix that is none (see `mixes`); `what` names it."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"{what} is a {type(prompt).__name__}, not text")
     if not prompt.strip():
         raise ValueError(f"{what} is empty; describe what the video should show")
+    parts_of(prompt)  # raises for a mix that is none
 
 
 @dataclass(frozen=True)
 class Cue:
-    """From the first block that starts at or after `latent_frame`, `prompt` is active.
+    """From the first block that starts at or after `latent_frame`, `prompt` is active: a prompt, or a mix of some (see `mixes`).
 
     `transition`: what the switch to it does with the past; None: what the model does by default.
     """
@@ -69,28 +73,35 @@ class PromptSchedule:
 
     @classmethod
     def at_latent_frames(
-        cls, prompts: Iterable[str], switch_latent_frames: Iterable[int], *, transition: Transition | None = None
+        cls,
+        prompts: Iterable[str],
+        switch_latent_frames: Iterable[int],
+        *,
+        transition: Transition | Sequence[Transition | None] | None = None,
     ) -> PromptSchedule:
-        """Prompts, and the latent frames at which the second, third, … begin."""
+        """Prompts, and the latent frames at which the second, third, … begin. `transition`: of all of them, or one for each prompt."""
         prompts, starts = list(prompts), [0, *switch_latent_frames]
         if len(starts) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need {max(0, len(prompts) - 1)} switch frames, got {len(starts) - 1}")
-        return cls(tuple(Cue(frame, prompt, transition) for frame, prompt in zip(starts, prompts, strict=True)))
+        transitions = transition if isinstance(transition, Sequence) else [transition] * len(prompts)
+        return cls(tuple(Cue(*cue) for cue in zip(starts, prompts, transitions, strict=True)))
 
     @classmethod
-    def from_seconds(cls, parts: Iterable[tuple[str, float]], timing: Timing) -> PromptSchedule:
-        """Prompts, and how many seconds each lasts; each begins with the block nearest to its second.
+    def from_seconds(
+        cls, parts: Iterable[tuple[str, float]], timing: Timing, *, transitions: Sequence[Transition | None] | None = None
+    ) -> PromptSchedule:
+        """Prompts, and how many seconds each lasts; each begins with the block nearest to its second. `transitions`: one for each prompt.
 
         Raises ValueError when a prompt has no length or does not fill a block.
         """
         cues, second = [], 0.0
-        for prompt, seconds in parts:
+        for number, (prompt, seconds) in enumerate(parts):
             if not seconds > 0:
                 raise ValueError(f"the prompt {prompt!r} lasts {seconds} seconds; choose a length above 0")
             if cues and timing.block_at(second) <= cues[-1].latent_frame:
                 shown = cues[-1].prompt
                 raise ValueError(f"the prompt {shown!r} is too short to fill a block of {timing.block} latent frames; make it longer")
-            cues.append(Cue(timing.block_at(second), prompt))
+            cues.append(Cue(timing.block_at(second), prompt, None if transitions is None else transitions[number]))
             second += seconds
         return cls(tuple(cues))
 

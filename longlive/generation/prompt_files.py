@@ -5,33 +5,40 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from longlive.generation.cues import PromptSchedule, check_prompt
 from longlive.generation.dimensions import Timing
+from longlive.generation.transition import Transition
 
 
 @dataclass(frozen=True)
 class Script:
-    """The prompts of one video, with the latent frames at which the second, third … begin, or the seconds that each lasts."""
+    """The prompts of one video, with the latent frames at which the second, third … begin, or the seconds that each lasts.
+
+    `transitions`: one for each prompt, by name (see `Transition.named`); None: what the model does by default.
+    """
 
     where: str
     prompts: tuple[str, ...]
     switch_latent_frames: tuple[int, ...] | None = None
     durations: tuple[float, ...] | None = None
+    transitions: tuple[str | None, ...] | None = None
 
     @property
     def seconds(self) -> float | None:
         """The length of the video, when the script says it."""
         return sum(self.durations) if self.durations else None
 
-    def schedule(self, timing: Timing) -> PromptSchedule:
-        """The schedule for a model with these rates. Raises ValueError when a prompt has no place in it."""
+    def schedule(self, timing: Timing, usual: Transition | None = None) -> PromptSchedule:
+        """The schedule for a model with these rates, and with this transition by default. Raises ValueError when a prompt has no place."""
+        names = self.transitions or (None,) * len(self.prompts)
+        transitions = [None if name is None else Transition.named(name, usual) for name in names]
         if self.durations is None:
-            return PromptSchedule.at_latent_frames(self.prompts, self.switch_latent_frames or ())
-        return PromptSchedule.from_seconds(zip(self.prompts, self.durations), timing)
+            return PromptSchedule.at_latent_frames(self.prompts, self.switch_latent_frames or (), transition=transitions)
+        return PromptSchedule.from_seconds(zip(self.prompts, self.durations), timing, transitions=transitions)
 
 
 def read_prompt_text(path: Path) -> str:
@@ -53,7 +60,8 @@ def read_scripts(path: str | Path, *, switch_latent_frames: Sequence[int] | None
     """The scripts of a file: .txt with one prompt per line, each for a video (with `one_video` all for one video), or .jsonl with one video
     per line:
 
-    `{"prompts": ["…", "…"], "switch_frame_indices": [40]}` or `{"prompts": [{"text": "…", "seconds": 10}, …]}`.
+    `{"prompts": ["…", "…"], "switch_frame_indices": [40]}` or `{"prompts": [{"text": "…", "seconds": 10}, …]}`. How each prompt but the
+    first begins may be said, by name: `"transitions": ["cut"]` beside the indices, `"transition": "blend:4"` beside the seconds.
 
     `switch_latent_frames`: latent frames at which prompts begin, for scripts that do not say it. Raises ValueError with file and line.
     """
@@ -72,21 +80,43 @@ def _read_line(where: str, line: str, switch_latent_frames: Sequence[int] | None
         content = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
-    _check_keys(where, content, {"prompts": True, "switch_frame_indices": False})
+    _check_keys(where, content, {"prompts": True, "switch_frame_indices": False, "transitions": False})
     prompts = content["prompts"]
     if not isinstance(prompts, list) or not prompts:
         raise ValueError(f"{where}: prompts is a list of at least one prompt; this is {json.dumps(prompts)[:60]}")
     if all(isinstance(prompt, str) for prompt in prompts):
-        return _check_script(where, prompts, content.get("switch_frame_indices", switch_latent_frames))
+        names = content.get("transitions")
+        if names is not None and (not isinstance(names, list) or len(names) != len(prompts) - 1):
+            raise ValueError(f"{where}: {len(prompts)} prompts need a list of {len(prompts) - 1} transitions, not {json.dumps(names)[:60]}")
+        script = _check_script(where, prompts, content.get("switch_frame_indices", switch_latent_frames))
+        return _with_transitions(script, None if names is None else [None, *names])
     for prompt in prompts:
-        _check_keys(where, prompt, {"text": True, "seconds": True})
+        _check_keys(where, prompt, {"text": True, "seconds": True, "transition": False})
         seconds = prompt["seconds"]
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
             raise ValueError(f"{where}: seconds {json.dumps(seconds)} is not a duration above 0")
     if "switch_frame_indices" in content:
         raise ValueError(f"{where}: both seconds and switch_frame_indices are given; choose one")
+    if "transitions" in content:
+        raise ValueError(f"{where}: transitions go with switch_frame_indices; beside seconds each prompt says its transition")
     script = _check_script(where, [prompt["text"] for prompt in prompts], range(1, len(prompts)))
-    return Script(where, script.prompts, durations=tuple(float(prompt["seconds"]) for prompt in prompts))
+    script = Script(where, script.prompts, durations=tuple(float(prompt["seconds"]) for prompt in prompts))
+    names = [prompt.get("transition") for prompt in prompts]
+    if names[0] is not None:
+        raise ValueError(f"{where}: the first prompt has a transition, but there is nothing before it")
+    return _with_transitions(script, names)
+
+
+def _with_transitions(script: Script, names: Sequence[str | None] | None) -> Script:
+    if names is None or not any(name is not None for name in names):
+        return script
+    for name in names:
+        if name is not None:
+            try:
+                Transition.named(name)
+            except ValueError as error:
+                raise ValueError(f"{script.where}: {error}") from error
+    return replace(script, transitions=tuple(names))
 
 
 def _check_keys(where: str, content: Any, names: dict[str, bool]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from longlive.cache.window import KVCache
+from longlive.generation.active_text import Embeddings
 from longlive.generation.cues import Cues
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.noise import Generators, Noise
@@ -36,6 +37,8 @@ def sample(
     fresh_noise: bool = True,
     context_t: float = 0.0,
     transition: Transition = Transition(),  # noqa: B008  # frozen
+    embeddings: Embeddings | None = None,
+    start: Latents | None = None,
     guided_blocks: int | None = None,
     on_step: OnStep | None = None,
     should_abort: Callable[[], bool] | None = None,
@@ -71,6 +74,8 @@ def sample(
         block=block,
         num_latent_frames=num_latent_frames,
         transition=transition,
+        embeddings=embeddings,
+        start=None if start is None else start.to(network.device, network.dtype).expand(batch, -1, -1, -1, -1),
         guided_blocks=guided_blocks,
         should_abort=should_abort,
         snapshot=draw.snapshot,

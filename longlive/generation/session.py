@@ -1,7 +1,8 @@
 """A running video: prompts, pause, restart and stop from any thread.
 
 `SteppedSession` makes a block when its owner calls `advance`; a server that shares one model among sessions uses it. `Session`, what
-`LongLivePipeline.session` returns, is an iterator on top of one, which can run a block ahead.
+`LongLivePipeline.session` returns, is an iterator on top of one, which can run a block ahead. A long file: what both of them, a video and
+its prompts owe to each other.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -44,21 +45,52 @@ class DecodedBlock:
     video_index: int = 0
 
 
-class SessionVideo:
-    """One video of a session, from its first block to its end or to a restart."""
+class SessionFailed(RuntimeError):
+    """A session that an error or Ctrl-C ended within a block; every use of it says so. Begin another one."""
 
-    def __init__(self, index: int, blocks: Iterable[LatentBlock], decoder: Decoder, timeline: Timeline) -> None:
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError for what is no seed: a whole number from 0 to 2^63 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed {seed!r}: choose a whole number from 0 to 2^63 - 1")
+
+
+class SessionVideo:
+    """One video of a session, from its first block to its end or to a restart.
+
+    Images beyond `num_images` are left out, and those of latents that it begins with, unless `shows_given`.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        blocks: Iterable[LatentBlock],
+        decoder: Decoder,
+        timeline: Timeline,
+        *,
+        num_images: int | None = None,
+        shows_given: bool = True,
+    ) -> None:
+        self._shows_given = shows_given
         self.index, self.timeline = index, timeline
+        self._remaining = num_images  # images that are still to be shown; None: all
         self._blocks, self._decoder = iter(blocks), decoder
 
     def next_block(self) -> LatentBlock | None:
         """Make the next block; None at the video's end."""
         block = next(self._blocks, None)
+        if block is not None and block.given and not self._shows_given:
+            self._count(block)
+            self._decoder.decode(block.latents)  # what comes after them depends on them
+            block = next(self._blocks, None)
         if block is not None:
-            if block.switched:
-                self.timeline.cues.append(replace(block.cue, latent_frame=block.latent_frames.start))
-            self.timeline.num_latent_frames = block.latent_frames.stop
+            self._count(block)
         return block
+
+    def _count(self, block: LatentBlock) -> None:
+        if block.switched:
+            self.timeline.cues.append(replace(block.cue, latent_frame=block.latent_frames.start))
+        self.timeline.num_latent_frames = block.latent_frames.stop
 
     def close(self) -> None:
         """Make no more blocks and free the cache; blocks already made can still be decoded."""
@@ -69,7 +101,9 @@ class SessionVideo:
         """The images of a block; blocks must come in their order."""
         start = time.perf_counter()
         with _decoding_stream(block):
-            images = to_uint8(self._decoder.decode(block.latents)).cpu()  # waits for the device
+            images = to_uint8(self._decoder.decode(block.latents)[:, :, : self._remaining]).cpu()  # waits for the device
+        if self._remaining is not None:
+            self._remaining -= images.shape[1]
         block.seconds.decode = time.perf_counter() - start
         return DecodedBlock(images, block.latent_frames, block.cue.prompt, block.switched, block.seconds, self.index)
 
@@ -98,6 +132,9 @@ class SteppedSession:
     Args:
         begin: makes the video with this index, these prompts and this seed.
         encode: begins to encode a prompt in another thread.
+
+    Once an error or Ctrl-C has ended a block, the methods raise `SessionFailed`, since neither the cache nor the decoder is whole then;
+    only `stop`, and what has been made (`timeline`), can be used.
     """
 
     def __init__(
@@ -113,6 +150,7 @@ class SteppedSession:
         self._video = begin(0, self._prompts, seed)
         self._lock = threading.Lock()
         self._restart_seed: int | None = None  # of the video that the next block begins, if any
+        self._failure: BaseException | None = None
         self._request: Future[bool] | None = None  # the newest of `prompt_when_encoded` that is not settled
         self.paused = False
 
@@ -140,6 +178,7 @@ class SteppedSession:
 
         `transition`: what the switch does with the past; None: as the model does by default. Raises ValueError when `text` is empty.
         """
+        self.check_usable()
         with self._lock:
             self._prompts.put(text, transition)
             self._request = None
@@ -151,6 +190,7 @@ class SteppedSession:
         Returns a future: True once the next block will switch to `text`, False when a newer prompt has replaced it before that; it has
         the encoder's exception when `text` cannot be encoded.
         """
+        self.check_usable()
         check_given(text, transition)
         queued: Future[bool] = Future()
         with self._lock:
@@ -177,13 +217,21 @@ class SteppedSession:
 
     def pause(self) -> None:
         """Ask the owner for no more blocks until `resume`; `advance` itself still makes one."""
+        self.check_usable()
         self.paused = True
 
     def resume(self) -> None:
+        self.check_usable()
         self.paused = False
 
     def restart(self, seed: int | None = None) -> None:
-        """Begin another video at the next block, with the newest prompt, from `seed` or from the same noise again."""
+        """Begin another video at the next block, with the newest prompt, from `seed` or from the same noise again.
+
+        Raises ValueError for what is no seed.
+        """
+        self.check_usable()
+        if seed is not None:
+            check_seed(seed)
         with self._lock:
             self._restart_seed = self._video.timeline.seed if seed is None else seed
 
@@ -191,11 +239,32 @@ class SteppedSession:
         """Make no more blocks, and abandon the one that is being made. A second call does nothing."""
         self._prompts.stopped = True
 
+    def check_usable(self) -> None:
+        """Raises SessionFailed, with what ended it, once the session has failed."""
+        if self._failure is not None:
+            what = str(self._failure) or type(self._failure).__name__
+            raise SessionFailed(f"this session ended within a block ({what}); begin another one") from self._failure
+
+    @contextmanager
+    def within_a_block(self) -> Iterator[None]:
+        """While a block is made or decoded: whatever interrupts it ends the session."""
+        self.check_usable()
+        try:
+            yield
+        except BaseException as interruption:
+            self._failure = interruption
+            raise
+
     def advance(self) -> tuple[SessionVideo, LatentBlock] | None:
         """Make the next block; returns it with its video, whose `decode` gives the images. None at the end, or once stopped."""
+        if self.stopped:
+            self.check_usable()
+            return None
+        with self.within_a_block():
+            return self._make_block()
+
+    def _make_block(self) -> tuple[SessionVideo, LatentBlock] | None:
         with self._lock:
-            if self.stopped:
-                return None
             if self._restart_seed is not None:
                 self._prompts.restart()
                 self._video.close()
@@ -211,6 +280,8 @@ class SteppedSession:
 
 class Session:
     """Iterate over a session: yields a `DecodedBlock` per block. As a context manager it stops when the `with` block ends.
+
+    Once an error or Ctrl-C has ended a block, every use but `stop` and `timeline` raises `SessionFailed`.
 
     Without `ahead` a block is made in the thread that iterates, when it asks for one. With `ahead` another thread makes it, one block
     ahead, while the block before is decoded and used; a new prompt is then shown one block later. Either way a slow consumer slows
@@ -254,7 +325,10 @@ class Session:
             self._changed.notify_all()
 
     def restart(self, seed: int | None = None) -> None:
-        """Begin another video at the next block, with the newest prompt, from `seed` or from the same noise again."""
+        """Begin another video at the next block, with the newest prompt, from `seed` or from the same noise again.
+
+        Raises ValueError for what is no seed.
+        """
         self._steps.restart(seed)
 
     def stop(self) -> None:
@@ -280,7 +354,8 @@ class Session:
             self.stop()
             raise StopIteration
         video, block = step
-        return video.decode(block)
+        with self._steps.within_a_block():
+            return video.decode(block)
 
     def _advance(self) -> tuple[SessionVideo, LatentBlock] | None:
         with self._changed:
@@ -288,11 +363,15 @@ class Session:
         return self._steps.advance()
 
     def _advance_ahead(self, worker: ThreadPoolExecutor) -> tuple[SessionVideo, LatentBlock] | None:
-        """The block that the worker makes; the worker begins the next one."""
+        """The block that the worker makes; the worker begins the next one. Ctrl-C while this waits loses nothing: the worker goes on."""
         try:
-            step = (self._next or self._submit(worker)).result()
+            self._next = self._next or self._submit(worker)
+            wait((self._next,))
+            made, self._next = self._next, None
+            step = made.result()
             self._next = self._submit(worker) if step is not None else None
         except CancelledError:
+            self._steps.check_usable()
             return None
         return step
 

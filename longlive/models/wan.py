@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -129,8 +130,11 @@ class Head(nn.Module):
         return self.head(modulate(x, shift, scale, self.eps))
 
 
-class WanTransformer(ModelMixin, ConfigMixin):
+class WanTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Velocity of noisy latents: Wan2.1 (arXiv 2503.20314) with one timestep per frame and a view of the past.
+
+    Adapters beside the weights, to be trained or switched, are those of diffusers' `PeftAdapterMixin` (`load_lora_adapter`, `set_adapters`,
+    …); `LongLivePipeline.load_lora_weights` merges them instead, and nothing is slower.
 
     Args:
         patch_size: latent frames, rows and columns of a token; the first must be 1.

@@ -25,6 +25,7 @@ from longlive.generation.pipeline import LongLivePipeline
 from longlive.generation.prompt_files import Script, read_scripts
 from longlive.generation.session import DecodedBlock
 from longlive.generation.timeline import Timeline
+from longlive.generation.transition import Transition
 from longlive.miniature.captions import hint, summary
 from longlive.miniature.language import is_miniature
 from longlive.parallel.world import choose_device, get_world
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_SECONDS = 5.0
 PLACES = ("model", "checkpoint", "lora", "decoder")  # of weights, whose contents decide
-FLAGS = ("prompt", "prompts", "timeline", "seconds", "seed", "num_samples", "output", "model", "device", "dtype")
+FLAGS = ("prompt", "prompts", "timeline", "image", "seconds", "seed", "num_samples", "output", "model", "device", "dtype")
 REPLACES = {  # a setting of the command line, and what it replaces in the configuration file
     "prompt": ("prompts",),
     "prompts": ("prompt",),
@@ -47,7 +48,7 @@ REPLACES = {  # a setting of the command line, and what it replaces in the confi
     "seconds": ("num_latent_frames", "num_frames"),
     "num_latent_frames": ("seconds", "num_frames"),
     "num_frames": ("seconds", "num_latent_frames"),
-    "model": ("wan_dir", "checkpoint", "lora"),
+    "model": ("wan_dir", "checkpoint", "which", "lora", "lora_alpha"),
     "wan_dir": ("model",),
 }
 
@@ -63,10 +64,12 @@ def parse(argv: Sequence[str] | None, *, description: str, default_config: Path)
     )
     for name in FLAGS:
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=f"the same as {name}=…")
+    parser.add_argument("--continue", dest="continue_from", metavar="VIDEO", help="the same as continue_from=…: a video to be continued")
+    parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help="a LoRA to merge; may be given several times")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="any setting")
     arguments = vars(parser.parse_intermixed_args(argv))
     words: list[str] = arguments["settings"]
-    flags: dict[str, Any] = {name: arguments[name] for name in FLAGS if arguments[name] is not None}
+    flags: dict[str, Any] = {name: arguments[name] for name in (*FLAGS, "continue_from", "lora") if arguments[name] is not None}
     given = set(flags) | {word.partition("=")[0] for word in words}
     for name in given:
         flags |= {other: None for other in REPLACES.get(name, ()) if other not in given}
@@ -90,7 +93,7 @@ def plan(config: InferenceConfig, scripts: Sequence[Script], pipe: LongLivePipel
     """
     requests, seen = [], Counter[PromptSchedule]()
     for script in scripts:
-        schedule = script.schedule(pipe.timing)
+        schedule = script.schedule(pipe.timing, Transition(pipe.info.keep_sink, pipe.info.recache))
         length = loading.video_length(config, pipe) or pipe.timing.latent_frames_for(script.seconds or DEFAULT_SECONDS)
         try:
             schedule.validate(length)
@@ -113,7 +116,8 @@ def plan_timeline(config: InferenceConfig, timeline: Timeline, pipe: LongLivePip
     if then != now:
         raise ValueError(f"{config.timeline} was made by a model with blocks of {then} latent frames; this one has blocks of {now}")
     name = Path(str(config.timeline)).name.removesuffix(".json").removesuffix(".timeline")
-    seed, schedule, length = timeline.seed, timeline.schedule, timeline.num_latent_frames
+    seed, schedule = timeline.seed, timeline.schedule
+    length = timeline.num_latent_frames - timeline.settings.get("given_latent_frames", 0)
     identity = identity_of(schedule, length, seed, common)
     path = Path(config.output) / f"{name}-again-{digest_of(identity)[:8]}.mp4"
     return VideoRequest(seed, schedule, length, path, identity)
@@ -129,6 +133,10 @@ def with_timeline_settings(config: InferenceConfig, timeline: Timeline) -> Infer
         changes[name] = tuple(value) if isinstance(value, list) else value
         if (requested := getattr(config, name)) is not None and requested != changes[name]:
             raise ValueError(f"{config.timeline} was made with {name} {changes[name]}, not {requested}; leave {name} out")
+    for name, setting in (("image", "image"), ("video", "continue_from")):
+        if (name in timeline.settings) != (getattr(config, setting) is not None):
+            advice = "give it with" if name in timeline.settings else "it has none: leave out"
+            raise ValueError(f"{config.timeline} has to be made with the {name} that it began with; {advice} {setting}=")
     return dataclasses.replace(config, **changes)
 
 
@@ -159,7 +167,11 @@ def make(
         request.num_latent_frames,
         isinstance(request.prompts, PromptSchedule),
     )
-    size = {"num_latent_frames": length, "height": height, "width": width}
+    given = loading.given_images(config, pipe)
+    size: dict[str, Any] = {"num_latent_frames": length if length is None or "image" not in given else length + 1}
+    if config.num_frames is not None:
+        size = {"num_frames": config.num_frames}
+    size |= {"height": height, "width": width, **given}
     with pipe.session(request.prompts, **size, seed=request.seed, ahead=planned) as session:  # a typed prompt must not be shown later
         try:
             return recording.record(

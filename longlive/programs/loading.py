@@ -10,17 +10,21 @@ import logging
 import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers.utils.logging
+import numpy as np
 import torch
 import transformers.utils.logging
+from PIL import Image
 
 from longlive import video
+from longlive.checkpoints.lora import LoraFile, lora_files
 from longlive.config import InferenceConfig
-from longlive.files import check_disk
+from longlive.files import check_disk, file_digest
 from longlive.generation.caches import weight_bytes
 from longlive.generation.cues import PromptQueue, PromptSchedule
 from longlive.generation.dimensions import check_size
@@ -73,7 +77,11 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> LongLivePipe
     if config.graphs and device.type != "cuda":
         raise ValueError(f"graphs are CUDA graphs, and the device is {device}; leave graphs out, or give device=cuda")
     dtype = choose_dtype(config.dtype, device)
-    for path in filter(None, (config.wan_dir, config.checkpoint, config.lora)):
+    loras = lora_files(config.lora, alpha=config.lora_alpha)
+    for path in filter(None, (config.image, config.continue_from)):
+        if not Path(path).is_file():
+            raise ValueError(f"{path} does not exist")
+    for path in filter(None, (config.wan_dir, config.checkpoint, *(lora.path for lora in loras))):
         if not Path(path).exists():
             raise ValueError(f"{path} does not exist; {DOWNLOAD_HINT}")
     sampling = {name: getattr(config, name) for name in SAMPLING_SETTINGS if getattr(config, name) is not None}
@@ -81,15 +89,17 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> LongLivePipe
         if config.checkpoint is None:
             raise ValueError("wan_dir is given without checkpoint; give longlive_base.pt or another checkpoint of the same layout")
         pipe = LongLivePipeline.from_original(
-            config.wan_dir, config.checkpoint, config.lora, torch_dtype=dtype, attention=config.attention, **sampling
+            config.wan_dir, config.checkpoint, loras, which=config.which, torch_dtype=dtype, attention=config.attention, **sampling
         )
     else:
         model = config.model or "miniature"
         if model != "miniature" and not Path(model).is_dir():
             raise ValueError(f"the model folder {model} does not exist; {DOWNLOAD_HINT}")
         pipe = LongLivePipeline.from_pretrained(model, torch_dtype=dtype, attention=config.attention, **sampling)
-        if config.lora is not None:
-            pipe.load_lora_weights(config.lora)
+        for lora in loras:
+            pipe.load_lora_weights(lora.path, strength=lora.strength, alpha=lora.alpha, which=lora.which)
+        if loras:
+            pipe.fuse_lora()
     pipe.place_text_encoder(config.text_encoder)
     pipe.accelerate(
         quantize=config.quantize,
@@ -167,13 +177,36 @@ def pixel_scale(config: InferenceConfig, height: int, width: int) -> int:
     return config.scale or max(1, math.ceil(256 / max(height, width)))
 
 
+def given_images(config: InferenceConfig, pipe: LongLivePipeline) -> dict[str, Any]:
+    """What a video begins with or continues, as `LongLivePipeline.session` takes it; empty without either. Raises ValueError for files
+    that cannot be read.
+    """
+    if config.image is not None:
+        try:
+            return {"image": Image.open(config.image).convert("RGB")}
+        except OSError as error:
+            raise ValueError(f"{config.image} cannot be read as a picture: {error}") from error
+    if config.continue_from is None:
+        return {}
+    most = pipe.timing.num_frames(max(pipe.info.window, pipe.info.block))
+    with video.readable(config.continue_from):
+        newest = list(deque(video.images_of(config.continue_from), maxlen=most))
+        if not newest:
+            raise ValueError("it has no frames")
+    return {"video": np.stack(newest)}
+
+
 def picture_settings(config: InferenceConfig, pipe: LongLivePipeline, device: torch.device) -> dict[str, Any]:
     """Everything that decides what a video of given prompts, length and seed looks like."""
-    height, width = video_size(config, pipe)
+    (height, width), loras = video_size(config, pipe), lora_files(config.lora, alpha=config.lora_alpha)
     return {
         "model": config.model or config.wan_dir or "miniature",
         "checkpoint": config.checkpoint,
-        "lora": config.lora,
+        "lora": [lora.path for lora in loras],
+        **{name: file_digest(Path(file)) for name, file in (("image", config.image), ("video", config.continue_from)) if file is not None},
+        **({} if config.num_frames is None else {"num_frames": config.num_frames}),
+        **({} if config.which is None else {"which": config.which}),
+        **({} if all(lora[1:] == LoraFile("")[1:] for lora in loras) else {"lora_strengths": [lora[1:] for lora in loras]}),
         **pipe.info._asdict(),
         **{name: pipe.config[name] for name in ("context_timestep", "fresh_noise", "guidance_scale", "guided_blocks")},
         "height": height,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from longlive.checkpoints.lora import ADAPTER_CONFIG, lora_files
 from longlive.checkpoints.store import WEIGHTS
 from longlive.config import InferenceConfig
 from longlive.files import digest_of, file_digest, read_json_if_whole, write_json
@@ -35,7 +36,10 @@ def weight_files(config: InferenceConfig) -> list[Path]:
     elif (config.model or "miniature") in BUNDLED:
         files = [file for file in files if "teacher" not in file.parts]
     decoder = None if config.decoder == "full" else find_tiny_vae(place) if config.decoder == "tiny" else config.decoder
-    for path in map(Path, filter(None, (config.checkpoint, config.lora, decoder))):
+    loras = [Path(lora.path) for lora in lora_files(config.lora)]
+    beside = [path.parent / ADAPTER_CONFIG for path in loras if path.stem == "adapter_model"]  # it says how strong the LoRA is
+    loras += [path for path in beside if path.is_file()]
+    for path in (*map(Path, filter(None, (config.checkpoint, decoder))), *loras):
         files += [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
     return list(dict.fromkeys(files))
 

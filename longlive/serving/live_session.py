@@ -118,6 +118,8 @@ class LiveSession:
 
     def update_prompt(self, text: str, transition: Transition, *, about: dict[str, Any] | None = None) -> None:
         """Switch to `text` at the first block after it has been encoded. `about`: more that `accepted` says."""
+        if self.ended is not None:  # the client is told why
+            return
         self.last_activity = time.monotonic()
         self._awaited = text, self.last_activity
 
@@ -136,6 +138,8 @@ class LiveSession:
 
     def pause(self, paused: bool) -> None:
         """Make no more blocks, or continue."""
+        if self.ended is not None:
+            return
         self.last_activity = time.monotonic()
         if paused:
             self.stepped.pause()
@@ -147,6 +151,8 @@ class LiveSession:
 
     def restart(self, seed: int | None) -> None:
         """Begin another video with the newest prompt, from `seed` or from the same noise again."""
+        if self.ended is not None:
+            return
         self.last_activity = time.monotonic()
         self.flow.begin_at_once()
         self.stepped.restart(seed)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from longlive.checkpoints import configs, store
+from longlive.checkpoints.lora import load_lora
 from longlive.engine.apply import Recipe, apply
 from longlive.engine.sharding import clip_gradients, full_state, load_optimizer_state, load_state, optimizer_state, sharded_state
 from longlive.models.lora import add_lora, lora_state, merge_lora
@@ -30,7 +31,7 @@ def load_network(
         network = WanTransformer(**config)
     store.fill(network, loaded.state, what=f"the transformer of {path}", dtype=torch.float32 if lora else dtype)
     if lora is not None:
-        network = merge_lora(network, store.load_lora(lora))
+        network = merge_lora(network, load_lora(lora))
     torch.nn.Module.to(network, device, dtype)
     return network.requires_grad_(False)
 

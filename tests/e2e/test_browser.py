@@ -208,14 +208,17 @@ def test_look_back_while_it_goes_on_and_let_others_watch(served, browser, format
     time.sleep(1.5)
     live = read(seen(page))
 
+    page.keyboard.press("Escape")
+    until_state(page, "paused")
     page.click("#timeline .entry >> nth=0")
     until(page, "window.longlive.lookingBack")
-    assert page.inner_text("#state") == "Looking back" and page.is_enabled("#live")
-    back, segments = read(seen(page, 16)), page.evaluate("window.longlive.segments")
+    assert page.inner_text("#state") == "Looking back" and page.is_enabled("#live") and not page.is_visible("#held")
+    time.sleep(1.0)
+    back, before = read(seen(page, 4)), page.evaluate("({...window.longlive.span, segments: window.longlive.segments})")
     assert (back["background"], live["background"]) == (palette("black"), palette("white"))
-    until(page, f"window.longlive.segments > {segments} + 2")  # the video goes on
-    before = page.evaluate("window.longlive.span")
     assert before["end"] - before["time"] > 1
+    page.keyboard.press("Escape")  # plays on from there, and the video goes on too
+    until(page, f"window.longlive.segments > {before['segments']} + 2 && window.longlive.span.time > {before['time']} + 0.5")
     page.keyboard.press("Alt+l")
     until(page, "!window.longlive.lookingBack")
     time.sleep(1.0)

@@ -60,7 +60,8 @@ class StandIn:
     def memory_needed(self, num_latent_frames, height, width, batch=1):
         return 1000 * height * width
 
-    def session(self, prompts, *, num_latent_frames, height, width, seed, ahead):
+    def session(self, prompts, *, height, width, seed, ahead, num_latent_frames=None, num_frames=None):
+        num_latent_frames = num_latent_frames or self.timing.resolve(None, None, num_frames)
         timeline = Timeline(seed, {**self.info._asdict(), "height": height, "width": width, "context_timestep": 0.0})
         return StandInSession(timeline, self.blocks(prompts, num_latent_frames, height, width, timeline))
 
@@ -410,7 +411,8 @@ BAD = {
         ["--prompt", "a", "num_latent_frames=10"],
         "10 latent frames cannot be cut into blocks of 3; choose a multiple, 9",
     ),
-    "pixel frames": (["--prompt", "a", "num_frames=80"], "num_frames 80 is not the length of a video in blocks of 3 latent frames"),
+    "no picture": (["--prompt", "a", "image=nowhere.png"], "nowhere.png does not exist"),
+    "two beginnings": (["--prompt", "a", "--image=a", "--continue=b"], "both image and continue_from are given; choose one"),
     "no pixel frames": (["--prompt", "a", "num_frames=0"], "num_frames 0: a video has at least one block"),
     "two kinds of frames": (["num_frames=9", "num_latent_frames=3"], "both num_latent_frames and num_frames are given; choose one"),
     "height": (["--prompt", "a", "height=40"], "height 40 is not divisible by 16; choose 32"),

@@ -4,10 +4,13 @@ import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from longlive import video
+from longlive.checkpoints.lora import LoraFile
 from longlive.config import InferenceConfig
 from longlive.programs import inference, loading
 from tests.e2e.test_programs import StandIn
@@ -38,8 +41,11 @@ class Watched(StandIn):
         cls.facts |= {"loaded": files, "dtype": torch_dtype, "attention": attention, **sampling}
         return cls()
 
-    def load_lora_weights(self, path):
-        self.facts["lora"] = path
+    def load_lora_weights(self, path, **settings):
+        self.facts["lora"] = [*self.facts.get("lora", ()), (path, *settings.values())]
+
+    def fuse_lora(self):
+        pass
 
     def to(self, device):
         self.facts["on"] = str(device)
@@ -52,7 +58,11 @@ class Watched(StandIn):
 
     def session(self, prompts, **settings):
         made = self.facts.setdefault("videos", [])
-        made.append({"prompts": [cue.prompt for cue in prompts.cues], "length": settings["num_latent_frames"], "seed": settings["seed"]})
+        length = settings.get("num_latent_frames") or {"num_frames": settings["num_frames"]}
+        made.append({"prompts": [cue.prompt for cue in prompts.cues], "length": length, "seed": settings["seed"]})
+        for name in ("image", "video"):
+            if name in settings:
+                self.facts[name] = np.asarray(settings.pop(name)).shape
         self.facts["switches"] = [dataclasses.astuple(cue)[0] for cue in prompts.cues][1:]
         return super().session(prompts, **settings)
 
@@ -68,6 +78,10 @@ def facts_of(folder, *settings):
         patch.setattr(loading, "LongLivePipeline", pipeline)
         for name, content in FILES.items():
             Path(name).write_text(content)
+        Image.new("RGB", (6, 4), "red").save("a.png")
+        with video.VideoWriter("a.mp4") as writer:
+            writer.write(np.zeros((9, 32, 48, 3), np.uint8))
+        Path("a.mp4").rename("a.video")
         assert inference.main([*words, *settings], description="a test", default_config=Path("none.yaml")) == 0
         first, *_ = files = sorted(Path(".").rglob("*.mp4"))
         crf = re.search(rb"crf=([\d.]+)", first.read_bytes())[1].decode()  # x264 writes its settings into the stream
@@ -88,9 +102,20 @@ def one(**changes):
 
 TABLE = {
     "model": (["model=.."], {"loaded": ".."}),
-    "wan_dir": (["wan_dir=.", "checkpoint=weights.pt"], {"loaded": (".", "weights.pt", None)}),
-    "checkpoint": (["wan_dir=.", "checkpoint=lora.pt", "lora=weights.pt"], {"loaded": (".", "lora.pt", "weights.pt")}),
-    "lora": (["lora=lora.pt"], {"lora": "lora.pt"}),
+    "wan_dir": (["wan_dir=.", "checkpoint=weights.pt"], {"loaded": (".", "weights.pt", [])}),
+    "checkpoint": (
+        ["wan_dir=.", "checkpoint=lora.pt", "lora=weights.pt"],
+        {"loaded": (".", "lora.pt", [LoraFile("weights.pt")])},
+    ),
+    "which": (["wan_dir=.", "checkpoint=lora.pt", "which=ema"], {"loaded": (".", "lora.pt", []), "which": "ema"}),
+    "lora": (
+        ["lora=[lora.pt:0.8,{path: weights.pt, strength: 2, alpha: 3}]"],
+        {"lora": [("lora.pt", 0.8, None, None), ("weights.pt", 2.0, 3.0, None)]},
+    ),
+    "lora_alpha": (
+        ["--lora", "lora.pt", "--lora=weights.pt:2", "lora_alpha=8"],
+        {"lora": [("lora.pt", 1.0, 8.0, None), ("weights.pt", 2.0, 8.0, None)]},
+    ),
     "dtype": (["dtype=bfloat16"], {"dtype": torch.bfloat16}),
     "threads": (["threads=2"], {"threads": 2}),
     "text_encoder": (["text_encoder=on_demand"], {"text encoder": "on_demand"}),
@@ -104,7 +129,9 @@ TABLE = {
     "prompts": (["prompts=a.txt"], {"videos": one(prompts=["one"])["videos"] + one(prompts=["two"])["videos"]}),
     "seconds": (["seconds=1"], one(length=6)),
     "num_latent_frames": (["num_latent_frames=9"], one(length=9)),
-    "num_frames": (["num_frames=21"], one(length=6)),
+    "num_frames": (["num_frames=21"], one(length={"num_frames": 21})),
+    "image": (["image=a.png"], {"image": (4, 6, 3), **one(length=4)}),
+    "continue_from": (["--continue", "a.video"], {"video": (9, 32, 48, 3)}),
     "height": (["height=64"], {"size": (64, 32)}),
     "width": (["width=64"], {"size": (32, 64)}),
     "seed": (["seed=5"], one(seed=5)),

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan
 from transformers import UMT5Config, UMT5EncoderModel
 
 import train
-from longlive.checkpoints import store
+from longlive.checkpoints.lora import load_lora
 from longlive.miniature.language import build_tokenizer
 from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
@@ -45,7 +45,7 @@ def test_the_long_recipe_starts_at_240_frames(tmp_path):
     assert {"generator/loss", "critic/loss"} <= both.keys() and "generator/loss" not in critic
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert both["video/frames"] == 39 and critic["video/frames"] == 57  # clips of 21, 18, 18 frames of one video
-    lora = store.load_lora(run / "export" / "lora.pt")
+    lora = load_lora(run / "export" / "lora.pt")
     assert len(lora) == 2 * 2 * 10 and {tensor.shape[0] for name, tensor in lora.items() if "lora_A" in name} == {256}
     assert max(tensor.abs().max() for name, tensor in lora.items() if "lora_B" in name) > 0
     merge_lora(load_network(tmp_path / "model"), lora)

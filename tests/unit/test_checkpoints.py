@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, processors
 
 from longlive.checkpoints import configs, convert, store
+from longlive.checkpoints.lora import load_lora, lora_ranks, lora_to_diffusers, lora_to_longlive
 from longlive.checkpoints.store import WeightsKind
 from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
@@ -154,7 +155,7 @@ LORA_LAYOUTS = {
     "named adapter": lambda lora: {name.replace(".weight", ".default.weight"): tensor for name, tensor in lora.items()},
     "fsdp": lambda lora: {name.replace("blocks.0.", "blocks.0._fsdp_wrapped_module."): tensor for name, tensor in lora.items()},
     "no prefix": lambda lora: {name.removeprefix("base_model.model."): tensor for name, tensor in lora.items()},
-    "diffusers": convert.lora_to_diffusers,
+    "diffusers": lora_to_diffusers,
 }
 
 
@@ -162,8 +163,8 @@ LORA_LAYOUTS = {
 def test_every_lora_gives_the_released_names(layout, tmp_path):
     lora = golden("lora_weights")
     torch.save(layout(lora), tmp_path / "lora.pt")
-    assert_equal(store.load_lora(tmp_path / "lora.pt"), lora)
-    assert convert.lora_rank(lora) == 4
+    assert_equal(load_lora(tmp_path / "lora.pt"), lora)
+    assert lora_ranks(lora) == [4]
 
 
 def test_diffusers_reads_the_lora_we_write_and_we_read_it_back(tmp_path):
@@ -181,14 +182,14 @@ def test_diffusers_reads_the_lora_we_write_and_we_read_it_back(tmp_path):
     assert all(torch.allclose(fused[name], ours[name], atol=1e-6) for name in ours)
     assert not torch.equal(fused["blocks.0.ffn.2.weight"], golden("dit_weights")["blocks.0.ffn.2.weight"])
     assert program("--from", tmp_path / "out" / "pytorch_lora_weights.safetensors", "--to", "longlive", "--output", tmp_path / "back") == 0
-    assert_equal(store.load_lora(tmp_path / "back" / "models" / "lora.pt"), lora)
+    assert_equal(load_lora(tmp_path / "back" / "models" / "lora.pt"), lora)
 
 
 def test_a_peft_folder_brings_its_alpha(tmp_path):
     lora = golden("lora_weights")
     save_file(lora, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
-    read = store.load_lora(tmp_path)
+    read = load_lora(tmp_path)
     assert all(torch.equal(read[name], tensor * (2 if ".lora_B." in name else 1)) for name, tensor in lora.items())
 
 
@@ -212,10 +213,10 @@ def test_broken_loras_are_refused(tmp_path):
     lora = golden("lora_weights")
     name = next(iter(lora))
     with pytest.raises(ValueError, match=r"but not .*; the file is incomplete"):
-        convert.lora_to_longlive({other: tensor for other, tensor in lora.items() if other != name})
+        lora_to_longlive({other: tensor for other, tensor in lora.items() if other != name})
     wider = {key: tensor.repeat(2, 1) if key == name else tensor for key, tensor in lora.items()}
-    with pytest.raises(ValueError, match=r"mixes ranks \[4, 8\]"):
-        convert.lora_to_longlive(wider)
+    with pytest.raises(ValueError, match=r"do not go together: A is \[8, 96\], B is \[96, 4\]"):
+        lora_to_longlive(wider)
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------------------
@@ -240,7 +241,7 @@ def test_each_kind_is_told_and_taken_for_nothing_else(kind, tmp_path):
     assert store.identify(state) is kind
     readers = {
         store.load_transformer: (WeightsKind.WAN, WeightsKind.WAN_DIFFUSERS),
-        store.load_lora: (WeightsKind.LORA,),
+        load_lora: (WeightsKind.LORA,),
         store.load_vae: (WeightsKind.VAE, WeightsKind.VAE_DIFFUSERS),
         store.load_text_model: (WeightsKind.TEXT, WeightsKind.TEXT_TRANSFORMERS),
     }
@@ -312,7 +313,7 @@ def test_missing_files_say_what_to_download_to_where(tmp_path):
     for load in (store.load_transformer, store.load_vae, store.load_text_encoder):
         with pytest.raises(FileNotFoundError, match=f"hf download Wan-AI/Wan2.1-T2V-1.3B --local-dir {wan}$"):
             load(wan)
-    for load, file in ((store.load_transformer, "longlive_base.pt"), (store.load_lora, "lora.pt")):
+    for load, file in ((store.load_transformer, "longlive_base.pt"), (load_lora, "lora.pt")):
         with pytest.raises(FileNotFoundError, match=f"hf download Efficient-Large-Model/LongLive-1.3B --local-dir {longlive}$"):
             load(longlive / "models" / file)
 

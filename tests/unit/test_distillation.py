@@ -9,6 +9,7 @@ from diffusers import AutoencoderKLWan
 
 from longlive.cache.window import Window
 from longlive.checkpoints import store
+from longlive.checkpoints.lora import load_lora
 from longlive.config import DistillationConfig
 from longlive.engine.apply import Recipe, Sharding, apply
 from longlive.engine.sharding import full_state
@@ -305,8 +306,8 @@ def test_a_stage_exports_what_inference_wants(tmp_path, rank):
         network = load_network(tmp_path)
         assert not torch.equal(answer(network), answer(stage.generator.network))  # the average, not the newest weights
     else:
-        network = merge_lora(base, store.load_lora(tmp_path / "lora.pt"))
-        critic = merge_lora(small_network(1), store.load_lora(tmp_path / "lora.pt", which="critic_lora"))
+        network = merge_lora(base, load_lora(tmp_path / "lora.pt"))
+        critic = merge_lora(small_network(1), load_lora(tmp_path / "lora.pt", which="critic_lora"))
         torch.testing.assert_close(answer(critic), answer(stage.critic.network), atol=1e-5, rtol=0)
     torch.testing.assert_close(answer(network), answer(stage.exported_generator), atol=1e-5, rtol=0)
     assert (answer(network) - answer(small_network(0))).abs().max() > 1e-3

@@ -15,6 +15,8 @@ from fastapi import HTTPException
 
 from longlive import LongLivePipeline, video
 from longlive.config import ServeConfig
+from longlive.generation.caches import decoder_activation_bytes, decoder_memory_bytes
+from longlive.generation.session import SessionVideo
 from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Transition
 from longlive.serving.access import Access, Intake, RateLimiter, is_local
@@ -539,6 +541,37 @@ def test_a_newer_prompt_before_the_first_is_encoded(scheduler, monkeypatch):
     other.wait(lambda: len(other.segments) >= 1)
     assert asked == ["somebody else's", "bad", "the first"] and one.segments[0].message["prompt"] == "the first"
     assert [message["code"] for message in one.messages] == ["bad_prompt"]
+
+
+@pytest.mark.parametrize("decoders", [1, 2])
+def test_as_many_sessions_decode_at_a_time_as_memory_is_reserved_for(pipe, tmp_path, monkeypatch, decoders):
+    decode, working, most = SessionVideo.decode, [], []
+
+    def slow(video, block):
+        working.append(video)
+        most.append(len(working))
+        time.sleep(0.1)
+        try:
+            return decode(video, block)
+        finally:
+            working.remove(video)
+
+    monkeypatch.setattr(SessionVideo, "decode", slow)
+    scheduler = SessionScheduler(pipe, folder=tmp_path, max_sessions=2, height=32, width=32, scale=1, decoders=decoders)
+    scheduler.start()
+    try:
+        for watcher in [begin(scheduler), begin(scheduler)]:
+            watcher.wait(lambda w=watcher: len(w.segments) >= 6)
+    finally:
+        scheduler.stop()
+    assert max(most) == decoders
+
+
+def test_what_sessions_reserve(pipe):
+    at_work = [pipe.transient_bytes(decoders=n) for n in range(3)]
+    one = decoder_activation_bytes(pipe.vae, 32, 32, latent_frames=3)
+    assert at_work[0] > 0 and at_work[2] - at_work[1] == at_work[1] - at_work[0] == one > 0
+    assert pipe.session_bytes() > decoder_memory_bytes(pipe.vae, 32, 32) > 0
 
 
 def test_a_model_failure_ends_only_its_session(scheduler, monkeypatch):

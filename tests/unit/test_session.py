@@ -12,7 +12,7 @@ import torch
 from longlive import LongLivePipeline
 from longlive.generation.conditioning import Conditioner
 from longlive.generation.cues import Cue, PromptQueue
-from longlive.generation.session import SessionVideo
+from longlive.generation.session import SessionFailed, SessionVideo
 from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Transition
 
@@ -221,6 +221,87 @@ def test_an_error_in_a_block_is_raised_by_the_iteration(pipe, monkeypatch):
         for _ in range(3):
             next(session)
     session.stop()
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("where", ["block", "decode"])
+def test_a_session_that_failed_says_so_at_every_use(pipe, monkeypatch, where, ahead):
+    """An error or Ctrl-C within a block: no silence afterwards, and no block that was made from half a state."""
+    session = pipe.session(PROMPT, seed=0, num_latent_frames=12, ahead=ahead)
+    next(session)
+    broken = RuntimeError("the device is gone") if ahead and where == "block" else KeyboardInterrupt()
+
+    def fail(*_):
+        raise broken
+
+    monkeypatch.setattr(SessionVideo, "next_block" if where == "block" else "decode", fail)
+    with pytest.raises(type(broken)):
+        for _ in range(3):
+            next(session)
+    monkeypatch.undo()
+    for use in (
+        lambda: next(session),
+        lambda: list(session),
+        lambda: session.prompt(PROMPT),
+        session.pause,
+        session.resume,
+        session.restart,
+        lambda: session._steps.prompt_when_encoded(PROMPT),
+    ):
+        with pytest.raises(SessionFailed) as failed:
+            use()
+        assert "this session ended within a block" in str(failed.value) and failed.value.__cause__ is broken
+    assert session.timeline.num_latent_frames >= 3
+    session.stop()
+
+
+def test_an_interrupted_wait_loses_no_block(pipe, monkeypatch):
+    """Ctrl-C while another thread makes the block: iteration continues with that block."""
+    expected = images(pipe.session(PROMPT, seed=0, num_latent_frames=12))
+    session = pipe.session(PROMPT, seed=0, num_latent_frames=12, ahead=True)
+    blocks, interrupted = [], []
+
+    def interrupt(futures):
+        if len(interrupted) <= len(blocks):
+            interrupted.append(len(blocks))
+            raise KeyboardInterrupt
+        return wait(futures)
+
+    monkeypatch.setattr("longlive.generation.session.wait", interrupt)
+    for _ in range(9):
+        try:
+            blocks.append(next(session))
+        except KeyboardInterrupt:
+            continue
+        except StopIteration:
+            break
+    assert len(blocks) == 4 and interrupted[:4] == [0, 1, 2, 3]
+    assert torch.equal(images(blocks), expected)
+
+
+@pytest.mark.parametrize("seed", [2**70, 2**63, -1, 1.5, "1", True])
+def test_a_seed_is_checked_when_it_is_given(pipe, seed):
+    session = pipe.session(PROMPT, seed=0)
+    with pytest.raises(ValueError, match=r"choose a whole number from 0 to 2.63 - 1"):
+        session.restart(seed)
+    with pytest.raises(ValueError, match=r"choose a whole number from 0 to 2.63 - 1"):
+        pipe.session(PROMPT, seed=seed)
+    assert next(session).video_index == 0
+
+
+def test_what_a_session_is_given_is_checked_at_once(pipe):
+    for settings, words in (
+        ({"batch": 0}, "batch 0"),
+        ({"generator": [torch.Generator()] * 2}, "2 generators for 1 videos"),
+        ({"height": 32.0}, "height 32.0"),
+        ({"num_latent_frames": True}, "num_latent_frames True"),
+        ({"prompt": None}, "the prompt .*is a NoneType, not text"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pipe.session(**{"prompt": PROMPT} | settings)
+    session = pipe.session(PROMPT, seed=0)
+    with pytest.raises(ValueError, match="is a int, not text"):
+        session.prompt(3)
 
 
 class SlowEncoder:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from longlive.cache.window import Window
+from longlive.checkpoints.lora import load_lora
 from longlive.config import TrainConfig
 from longlive.engine import low_precision
 from longlive.engine.low_precision import use_bfloat16_linears
@@ -266,7 +267,7 @@ def test_every_stage_resumes_bit_for_bit_and_the_exports_make_a_pipeline(tmp_pat
     from longlive.checkpoints import store
 
     encoder, tokenizer = store.load_text_encoder(exports["language"])
-    transformer = merge_lora(load_network(exports["init"]), store.load_lora(exports["long"] / "lora.pt"))
+    transformer = merge_lora(load_network(exports["init"]), load_lora(exports["long"] / "lora.pt"))
     pipe = LongLivePipeline(
         transformer.eval(),
         store.load_vae(exports["autoencoder"]),

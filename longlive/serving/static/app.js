@@ -1,6 +1,6 @@
 // The page: connects its controls to a session and shows the session's state.
 
-import { address, parameters, watched } from "./access.js";
+import { parameters, watched } from "./access.js";
 import { Fullscreen } from "./fullscreen.js";
 import { LookBack } from "./look_back.js";
 import { Pieces } from "./pieces.js";
@@ -12,6 +12,7 @@ import { Session } from "./session.js";
 import { Share } from "./share.js";
 import { Stage } from "./stage.js";
 import { forget, recall, remember } from "./storage.js";
+import { Takes, fileAddress } from "./takes.js";
 import { Timeline, clock } from "./timeline.js";
 
 const STORED_SESSION = "session";
@@ -37,6 +38,7 @@ const lookBack = new LookBack(() => session, (prompt) => {
 });
 const fullscreen = new Fullscreen();
 const share = new Share();
+new Takes(["download-recording", "download-timeline"].map(element), () => session);
 const watching = watched(); // somebody else's session; null: sessions of one's own
 const format = bestFormat(parameters.get("format"));
 
@@ -239,17 +241,15 @@ function panel(state, words) {
 }
 
 function showDownloads() {
-  for (const [id, path, file] of [
-    ["download-recording", `/recording/${session?.id}.mp4`, "longlive.mp4"],
-    ["download-timeline", `/timeline/${session?.id}`, "longlive.timeline.json"],
+  for (const [id, kind, file] of [
+    ["download-recording", "recording", "longlive.mp4"],
+    ["download-timeline", "timeline", "longlive.timeline.json"],
   ]) {
     const link = element(id);
     const ready = session !== null && session.segments > 0 && session.key !== null;
     link.ariaDisabled = String(!ready);
     if (ready) {
-      const url = address(path);
-      url.searchParams.set("key", session.key);
-      link.href = url;
+      link.href = fileAddress(kind, session);
       link.download = file;
     } else {
       link.removeAttribute("href");

@@ -137,6 +137,7 @@ export class JpegPlayer {
     if (this.#look !== null) {
       this.#look = Math.min(this.#time, this.#look + Math.min((now - this.#before) / 1000, LONGEST_STEP));
       this.#drawKept();
+      if (this.#look === this.#time) this.#look = null; // it has caught up
     }
     this.#before = now;
     const due = this.#queue.findLastIndex(({ time }) => time <= this.#time);

@@ -237,6 +237,7 @@ export class Mp4Player {
   }
 
   #shown(time, at) {
+    if (this.#live !== null && this.#playing && time > this.#liveTime() - TOLERANCE) this.#live = null; // it has caught up
     const current = this.#segments.at(time);
     if (current !== undefined) this.#events.shown(current.segment, time, at);
   }

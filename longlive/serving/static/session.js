@@ -13,6 +13,7 @@ export class Session {
   paused = false;
   ownerPaused = false; // of a session that is watched
   seed = null;
+  videos = 0; // that were ended by a restart
   segments = 0; // that can be played
   seconds = 0; // of video that can be played
   fps = null; // of generation, frames per second
@@ -203,6 +204,7 @@ export class Session {
         break;
       case "state":
         this.seed = message.seed;
+        this.videos = message.video_index;
         this.ownerPaused = this.watching && message.paused;
         break;
       case "notice":
@@ -224,6 +226,7 @@ export class Session {
     this.key = ownerKey ?? watchKey;
     this.watchKey = watchKey;
     this.seed = seed;
+    this.videos = video_index;
     this.#connected = this.#answered = true;
     this.#position = null;
     this.#events.model(model);
