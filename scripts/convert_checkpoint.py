@@ -27,7 +27,7 @@ from diffusers import UniPCMultistepScheduler
 from diffusers import __version__ as diffusers_version
 
 from longlive.checkpoints import configs, convert, store
-from longlive.checkpoints.lora import load_lora, lora_ranks, lora_to_diffusers
+from longlive.checkpoints.lora import load_lora, lora_files, lora_ranks, lora_to_diffusers
 from longlive.checkpoints.store import WeightsKind
 from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
@@ -50,8 +50,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--to", choices=LAYOUTS, help="layout to write; without it the source is only described")
     parser.add_argument("--output", type=Path, help="folder to write to")
     parser.add_argument("--which", help="part of a checkpoint: generator, generator_ema, critic, generator_lora, …")
-    parser.add_argument("--lora", type=Path, help="a LoRA to merge into the transformer")
-    parser.add_argument("--alpha", type=float, help="alpha of that LoRA (default: its rank)")
+    parser.add_argument("--lora", type=Path, help="a LoRA to merge into the transformer, FILE or FILE:STRENGTH")
+    parser.add_argument("--alpha", type=float, help="alpha of that LoRA, if it does not say its own (default: its rank)")
     parser.add_argument("--num-heads", type=int, help="for a single file whose heads are not 128 wide")
     parser.add_argument("--dtype", choices=DTYPES, default="keep")
     parser.add_argument("--max-shard-size", default="5GB")
@@ -94,7 +94,8 @@ def convert_transformer(args: argparse.Namespace) -> Iterator[str]:
         model = WanTransformer(**(config or configs.transformer_config(state, num_heads=args.num_heads)))
     store.fill(model, state, what=f"a transformer of {model.config.num_layers} blocks of width {model.config.dim}")
     if args.lora is not None:
-        merge_lora(model, load_lora(args.lora), alpha=args.alpha)
+        for lora in lora_files(str(args.lora), alpha=args.alpha):
+            merge_lora(model, load_lora(lora.path, alpha=lora.alpha), strength=lora.strength)
         yield f"merged {args.lora}"
     if args.to is not None:
         torch.nn.Module.to(model, DTYPES[args.dtype] or model.dtype)

@@ -316,7 +316,7 @@ def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
     typist.join()
     assert status == 0 and 'from the next block on: "twö"' in said
     assert "the miniature understands shape (circle, square" in said and 'the miniature does not know "three"; it understands' in said
-    written = the_json("typed-*[0-9]")
+    written = the_json("typed-*-????")
     assert [entry["prompt"] for entry in written["prompts"]] == ["one circle", "twö", "three"]
     assert written["complete"] and (not seconds or written["images"] == 165)
     os.close(read)
