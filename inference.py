@@ -4,12 +4,8 @@ Without arguments the miniature that comes with the package makes the videos of 
 """
 
 import sys
-from pathlib import Path
 
-from longlive.programs.inference import main
-
-DESCRIPTION = "Makes videos from prompts, each of any length, each prompt in a file a video of its own."
-DEFAULT_CONFIG = Path(__file__).parent / "configs" / "miniature" / "inference.yaml"
+from longlive.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main(description=DESCRIPTION, default_config=DEFAULT_CONFIG))
+    sys.exit(run("generate", sys.argv[1:], prog="inference.py"))

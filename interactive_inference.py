@@ -5,12 +5,8 @@ miniature that comes with the package.
 """
 
 import sys
-from pathlib import Path
 
-from longlive.programs.inference import main
-
-DESCRIPTION = "Makes a video whose prompt changes on the way: as a file of prompts says, or as you type."
-DEFAULT_CONFIG = Path(__file__).parent / "configs" / "miniature" / "interactive_inference.yaml"
+from longlive.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main(description=DESCRIPTION, default_config=DEFAULT_CONFIG, interactive=True))
+    sys.exit(run("live", sys.argv[1:], prog="interactive_inference.py"))

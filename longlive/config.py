@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import Any, Literal
 
 RELATIVE_TO_FILE = {"relative_to_file": True}  # marks a setting whose path, in a YAML file, is relative to that file's folder
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises ValueError for a number of CPU threads with which no process can start."""
+    most = max(256, os.cpu_count() or 1)
+    if threads is not None and not 1 <= threads <= most:
+        raise ValueError(f"threads {threads}: choose 1 to {most}; more than there are cores make nothing faster")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +67,7 @@ class InferenceConfig:
     context_timestep: float | None = None  # t (0 to 1000) at which finished frames pass to be cached; no noise is added
     keep_sink: bool | None = None  # at a prompt switch (global_sink of the released configurations); false: recached frames are the sink
     recache: Literal["joint", "causal", "none", "clear"] | None = None  # of the past at a switch; all but joint are for comparison
-    relative_rope: bool | None = None  # rotate the sink's keys to just before the window: positions stay in the trained range
+    relative_rope: bool | str | None = None  # rotate the sink's keys to just before the window; auto (or None): beyond 120 latent frames
 
     # output
     output: str = "outputs"
@@ -67,6 +75,8 @@ class InferenceConfig:
     scale: int | None = None  # repeat every pixel this many times; None: enough for 256 pixels
     crf: int = 18  # H.264 quality: 0 lossless, 51 worst
     overwrite: bool = False  # replace finished videos
+    realtime: bool | None = None  # generate no faster than the video plays; None: when a person types at a terminal
+    show: Literal["page", "terminal"] | None = None  # while prompts are typed: the page in a browser, or a picture in the terminal
 
     def __post_init__(self) -> None:
         lengths = ("seconds", "num_latent_frames", "num_frames")
@@ -89,8 +99,17 @@ class InferenceConfig:
             raise ValueError(f"which={self.which} names a part of a checkpoint; give checkpoint, or leave which out")
         if self.lora_alpha is not None and self.lora is None:
             raise ValueError("lora_alpha is given without lora; give the LoRA, or leave lora_alpha out")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads {self.threads}: at least one")
+        check_threads(self.threads)
+        if self.window is not None and self.window != -1 and self.window < 1:
+            raise ValueError(f"window {self.window}: choose latent frames, or -1 for all of them")
+        if self.sink is not None and self.sink < 0:
+            raise ValueError(f"sink {self.sink}: choose 0 or more latent frames")
+        if self.timestep_shift is not None and not 0 < self.timestep_shift < math.inf:
+            raise ValueError(f"timestep_shift {self.timestep_shift}: choose a number above 0")
+        if self.context_timestep is not None and not 0 <= self.context_timestep <= 1000:
+            raise ValueError(f"context_timestep {self.context_timestep}: choose one from 0 to 1000")
+        if isinstance(self.relative_rope, str) and self.relative_rope != "auto":
+            raise ValueError(f"relative_rope {self.relative_rope!r}: choose auto, true or false")
         if self.decode_latent_frames is not None and self.decode_latent_frames < 1:
             raise ValueError(f"decode_latent_frames {self.decode_latent_frames}: at least one latent frame is decoded in a call")
         if self.low_memory:
@@ -127,6 +146,7 @@ class ServeConfig:
     idle_minutes: float = 10.0  # a session from which no client reads ends after this time
     realtime: bool = True  # generate no faster than the video is played
     output: str = "outputs/live"  # folder of recordings and timelines
+    open_page: bool = False  # in a browser, once the server listens
     scale: int | None = None  # repeat every pixel this many times; None: enough for 256 pixels
     video: InferenceConfig = dataclasses.field(default_factory=InferenceConfig)  # the model, its size and sampling
 
@@ -134,6 +154,8 @@ class ServeConfig:
         for name, least in (("port", 0), ("prompt_chars", 1), ("messages_per_second", 0.1), ("idle_minutes", 0.01)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)} is too small; choose at least {least}")
+        if self.port > 65535:
+            raise ValueError(f"port {self.port}: choose one from 0 (any that is free) to 65535")
         if self.max_sessions is not None and self.max_sessions < 1:
             raise ValueError(f"max_sessions {self.max_sessions}: at least one session must fit")
         if self.token is not None and len(self.token) < 8:
@@ -141,7 +163,7 @@ class ServeConfig:
         shown = ("prompt", "prompts", "timeline", "image", "continue_from", "seconds", "num_latent_frames", "num_frames")
         shown += ("switch_frame_indices", "seed", "num_samples")
         usual = InferenceConfig()
-        for name in (*shown, "output", "scale", "crf", "overwrite"):
+        for name in (*shown, "output", "scale", "crf", "overwrite", "realtime", "show"):
             if getattr(self.video, name) != getattr(usual, name):
                 why = "clients decide what is shown" if name in shown else "the server has its own settings for files (output, scale)"
                 raise ValueError(f"video.{name} is given, but {why}; leave it out")
@@ -402,6 +424,7 @@ class TrainConfig:
         for name, every in (("save_every", self.save_every), ("validate_every", self.validate_every), ("log_every", self.log_every)):
             if every < 1:
                 raise ValueError(f"{name} {every}: choose 1 step or more")
+        check_threads(self.threads)
         if self.keep_checkpoints < 0:
             raise ValueError(f"keep_checkpoints {self.keep_checkpoints}: choose 0 or more")
         if self.loss_spike_factor is not None and self.loss_spike_factor <= 1:

@@ -1,7 +1,8 @@
-"""What does this machine have, and what runs on which card? python -m longlive.doctor
+"""What does this machine have, what is missing, and what runs on which card?
 
-Prints versions, devices and attention back-ends, warns of known traps, and lists for graphics cards of several sizes the settings with
-which LongLive-1.3B makes a video of 480 x 832 there, counted part by part. Needs no weights and no GPU.
+Prints versions, devices and attention back-ends, warns of known traps, says which files each configuration needs, and lists for graphics
+cards of several sizes the settings with which LongLive-1.3B makes a video of 480 x 832 there, counted part by part. Needs no weights and
+no GPU.
 """
 
 from __future__ import annotations
@@ -9,22 +10,36 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import torch
 
+from longlive.config import InferenceConfig, ServeConfig
 from longlive.engine.low_precision import cpu_has_bfloat16
 from longlive.ops import attention
 from longlive.parallel.world import free_memory
-from longlive.programs.memory import RESERVED, Model, Parts, choose, count, ladder
+from longlive.programs.configs import CONFIGS
+from longlive.programs.memory import RESERVED, MemorySettings, Model, Parts, choose, count, ladder
 from longlive.provenance import commit, processor, version
+from longlive.settings import load
 
 CARDS = (24, 16, 12, 8, 6)  # GiB
 HEIGHT, WIDTH = 480, 832
+DISK = {  # GB that a download takes
+    "Wan-AI/Wan2.1-T2V-1.3B": 17,
+    "Wan-AI/Wan2.1-T2V-14B": 69,
+    "Efficient-Large-Model/LongLive-1.3B": 9,
+    "gdhe17/Self-Forcing": 6,
+}
+OPTIONAL = (("flash_attn", "FlashAttention 2", "flash"), ("triton", "compilation on a GPU", None), ("av", "mp4 files", None))
+OPTIONAL += (("fastapi", "the server and its page", "serve"), ("prompt_toolkit", "a line of one's own while video is made", "live"))
+OPTIONAL += (("wandb", "logging to wandb", "train"), ("matplotlib", "charts of evaluation", "eval"))
 
 
 class Machine(NamedTuple):
@@ -35,13 +50,16 @@ class Machine(NamedTuple):
     cuda: bool
     bfloat16_cpu: bool
     encoder: bool
+    torchvision: tuple[int, int] | None = None
 
     @classmethod
     def here(cls) -> Machine:
+        installed = re.match(r"(\d+)\.(\d+)", version("torchvision"))
+        torchvision = (int(installed[1]), int(installed[2])) if installed else None
         major, minor = torch.__version__.split(".")[:2]
         cuda = torch.cuda.is_available()
         cudnn = torch.backends.cudnn.version() if cuda else None
-        return cls((int(major), int(minor)), cudnn, cuda, cpu_has_bfloat16(), importlib.util.find_spec("av") is not None)
+        return cls((int(major), int(minor)), cudnn, cuda, cpu_has_bfloat16(), importlib.util.find_spec("av") is not None, torchvision)
 
 
 def warnings_for(machine: Machine) -> list[str]:
@@ -54,6 +72,12 @@ def warnings_for(machine: Machine) -> list[str]:
         )
     if machine.cuda and machine.torch == (2, 9):
         found.append("torch 2.9 is slow at Conv3d in bfloat16, which the decoder consists of; choose another version, or decoder=tiny")
+    if machine.torchvision is not None and machine.torchvision != (0, machine.torch[1] + 15):
+        fitting = f"0.{machine.torch[1] + 15}"
+        found.append(
+            f"torchvision {'.'.join(map(str, machine.torchvision))} is not that of this torch ({fitting}): transformers fails when it "
+            f"imports it; LongLive does not need it: pip uninstall torchvision, or pip install torchvision=={fitting}.*"
+        )
     if not machine.cuda:
         found.append("no GPU that torch can use: the 1.3B model needs one for real time; the miniature does not")
     if not machine.cuda and not machine.bfloat16_cpu:
@@ -86,16 +110,42 @@ def machine_lines() -> list[str]:
             f"CUDA {torch.version.cuda}, cuDNN {cudnn_name(torch.backends.cudnn.version() or 0)}"
         )
     device, dtype = (torch.device("cuda"), torch.bfloat16) if torch.cuda.is_available() else (torch.device("cpu"), torch.float32)
+    used = attention.choose("auto", device, dtype)
+    why = "the fastest of those that run here" if device.type == "cuda" else "the only one without a GPU"
+    lines.append(f"attention auto: {next(name for name, backend in attention.BACKENDS.items() if backend is used)}, {why}")
     for name in attention.BACKENDS:
         try:
             attention.choose(name, device, dtype)
             lines.append(f"attention {name}: yes")
         except ValueError as error:
             lines.append(f"attention {name}: no, {str(error).split(': ', 1)[-1].removesuffix('; choose auto')}")
-    for name, use in (("flash_attn", "FlashAttention 2"), ("triton", "compilation on a GPU"), ("av", "mp4 files")):
+    for name, use, extra in OPTIONAL:
         found = importlib.util.find_spec(name) is not None
-        lines.append(f"{name} ({use}): {version(name.replace('_', '-')) if found else 'not installed'}")
+        missing = "not installed" + (f": pip install 'longlive[{extra}]'" if extra else "")
+        lines.append(f"{name} ({use}): {version(name.replace('_', '-')) if found else missing}")
     lines.append(f"ffmpeg: {shutil.which('ffmpeg') or 'not installed, and not needed'}")
+    return lines
+
+
+def configurations(model: Model) -> list[str]:
+    """What each configuration of LongLive-1.3B needs on the disk and in memory, which of its files are missing, and how to get them."""
+    lines = ["Configurations (paths are relative to this folder):"]
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        downloads = re.findall(r"^# +(hf download (\S+).*)$", text, re.MULTILINE)
+        disk = sum(DISK[repository] for _, repository in downloads)
+        needs = f"at most {disk} GB on the disk ({shutil.disk_usage('.').free / 1e9:.0f} GB free)"
+        if path.name.startswith("train"):
+            named = re.findall(r"^ +(?:generator|teacher|critic|components): (\S+)$", text, re.MULTILINE)
+            needs += f"; {text.splitlines()[0].removeprefix('# ')}"
+        else:
+            config = load(ServeConfig, path).video if path.name == "serving.yaml" else load(InferenceConfig, path)
+            named = [name for name in (config.wan_dir, config.checkpoint, config.lora) if isinstance(name, str)]
+            parts = count(model, MemorySettings(), height=config.height or HEIGHT, width=config.width or WIDTH)
+            needs += f", {gigabytes(parts.total + RESERVED)} GiB of GPU memory (less with low_memory=true, see below)"
+        missing = [name for name in dict.fromkeys(named) if not Path(name).exists()]
+        lines.append(f"{path.name}: {'ready' if not missing else 'missing ' + ', '.join(missing)}; {needs}")
+        lines += [f"    {command}" for command, _ in downloads if missing]
     return lines
 
 
@@ -131,8 +181,8 @@ def for_card(model: Model, card: int, *, height: int = HEIGHT, width: int = WIDT
     return settings.words(), gigabytes(parts.total + RESERVED)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--height", type=int, default=HEIGHT, help="pixels of the videos that are counted (default %(default)s)")
     parser.add_argument("--width", type=int, default=WIDTH, help="(default %(default)s)")
     options = parser.parse_args(argv)
@@ -141,7 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     lines = machine_lines()
     lines += [f"warning: {text}" for text in warnings_for(Machine.here())]
-    lines += ["", *table(Model.released(), height=options.height, width=options.width)]
+    model = Model.released()
+    lines += ["", *configurations(model)]
+    lines += ["", *table(model, height=options.height, width=options.width)]
     lines += ["", "low_memory=true chooses these settings for the memory that is free."]
     print("\n".join(lines))
     return 0

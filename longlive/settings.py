@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -54,6 +57,45 @@ def load(
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ValueError(f"setting {error.full_key}: {_one_line(error)}") from error
+
+
+class Setting(NamedTuple):
+    """A setting as its class declares it: dotted name, type, default, and the comment beside it."""
+
+    name: str
+    kind: str
+    default: str
+    text: str
+
+
+def settings_of(schema: type) -> list[Setting]:
+    """The settings of a dataclass of `longlive.config`, those of its sections after them; texts are the comments of its source."""
+    lines = inspect.getsource(schema).splitlines()
+    (tree,) = ast.parse("\n".join(lines)).body
+    assert isinstance(tree, ast.ClassDef)
+    found, sections = [], []
+    for node in tree.body:
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        name, kind = node.target.id, _nested(schema).get(node.target.id)
+        if dataclasses.is_dataclass(kind):
+            sections += [setting._replace(name=f"{name}.{setting.name}") for setting in settings_of(kind)]  # type: ignore[arg-type]
+            continue
+        (field,) = [field for field in dataclasses.fields(schema) if field.name == name]
+        default = "" if field.default is None else str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+        text = lines[(node.end_lineno or 1) - 1].partition("  # ")[2]
+        found.append(Setting(name, ast.unparse(node.annotation), default, text))
+    return found + sections
+
+
+def described(schema: type, *, width: int = 100) -> str:
+    """All settings of a dataclass for the end of a program's --help."""
+    paragraphs = []
+    for setting in settings_of(schema):
+        about = "; ".join(filter(None, (setting.text, f"default {setting.default}" if setting.default else "", setting.kind)))
+        paragraphs.append(textwrap.fill(about, width, initial_indent="    ", subsequent_indent="    "))
+        paragraphs[-1] = f"  {setting.name}\n{paragraphs[-1]}"
+    return "\n".join(["settings (key=value):", *paragraphs])
 
 
 def _merge_one_by_one(merged: Any, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> None:

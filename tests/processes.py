@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,24 @@ def start_program(name: str, *words: Any, output: Path, stdin: Path | None = Non
     `stdin`: a named pipe or a file to read from.
     """
     return start(_run_program, name, list(map(str, words)), output, stdin, environment or {})
+
+
+def start_on_terminal(name: str, words: Sequence[str], terminal: int) -> ForkServerProcess:
+    """`python name words …` whose input, output and messages are a terminal."""
+    return start(_run_on_terminal, name, list(words), DupFd(terminal))
+
+
+def _run_on_terminal(name: str, words: Sequence[str], terminal: Any) -> None:
+    descriptor = terminal.detach()
+    os.setsid()
+    for stream in (0, 1, 2):
+        os.dup2(descriptor, stream)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["TERM"] = "xterm-256color"
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(stream, mode, buffering=1) for stream, mode in ((0, "r"), (1, "w"), (2, "w")))
+    sys.argv = [name, *words]
+    runpy.run_path(str(ROOT / name), run_name="__main__")
 
 
 def _run_program(name: str, words: Sequence[str], output: Path, stdin: Path | None, environment: dict[str, str]) -> None:

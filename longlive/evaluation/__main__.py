@@ -24,9 +24,9 @@ from longlive.parallel.world import get_world
 from longlive.programs.status import exit_status
 
 
-def parser() -> ArgumentParser:
+def parser(prog: str | None = None) -> ArgumentParser:
     """The command line."""
-    top = ArgumentParser("python -m longlive.evaluation", description=__doc__, formatter_class=AS_WRITTEN, allow_abbrev=False)
+    top = ArgumentParser(prog or "python -m longlive.evaluation", description=__doc__, formatter_class=AS_WRITTEN, allow_abbrev=False)
     kinds = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, do: Callable[..., int], text: str) -> Callable[..., Action]:
@@ -86,9 +86,9 @@ def parser() -> ArgumentParser:
     return top
 
 
-def parse(argv: Sequence[str] | None) -> Namespace:
+def parse(argv: Sequence[str] | None, *, prog: str | None = None) -> Namespace:
     """The options; for `prepare` with `settings`, all further arguments `key=value`, which stand after the suite."""
-    top = parser()
+    top = parser(prog)
     options, rest = top.parse_known_args(argv)
     if options.command is commands.prepare:
         options.settings = [word for word in rest if re.match(r"[a-z_]+=", word)]
@@ -98,9 +98,9 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     return options
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Exit status: 0 done; 1 not everything could be measured, or a failure; 2 a mistake of the user; 130 interrupted."""
-    options = vars(parse(argv))
+    options = vars(parse(argv, prog=prog))
     command = options.pop("command")
 
     def run() -> int:

@@ -90,6 +90,9 @@ def prepare(config: InferenceConfig, suite: str, prompts: PromptList, output: Pa
     pipe = loading.load_pipeline(config, device)
     config = loading.fit_into_memory(config, pipe, device)
     wanted = prepared_from(config, suite, prompts, pipe)
+    relative = loading.relative_positions(config, pipe, max(planned.num_latent_frames for planned in wanted.videos))
+    loading.use_positions(pipe, relative=relative)
+    wanted = dataclasses.replace(wanted, model=wanted.model | {"relative_rope": relative})
     check_lengths(wanted)
     _claim_together(output, wanted, config, world)
     planned = wanted.videos

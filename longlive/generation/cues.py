@@ -14,9 +14,15 @@ from longlive.generation.transition import Transition
 
 
 def check_prompt(prompt: str, *, what: str = "the prompt") -> None:
-    """Raises ValueError when a prompt is no text, empty or only white space, or a mix that is none (see `mixes`); `what` names it."""
+    """Raises ValueError when a prompt is no text, not valid Unicode, empty, only white space, or a mix that is none (see `mixes`); `what`
+    names it.
+    """
     if not isinstance(prompt, str):
         raise ValueError(f"{what} is a {type(prompt).__name__}, not text")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} is not valid UTF-8 at character {error.start + 1}; write it as UTF-8") from error
     if not prompt.strip():
         raise ValueError(f"{what} is empty; describe what the video should show")
     parts_of(prompt)  # raises for a mix that is none

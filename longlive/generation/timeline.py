@@ -50,13 +50,17 @@ class Timeline:
         try:
             version = content["version"]
             if version not in (1, VERSION):
-                raise ValueError(f"{where} is a timeline of version {version}; this program reads versions 1 and {VERSION}")
+                raise ValueError(f"it is of version {version}, and this program reads versions 1 and {VERSION}")
             settings = {"recache": "joint", **content["settings"]}  # the oldest files do not say it: there was no other
             cues = [_read_cue(cue, settings["recache"], version) for cue in content["cues"]]
             length = content["num_frames" if version == 1 else "num_latent_frames"]
             timeline = cls(int(content["seed"]), settings, cues, int(length))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{where} is not a timeline: {type(error).__name__} {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{where} is not a timeline: {error}") from error
+        if not 0 <= timeline.seed < 2**63:
+            raise ValueError(f"{where} is not a timeline: its seed {timeline.seed} is not one from 0 to 2^63 - 1")
         if timeline.num_latent_frames <= 0:
             raise ValueError(f"{where}: the session ended before its first block; there is nothing to make again")
         timeline.schedule.validate(timeline.num_latent_frames)

@@ -68,6 +68,18 @@ def rope_for(rows: int, columns: int, head_dim: int, theta: float, device: torch
     return Rope(rows, columns, head_dim, theta=theta, device=device)
 
 
+def near_again(head_dim: int, *, theta: float = 10000.0, beyond: int, up_to: int, count: int = 2) -> list[int]:
+    """Distances in latent frames, above `beyond` and up to `up_to`, at which two frames look near again to the temporal rotation: the
+    `count` highest peaks of the mean over its pairs of cos(d theta_i), in order.
+
+    At these lengths a sink whose position is absolute takes the picture over (LoL, arXiv 2601.16914): 132 and 201 for Wan's heads.
+    """
+    frequencies = _frequencies(head_dim - 4 * (head_dim // 6), theta)
+    cosine = (torch.arange(up_to + 2)[:, None] * frequencies).cos().mean(dim=1).tolist()
+    peaks = [d for d in range(beyond + 1, up_to + 1) if cosine[d - 1] < cosine[d] > cosine[d + 1]]
+    return sorted(sorted(peaks, key=cosine.__getitem__)[-count:])
+
+
 def rotate(x: Float[Tensor, "*B N A D"], rotation: Rotation) -> Float[Tensor, "*B N A D"]:
     """Rotate adjacent pairs of the last dimension of `[B, N, A, D]`; computed in float32, returned in the dtype of `x`."""
     pairs = x.float().unflatten(-1, (-1, 2))  # explicitly float32: gradients are then summed in it

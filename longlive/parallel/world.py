@@ -36,8 +36,11 @@ class World(NamedTuple):
 
 
 def get_world() -> World:
-    """The world as torchrun describes it in RANK, WORLD_SIZE and LOCAL_RANK."""
-    return World(*(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
+    """The world as torchrun describes it in RANK, WORLD_SIZE and LOCAL_RANK. Raises ValueError when these are no numbers."""
+    given = [os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))]
+    if not all(number.isdecimal() for number in given):
+        raise ValueError(f"RANK, WORLD_SIZE and LOCAL_RANK are {', '.join(map(repr, given))}; torchrun sets them to whole numbers")
+    return World(*map(int, given))
 
 
 def choose_device(name: str, world: World) -> torch.device:
@@ -48,6 +51,8 @@ def choose_device(name: str, world: World) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"there is no device {name!r}; choose auto, cpu, cuda or cuda:0, cuda:1 …") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not one that LongLive runs on; choose auto, cpu, cuda or cuda:0, cuda:1 …")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = world.local_rank if device.index is None else device.index

@@ -28,14 +28,16 @@ from longlive.files import check_disk, file_digest
 from longlive.generation.caches import weight_bytes
 from longlive.generation.cues import PromptQueue, PromptSchedule
 from longlive.generation.dimensions import check_size
-from longlive.generation.pipeline import LongLivePipeline
+from longlive.generation.pipeline import EVERYTHING, LongLivePipeline
 from longlive.ops.attention import EIGHT_BIT_BACKENDS
 from longlive.ops.eight_bits import check_device
+from longlive.ops.rope import near_again
 from longlive.parallel.world import choose_dtype, free_memory
 from longlive.programs import memory
 
 log = logging.getLogger(__name__)
 
+ABSOLUTE_LATENT_FRAMES = 120  # 30 seconds; up to here absolute positions do no harm
 SMALL_MODEL = 50_000_000  # weights; below this a CPU runs a pipeline fastest with one thread
 ENDLESS_SECONDS = 600  # for which there must be disk space when a video has no fixed length
 SAMPLING_SETTINGS = (
@@ -84,7 +86,7 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> LongLivePipe
     for path in filter(None, (config.wan_dir, config.checkpoint, *(lora.path for lora in loras))):
         if not Path(path).exists():
             raise ValueError(f"{path} does not exist; {DOWNLOAD_HINT}")
-    sampling = {name: getattr(config, name) for name in SAMPLING_SETTINGS if getattr(config, name) is not None}
+    sampling = {name: getattr(config, name) for name in SAMPLING_SETTINGS if getattr(config, name) not in (None, "auto")}
     if config.wan_dir is not None:
         if config.checkpoint is None:
             raise ValueError("wan_dir is given without checkpoint; give longlive_base.pt or another checkpoint of the same layout")
@@ -162,6 +164,32 @@ def fit_into_memory(config: InferenceConfig, pipe: LongLivePipeline, device: tor
 def video_length(config: InferenceConfig, pipe: LongLivePipeline) -> int | None:
     """The number of latent frames that the settings ask for; None when they do not say. Raises ValueError as `Timing.resolve` does."""
     return pipe.timing.resolve(config.seconds, config.num_latent_frames, config.num_frames)
+
+
+def relative_positions(config: InferenceConfig, pipe: LongLivePipeline, num_latent_frames: int | None) -> bool:
+    """Whether a video of this length (None: without an end) gets relative positions: as the settings say, or where absolute ones would
+    leave what a sink bears; logs a warning when absolute ones do.
+    """
+    info, network = pipe.info, pipe.transformer.config
+    long = num_latent_frames is None or num_latent_frames > ABSOLUTE_LATENT_FRAMES
+    relative = config.relative_rope
+    if relative is None or isinstance(relative, str):
+        relative = info.relative_rope or (long and info.window != EVERYTHING)
+    if long and not relative:
+        head_dim = network.dim // network.num_heads
+        numbers = near_again(head_dim, theta=network.rope_theta, beyond=ABSOLUTE_LATENT_FRAMES, up_to=2 * ABSOLUTE_LATENT_FRAMES)
+        log.warning(
+            "absolute positions beyond %d latent frames: %s frames after the sink it looks near again, and videos fall back "
+            "to their beginning; relative_rope=auto avoids that",
+            ABSOLUTE_LATENT_FRAMES,
+            " and ".join(map(str, numbers)),
+        )
+    return relative
+
+
+def use_positions(pipe: LongLivePipeline, *, relative: bool) -> None:
+    """Make the following videos of a pipeline with relative or absolute positions."""
+    pipe.register_to_config(relative_rope=relative)
 
 
 def video_size(config: InferenceConfig, pipe: LongLivePipeline) -> tuple[int, int]:

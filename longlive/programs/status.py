@@ -21,10 +21,10 @@ def exit_status(command: Callable[[], int], *, interrupted: str) -> int:
     Returns what it returns; 2 after ValueError or FileNotFoundError, the user's mistakes; 1 after what else stops a run; 130 after an
     interruption, which logs the sentence `interrupted`.
     """
-    configure_logging(get_world())
-    quiet_libraries()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        configure_logging(get_world())
+        quiet_libraries()
         with logging_redirect_tqdm():
             return command()
     except (ValueError, FileNotFoundError) as error:

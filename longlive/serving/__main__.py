@@ -7,6 +7,8 @@ import dataclasses
 import logging
 import socket
 import sys
+import threading
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from longlive.config import ServeConfig
 from longlive.files import check_writable
 from longlive.parallel.world import choose_device, configure_logging, free_memory, get_world
 from longlive.programs import loading
+from longlive.programs.configs import find_config
 from longlive.serving.app import create_app, model_name, token_for
 from longlive.serving.keys import Keys
 from longlive.serving.metrics import Metrics
 from longlive.serving.scheduler import SessionScheduler
-from longlive.settings import load
+from longlive.settings import described, load
 
 FLAGS = ("host", "port", "token", "max_sessions", "output")
 DEFAULT_MAX_SESSIONS = 8
@@ -30,20 +33,25 @@ MAX_MESSAGE_BYTES = 65_536  # a client that sends a longer message loses its con
 log = logging.getLogger("longlive.serving")  # this module's own name is __main__
 
 
-def parse(argv: Sequence[str] | None) -> ServeConfig:
+def parse(argv: Sequence[str] | None, *, prog: str | None = None) -> ServeConfig:
     """Settings from the command line: flags, `key=value` words, and the YAML file that `--config` names."""
-    parser = argparse.ArgumentParser(prog="python -m longlive.serving", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=prog or "python -m longlive.serving",
+        description=__doc__,
+        epilog=described(ServeConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", metavar="YAML", help="settings that differ from the defaults (without it: the miniature)")
     parser.add_argument("--model", help="the same as video.model=…: a folder in diffusers layout, or miniature")
     parser.add_argument("--device", help="the same as video.device=…")
     for name in FLAGS:
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=f"the same as {name}=…")
-    names = [field.name for field in dataclasses.fields(ServeConfig)]
-    parser.add_argument("settings", nargs="*", metavar="key=value", help=f"any setting: {', '.join(names)}; longlive/config.py explains")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="any of the settings below")
     arguments = vars(parser.parse_intermixed_args(argv))
     flags: dict[str, Any] = {name: arguments[name] for name in FLAGS if arguments[name] is not None}
     words = [f"video.{name}={arguments[name]}" for name in ("model", "device") if arguments[name] is not None]
-    return load(ServeConfig, arguments["config"], [*words, *arguments["settings"]], flags)
+    return load(ServeConfig, arguments["config"] and find_config(arguments["config"]), [*words, *arguments["settings"]], flags)
 
 
 def load_scheduler(config: ServeConfig, metrics: Metrics) -> SessionScheduler:
@@ -51,6 +59,7 @@ def load_scheduler(config: ServeConfig, metrics: Metrics) -> SessionScheduler:
     device = choose_device(config.video.device, get_world())
     pipe = loading.load_pipeline(config.video, device)
     config = dataclasses.replace(config, video=loading.fit_into_memory(config.video, pipe, device))
+    loading.use_positions(pipe, relative=loading.relative_positions(config.video, pipe, None))
     height, width = loading.video_size(config.video, pipe)
     loading.move_to_device(config.video, pipe, device)
     decoders = 1 if device.type != "cpu" else DEFAULT_MAX_SESSIONS  # on a GPU one at work fills it, and needs more memory than a session
@@ -92,11 +101,20 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     configure_logging(get_world())
     loading.quiet_libraries()
     try:
-        config = parse(argv)
+        config = parse(argv, prog=prog)
+    except (ValueError, FileNotFoundError) as error:
+        log.error("error: %s", error)
+        return 2
+    return serve(config)
+
+
+def serve(config: ServeConfig) -> int:
+    """Serve until Ctrl-C; returns the exit status."""
+    try:
         check_writable(config.output)
         Keys(Path(config.output))  # raises when they cannot be kept there
         bound = listen(config.host, config.port)
@@ -107,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     host, port = bound.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/{f'?token={token}' if token else ''}"
     log.info("open %s (the model is loading)", address)
+    if config.open_page:
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()  # the page waits for the model
     app = create_app(config, lambda metrics: load_scheduler(config, metrics), token=token, address=address)
     server = uvicorn.Server(
         uvicorn.Config(

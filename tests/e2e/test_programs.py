@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -39,6 +40,7 @@ class StandIn:
     info = PipelineInfo(32, 32, 16, 3, 4, 16, 12, 3, (1000,), 5.0, False, True, "joint")
     config: ClassVar = {"context_timestep": 0.0, "fresh_noise": True, "guidance_scale": 1.0, "guided_blocks": None}
     counted_parts = ()
+    transformer = SimpleNamespace(config=SimpleNamespace(dim=1536, num_heads=12, rope_theta=10000.0))
     pause = 0.0  # seconds a block takes
     breaks_at: ClassVar[dict[int, BaseException]] = {}  # number of the block -> what happens instead
 
@@ -48,6 +50,9 @@ class StandIn:
 
     def to(self, device):
         return self
+
+    def register_to_config(self, *, relative_rope):
+        self.info = self.info._replace(relative_rope=relative_rope)
 
     timing = Timing()
 
@@ -78,7 +83,10 @@ class StandIn:
             time.sleep(self.pause)
             images = colour.expand(1, 12 - 3 * (number == 0), height, width, 3)
             yield SimpleNamespace(
-                images=images, frames=range(3 * number, 3 * number + 3), prompt=prompt, seconds=BlockSeconds(denoise=0.01, decode=0.02)
+                images=images,
+                latent_frames=range(3 * number, 3 * number + 3),
+                prompt=prompt,
+                seconds=BlockSeconds(denoise=0.01, decode=0.02),
             )
             number += 1
 
@@ -305,25 +313,24 @@ def lines(descriptor, *texts, pause=0.4):  # longer than a block: no two prompts
     os.close(descriptor)
 
 
-@pytest.mark.parametrize("seconds", [None, 10])
-def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
-    stand_in.pause = 0.15  # slow enough for the typist on a busy machine
+@pytest.mark.parametrize("seconds", [None, 15])
+def test_prompts_of_a_pipe_are_all_shown(program, monkeypatch, seconds):
+    """At once, though a typist's newest prompt counts: each for five seconds, or from the time that it says."""
     read, write = os.pipe()
     monkeypatch.setattr(programs.run, "__kwdefaults__", {**(programs.run.__kwdefaults__ or {}), "terminal": read})
-    typist = threading.Thread(target=lines, args=(write, "one ci", "rcle\n\n", "twö\n", "three"))
-    typist.start()
+    lines(write, "one ci", "rcle\n\n", "twö\n@8.3 three\n", "@+1 four", pause=0)
     status, said = program(*(("--seconds", str(seconds)) if seconds else ()), interactive=True)
-    typist.join()
-    assert status == 0 and 'from the next block on: "twö"' in said
-    assert "the miniature understands shape (circle, square" in said and 'the miniature does not know "three"; it understands' in said
+    assert status == 0 and "from the next block on" not in said
+    assert "the miniature understands shape (circle, square" in said and 'the miniature does not know "four"' in said
     written = the_json("typed-*-????")
-    assert [entry["prompt"] for entry in written["prompts"]] == ["one circle", "twö", "three"]
-    assert written["complete"] and (not seconds or written["images"] == 165)
+    begun = [(entry["prompt"], entry["image"]) for entry in written["prompts"]]
+    assert begun == [("one circle", 0), ("twö", 81), ("three", 129), ("four", 141)]
+    assert written["complete"] and written["images"] == (249 if seconds else 225)
     os.close(read)
 
     (file,) = Path("outputs").glob("*.timeline.json")
     typed = Timeline.load(file)
-    assert [cue.prompt for cue in typed.cues] == ["one circle", "twö", "three"]
+    assert [cue.prompt for cue in typed.cues] == ["one circle", "twö", "three", "four"]
     status, said = program("--timeline", str(file), interactive=True)
     assert status == 0, said
     again = the_json(file.name.replace(".timeline.json", "-again-*"))
@@ -333,6 +340,9 @@ def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
     assert [cue["latent_frame"] for cue in again["request"]["cues"]] == [cue.latent_frame for cue in typed.cues]
 
 
+SETTINGS = {**StandIn.info._asdict(), "context_timestep": 0.0}
+
+
 @pytest.mark.parametrize(
     ("argv", "change", "words"),
     [
@@ -340,6 +350,15 @@ def test_prompts_that_are_typed(program, monkeypatch, stand_in, seconds):
         (["window=9"], {}, "was made with window 12, not 9"),
         ([], {"settings": {}}, "has no height"),
         ([], {"version": 7}, "version 7"),
+        ([], {"seed": -1}, "its seed -1 is not one from 0"),
+        ([], {"seed": "x"}, "t.json is not a timeline: invalid literal"),
+        ([], {"cues": "none"}, "t.json is not a timeline"),
+        (
+            [],
+            {"settings": SETTINGS | {"height": "tall"}},
+            "t.json is not a timeline: setting height",
+        ),
+        ([], {"settings": SETTINGS | {"denoising_steps": 5}}, "setting denoising_steps"),
         ([], {"block": 2}, "was made by a model with blocks of 2 latent frames; this one has blocks of 3"),
     ],
 )
@@ -349,6 +368,25 @@ def test_timelines_that_cannot_be_made_again(program, tmp_path, argv, change, wo
     (tmp_path / "t.json").write_text(json.dumps(timeline))
     is_refused(program("--timeline", "t.json", *argv, interactive=True), words)
     is_refused(program("--timeline", "other.json", interactive=True), "there is no timeline other.json")
+
+
+def test_a_closed_input(program, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    is_refused(program(interactive=True), "the standard input is closed, so nothing can be typed; give prompts=FILE")
+
+
+def test_lines_that_a_short_video_has_no_room_for_are_said(program, monkeypatch):
+    read, write = os.pipe()
+    monkeypatch.setattr(programs.run, "__kwdefaults__", {**(programs.run.__kwdefaults__ or {}), "terminal": read})
+    lines(write, "one\n@20 two\nthree\n", pause=0)
+    status, said = program("--seconds", "2", interactive=True)
+    assert status == 0 and "the video ended before 2 of the lines" in said
+
+
+def test_the_pace_of_playing(program):
+    began = time.perf_counter()
+    assert program("--prompt", "a", "--seconds", "3", "realtime=true", "device=cpu")[0] == 0
+    assert time.perf_counter() - began > 2.6 and the_json()["images"] == 57
 
 
 def test_nothing_typed(program, monkeypatch):
@@ -425,6 +463,15 @@ BAD = {
     "no model": (["--model", "nowhere", "--prompt", "a"], "hf download Efficient-Large-Model/LongLive-1.3B --local-dir longlive_models"),
     "no released weights": (["--config", str(ROOT / "configs/inference.yaml")], "wan_models/Wan2.1-T2V-1.3B does not exist"),
     "no prompt": (["prompts=null"], "no prompt"),
+    "not UTF-8": (["--prompt", "a \udcff"], "the prompt is not valid UTF-8 at character 3"),
+    "threads": (["--prompt", "a", "threads=100000"], "threads 100000: choose 1 to"),
+    "window": (["--prompt", "a", "window=0"], "window 0: choose latent frames, or -1"),
+    "sink": (["--prompt", "a", "sink=-1"], "sink -1: choose 0 or more"),
+    "shift": (["--prompt", "a", "timestep_shift=nan"], "timestep_shift nan: choose a number above 0"),
+    "context": (["--prompt", "a", "context_timestep=2000"], "context_timestep 2000.0: choose one from 0 to 1000"),
+    "positions": (["--prompt", "a", "relative_rope=always"], "relative_rope 'always': choose auto, true or false"),
+    "shown": (["--prompt", "a", "show=terminal"], "show=terminal is for `longlive live`"),
+    "another device": (["device=mps"], "device 'mps' is not one that LongLive runs on; choose auto, cpu, cuda"),
     "device": (["device=tpu9"], "there is no device 'tpu9'"),
     "graphs": (["graphs=true", "device=cpu"], "graphs are CUDA graphs, and the device is cpu; leave graphs out"),
     "unwritable": (["--output", "/dev/null/videos"], "cannot write to /dev/null/videos"),
@@ -472,6 +519,32 @@ def test_bad_files(program, case):
     is_refused(program("--prompts", name, "seconds=5"), message)
 
 
+def test_ranks_that_are_no_numbers(program, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    is_refused(program("--prompt", "a"), "RANK, WORLD_SIZE and LOCAL_RANK are '0', 'two', '0'")
+
+
+@pytest.mark.parametrize(
+    ("settings", "relative", "warned"),
+    [
+        (["num_latent_frames=120"], False, False),
+        (["num_latent_frames=123"], True, False),
+        (["num_latent_frames=123", "relative_rope=auto"], True, False),
+        (["num_latent_frames=123", "relative_rope=false"], False, True),
+        (["num_latent_frames=120", "relative_rope=true"], True, False),
+    ],
+)
+def test_positions_beyond_what_a_sink_bears(program, settings, relative, warned):
+    status, said = program("--prompt", "a", *settings)
+    assert status == 0 and the_json()["request"]["relative_rope"] is relative
+    assert ("132 and 201 frames after the sink" in said) is warned
+
+
+def test_a_prompt_that_is_never_shown_is_said(program):
+    Path("a.jsonl").write_text('{"prompts": ["one", "two", "three"], "switch_frame_indices": [4, 5]}\n')
+    assert "line 1: prompt 2 is never shown: prompt 3 begins in the same block of 3" in program("--prompts", "a.jsonl", "--seconds", "2")[1]
+
+
 def test_unknown_flag(program, capsys):
     with pytest.raises(SystemExit) as exit:
         program("--sede", "1")
@@ -491,7 +564,7 @@ def test_configurations_load(path):
     if path.parent.name == "configs":
         assert (config.height, config.width, config.window, config.sink) == (480, 832, 12, 3) and config.keep_sink
         assert config.denoising_steps == (1000, 750, 500, 250) and config.timestep_shift == 5 and config.context_timestep == 0
-        assert config.relative_rope is ("infinite" in path.name)
+        assert config.relative_rope == ("auto" if "interactive" in path.name else "infinite" in path.name)
 
 
 def test_command_line_takes_the_place_of_the_file():

@@ -153,7 +153,8 @@ TABLE = {
     "crf": (["crf=30"], {"crf": "30.0"}),
 }  # fmt: skip
 # test_programs.py: a timeline is made again, a device and graphs are refused, a video is made again; test_memory.py: low_memory
-ELSEWHERE = {"timeline", "device", "graphs", "overwrite", "low_memory"}
+# test_terminal.py: the pace, and what is shown while a person types
+ELSEWHERE = {"timeline", "device", "graphs", "overwrite", "low_memory", "realtime", "show"}
 
 
 def test_the_table_has_every_setting():

@@ -8,11 +8,11 @@ import torch
 from diffusers import AutoencoderKLWan
 from transformers import UMT5Config, UMT5EncoderModel
 
-import train
 from longlive.checkpoints.lora import load_lora
 from longlive.miniature.language import build_tokenizer
 from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
+from longlive.training import __main__ as train
 from longlive.training.networks import load_network
 
 

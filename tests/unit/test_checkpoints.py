@@ -10,12 +10,12 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, processors
 
+from longlive import convert as command
 from longlive.checkpoints import configs, convert, store
 from longlive.checkpoints.lora import load_lora, lora_ranks, lora_to_diffusers, lora_to_longlive
 from longlive.checkpoints.store import WeightsKind
 from longlive.models.lora import merge_lora
 from longlive.models.wan import WanTransformer
-from scripts import convert_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIG = json.loads((GOLDEN / "manifest.json").read_text())["dit_weights"]["config"]
@@ -53,7 +53,7 @@ def wan_folder(tmp_path, weights):
 
 
 def program(*arguments) -> int:
-    return convert_checkpoint.main([str(argument) for argument in arguments])
+    return command.main([str(argument) for argument in arguments])
 
 
 # -- transformers ------------------------------------------------------------------------------------------------------------------

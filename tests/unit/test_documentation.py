@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import longlive
+from longlive.__main__ import COMMANDS
 from longlive.config import InferenceConfig, TrainConfig
 from longlive.evaluation import __main__ as evaluation
 from longlive.programs import inference
@@ -26,7 +27,14 @@ PACKAGES = [".".join(path.parent.relative_to(ROOT).parts) for path in sorted((RO
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 OTHER_PROGRAMS = {"hf", "git", "pip", "pre-commit"}  # not ours to check
-OPTIONS_IN_THE_SCRIPT = {"setup", "test", "lint", "docs", "mutation"}  # shell scripts that read their own options
+INSTALLED_AS = {
+    "generate": "inference.py",
+    "live": "interactive_inference.py",
+    "serve": "longlive.serving",
+    "train": "train.py",
+    "evaluate": "longlive.evaluation",
+}
+OPTIONS_IN_THE_SCRIPT = {"setup", "test", "lint", "docs", "mutation", "wheel"}  # shell scripts that read their own options
 
 
 def prose(page: Path) -> str:
@@ -189,6 +197,12 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         where, name = words[1].split("/")
         assert where == "scripts", f"{words[1]} is not one of scripts/"
         check_script(name.removesuffix(".sh"), words[2:], monkeypatch)
+    elif words[0] == "longlive":
+        if words[1] in INSTALLED_AS:
+            check_program(INSTALLED_AS[words[1]], words[2:], monkeypatch)
+        else:
+            assert words[1] in COMMANDS, f"longlive has no command {words[1]}"
+            parse_program("longlive", [word for word in words[1:] if word != "--help"], monkeypatch)
     elif words[0].removesuffix("3") == "python" and words[1] == "-m":
         check_program(words[2], words[3:], monkeypatch)
     elif words[0].removesuffix("3") == "python":
@@ -232,7 +246,9 @@ def test_commands_of_the_documentation(monkeypatch):
         "bash scripts/test.sh --most",
         "python -m experiments.recipe --no-such-option",
         "python -m longlive.miniature.no_such_module",
-        "python scripts/convert_checkpoint.py --form a",
+        "longlive convert --form a",
+        "longlive generate secnds=3",
+        "longlive sing",
         "curl example.com",
     ],
 )

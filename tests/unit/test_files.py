@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-import train
 from longlive.files import owned
+from longlive.training import __main__ as train
 
 
 def hold(path, held):

@@ -11,7 +11,9 @@ FLOORS = (
     {"engine"},
     {"generation", "miniature"},
     {"programs"},
-    {"training", "serving", "evaluation", "doctor"},
+    {"training", "serving", "evaluation", "doctor", "convert"},
+    {"live"},
+    {"__main__"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(path for path in (ROOT / "longlive").rglob("*.py") if path != ROOT / "longlive" / "__init__.py")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from longlive.ops.rope import Rope, rope_for, rotate
+from longlive.ops.rope import Rope, near_again, rope_for, rotate
 from longlive.types import Rotation
 
 
@@ -57,3 +57,8 @@ def test_rope_is_made_on_its_device_in_float32():
     rope = rope_for(2, 3, 12, 10000.0, torch.device("meta"))
     assert {(part.device.type, part.dtype) for part in (*rope.at((0, 1)), *rope.time_shift(3))} == {("meta", torch.float32)}
     assert rope.at((0, 1)).cos.shape == (12, 6) and rope.time_shift(3).sin.shape == (1, 6)
+
+
+def test_distances_at_which_wans_frames_look_near_again():
+    """The lengths at which LoL (arXiv 2601.16914) sees the sink take the picture over: no weights are needed to say them."""
+    assert near_again(128, beyond=120, up_to=240) == [132, 201]

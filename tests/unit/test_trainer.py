@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import train as program
 from longlive.config import TrainConfig
 from longlive.parallel.world import choose_device, gather, get_world, joined
 from longlive.provenance import commit
 from longlive.settings import load
+from longlive.training import __main__ as program
 from longlive.training.metrics import LossWatch
 from longlive.training.trainer import Terminated, train, weights_digest
 from tests import processes

@@ -1,9 +1,9 @@
 """Convert weights of Wan, LongLive and Self-Forcing between layouts, and merge a LoRA.
 
-    python scripts/convert_checkpoint.py --from longlive_models/models/longlive_base.pt --lora longlive_models/models/lora.pt \
+    longlive convert --from longlive_models/models/longlive_base.pt --lora longlive_models/models/lora.pt \
         --to diffusers --output out
-    python scripts/convert_checkpoint.py --from wan_models/Wan2.1-T2V-1.3B --to diffusers --output Wan2.1-T2V-1.3B-Diffusers
-    python scripts/convert_checkpoint.py --from some_file.pt          (says what it is)
+    longlive convert --from wan_models/Wan2.1-T2V-1.3B --to diffusers --output Wan2.1-T2V-1.3B-Diffusers
+    longlive convert --from some_file.pt          (says what it is)
 
 Layouts, of `--from` and `--to` (components that the source lacks are left out):
     wan           config.json, diffusion_pytorch_model*.safetensors, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/
@@ -18,7 +18,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ PIPELINE = {
 }
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: Sequence[str] | None, *, prog: str | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", type=Path, required=True, help="a file, or a folder of one of the layouts")
     parser.add_argument("--to", choices=LAYOUTS, help="layout to write; without it the source is only described")
     parser.add_argument("--output", type=Path, help="folder to write to")
@@ -197,16 +197,12 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         yield f"wrote {write_pipeline(args.output)}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    args = parse(argv, prog=prog)
     try:
         for line in run(args):
             print(line, flush=True)
     except (ValueError, OSError) as error:
-        print(f"convert_checkpoint: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
