@@ -588,15 +588,14 @@ class LongLivePipeline(LoraMethods, DiffusionPipeline):
         cues = prompt if isinstance(prompt, PromptSchedule | PromptQueue) else PromptSchedule.single(prompt)
         if isinstance(cues, PromptSchedule) and num_latent_frames is not None:
             cues.validate(num_latent_frames)
-        settings = {**self.info._asdict(), "height": height, "width": width, "context_timestep": self.config.context_timestep}
+        settings = self.info._asdict() | {"height": height, "width": width, "context_timestep": self.config.context_timestep}
         if start is not None:
             settings |= {"image" if start.shown else "video": start.digest, "given_latent_frames": start.latents.shape[1]}
 
         def begin(index: int, prompts: SessionPrompts, seed: int) -> SessionVideo:
             def should_abort() -> bool:
-                assert preempt is not None
                 self._wait_for_device()  # denoising passes that are only queued cannot be taken back
-                return prompts.pending and preempt()
+                return prompts.pending and preempt is not None and preempt()
 
             blocks = self.stream(
                 prompts,
@@ -609,8 +608,8 @@ class LongLivePipeline(LoraMethods, DiffusionPipeline):
                 on_step=lambda *_: prompts.check_running(),
                 should_abort=None if preempt is None else should_abort,
             )
-            shown = {"num_images": num_images, "shows_given": start is None or start.shown}
-            return SessionVideo(index, blocks, self.decoder(), Timeline(seed, settings), **shown)
+            shown, timeline = start is None or start.shown, Timeline(seed, settings)
+            return SessionVideo(index, blocks, self.decoder(), timeline, num_images=num_images, shows_given=shown)
 
         if seed is None:
             first = generator if generator is None or isinstance(generator, torch.Generator) else generator[0]
