@@ -41,13 +41,16 @@ class CompiledLayer(NamedTuple):
 def _bytes_of(graph: GraphLowering, *, ring: int, written: int) -> int:
     """Bytes that the kernels of a graph read and write, each tensor once a kernel.
 
-    A kernel of Inductor's that writes the span into the ring counts there as one that reads and writes the whole ring, of `ring` bytes;
-    it writes `written` of them.
+    A kernel of Inductor's that writes the span into the ring counts there as one that reads what it overwrites, or reads and writes the
+    whole ring, of `ring` bytes; it writes `written` of them and reads none.
     """
     total = 0
     for node in graph.scheduler.nodes:
+        overwritten = {name for out in node.get_outputs() for name in out.get_mutations()}
         for writes in (False, True):
-            for size in node.get_read_write_buffer_accesses(include_reads=not writes, include_writes=writes).values():
+            for name, size in node.get_read_write_buffer_accesses(include_reads=not writes, include_writes=writes).items():
+                if name in overwritten and not writes:
+                    continue
                 of_ring = size == ring and not node.is_extern()
                 total += (written if writes else 0) if of_ring else size
     return total

@@ -1,8 +1,11 @@
 """Check the package against recorded vectors: `python scripts/check_golden.py FOLDER`.
 
-Reads FOLDER/manifest.json, prints a line a case (name, kind, largest absolute error) and exits 1 when one is above 2e-4
+Reads FOLDER/manifest.json, prints a line per case (name, kind, largest absolute error) and exits 1 when one is above 2e-4
 or a case cannot be run. Gradients are compared after scaling both sides so that the recorded one has a largest value of
 at least 1: a tiny gradient must not pass for being tiny.
+
+With `--engine` the rollouts run as `engine.steady` makes them: whole passes recorded and replayed (as operations, so that it runs on a
+CPU too), or layers compiled by torch.compile. Their lines say how many passes did so, and a rollout without any fails.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -24,6 +27,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.checkpoints import configs, convert
+from longlive.engine.steady import Capture, Compiler, SteadyPasses, default_compiler, operation_tape
 from longlive.generation.caches import ring_cache
 from longlive.generation.cues import PromptSchedule
 from longlive.generation.denoiser import Denoiser, Prediction
@@ -83,11 +87,26 @@ class Folder:
         return model.eval()
 
 
+class Engine(NamedTuple):
+    """What `SteadyPasses` does to the passes of a rollout; without either they run as they are."""
+
+    compiler: Compiler | None = None
+    capture: Capture | None = None
+
+
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "off": Engine,
+    "recorded": lambda: Engine(capture=operation_tape),
+    "compiled": lambda: Engine(compiler=default_compiler(torch.device("cpu"))),
+}
+
+
 class Case:
     """One entry: its settings, its tensors, and the comparison its kind asks for."""
 
-    def __init__(self, folder: Folder, name: str) -> None:
-        self.folder, self.name, self.settings = folder, name, folder.entries[name]
+    def __init__(self, folder: Folder, name: str, engine: Engine = Engine()) -> None:  # noqa: B008  # immutable
+        self.folder, self.name, self.settings, self.engine = folder, name, folder.entries[name], engine
+        self.num_passes = 0  # that were compiled or recorded
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -130,6 +149,7 @@ class Case:
         settings, given = self.settings, self.tensors
         model = self.folder.transformer(settings["weights"])
         noise, block = given["noise"], settings["frames_per_block"]
+        passes = SteadyPasses(model, block=block, compiler=self.engine.compiler, capture=self.engine.capture) if any(self.engine) else None
         renoise = iter(given["renoise"].flatten(0, 1))
         rollout = Rollout(
             Denoiser(model),
@@ -148,6 +168,10 @@ class Case:
             transition=Transition(keep_sink=settings["global_sink"]),
         )
         yield distance(torch.cat([part.latents for part in made], dim=1), given["latents"])
+        if passes is not None:
+            self.num_passes = passes.num_passes
+            if not self.num_passes:
+                raise ValueError("no pass was compiled or recorded")
 
     def teacher(self) -> Iterator[float]:
         given = self.tensors
@@ -203,8 +227,8 @@ KINDS: dict[str, Callable[[Case], Iterator[float]]] = {
 
 
 @torch.no_grad()
-def check(path: Path) -> bool:
-    """Print a line a case; True when every one is within the tolerance."""
+def check(path: Path, engine: Engine = Engine()) -> bool:  # noqa: B008  # immutable
+    """Print a line per case; True when every one is within the tolerance."""
     folder = Folder(path)
     good = True
     for name, settings in folder.entries.items():
@@ -213,23 +237,27 @@ def check(path: Path) -> bool:
             print(f"{name:32} {kind:14} unknown kind; this checker knows {', '.join(KINDS)}")
             good = False
             continue
+        case = Case(folder, name, engine)
         try:
-            error = max(KINDS[kind](Case(folder, name)))
+            error = max(KINDS[kind](case))
         except (KeyError, OSError, RuntimeError, ValueError) as problem:
             print(f"{name:32} {kind:14} cannot be checked: {problem}")
             good = False
             continue
         passed = error <= TOLERANCE
         good &= passed
-        print(f"{name:32} {kind:14} {error:.2e}{'' if passed else f'   ABOVE {TOLERANCE:.0e}'}")
+        through = f"   {case.num_passes} passes through the engine" if case.num_passes else ""
+        print(f"{name:32} {kind:14} {error:.2e}{through}{'' if passed else f'   ABOVE {TOLERANCE:.0e}'}")
     return good
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check the package against recorded vectors.")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--engine", choices=list(ENGINES), default="off", help="how rollouts run (default %(default)s)")
+    options = parser.parse_args()
     try:
-        return 0 if check(parser.parse_args().folder) else 1
+        return 0 if check(options.folder, ENGINES[options.engine]()) else 1
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

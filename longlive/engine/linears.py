@@ -65,9 +65,14 @@ class QuantisedLinear(nn.Module):
         return super()._apply(moved, recurse)
 
 
+def linear_kind(network: nn.Module) -> str | None:
+    """The kind of the network's 8-bit linear layers; None when it has none."""
+    return next((module.kind for module in network.modules() if isinstance(module, QuantisedLinear)), None)
+
+
 def is_quantised(network: nn.Module) -> bool:
     """Whether any linear layer of the network is in 8 bits."""
-    return any(isinstance(module, QuantisedLinear) for module in network.modules())
+    return linear_kind(network) is not None
 
 
 def quantise_linears(network: nn.Module, kind: str) -> None:

@@ -3,12 +3,16 @@
 Such a pass has the same shapes for ever. Its inputs are the noisy latents, a timestep, a rotation, the places of the block in the ring
 and the text; everything else stays where it is. So two recordings, one of a denoising pass and one of a clean pass, serve a video of any
 length and any number of prompt switches. Every other pass (a video's first blocks, a recache, training) takes the plain way.
+
+Several threads may make videos with one network: recorded passes take turns, and one is recorded in between, since recordings share
+their memory. All these threads must use the same CUDA stream, as they do unless they choose another.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -17,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import Module
 from torch.utils import _pytree as pytree
 
@@ -35,6 +40,16 @@ Pass = Callable[[Tensors], "Tensor | None"]
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 MAX_RECORDINGS = 128  # two for each of the rings that are in use
+
+
+_turn = threading.Lock()  # held from the copy of a pass's inputs to the copy of its output
+
+
+class _Thread(threading.local):
+    steady = False  # during a pass of fixed shapes in this thread
+
+
+_thread = _Thread()
 
 
 class Capture(Protocol):
@@ -66,6 +81,12 @@ def cuda_graph(function: Pass, tensors: Tensors) -> Pass:
         return out
 
     return replay
+
+
+def operation_tape(function: Pass, tensors: Tensors) -> Pass:
+    """What `cuda_graph` records, as operations instead of kernels: runs on every device, to check recordings without a GPU."""
+    graph = make_fx(lambda *inputs: function(inputs), tracing_mode="real")(*tensors)
+    return lambda tensors: graph(*tensors)
 
 
 def default_compiler(device: torch.device) -> Compiler:
@@ -116,6 +137,9 @@ class SteadyPasses:
         block: latent frames of the passes that are compiled or recorded.
         compiler: compiles the function of a layer; None: layers run as they are.
         capture: records whole passes; None: they are not recorded.
+
+    Attributes:
+        num_passes: passes so far that were compiled or recorded.
     """
 
     def __init__(self, network: WanTransformer, *, block: int, compiler: Compiler | None = None, capture: Capture | None = None) -> None:
@@ -125,7 +149,7 @@ class SteadyPasses:
         self._words: dict[Any, _Words] = {}
         self._warned: set[str] = set()
         self._compiled: dict[Any, Callable[..., Any]] = {}
-        self._steady = False  # during a pass of fixed shapes
+        self.num_passes = 0
         if compiler is not None:
             for layer in blocks_of(network):
                 plain = layer.forward
@@ -174,7 +198,7 @@ class SteadyPasses:
         return whole_block and isinstance(view, CacheView) and view.moving is not None and not torch.is_grad_enabled()
 
     def _layer(self, plain: Callable[..., Any], compiled: Callable[..., Any], *inputs: Any) -> Any:
-        if self._steady:
+        if _thread.steady:
             try:
                 return compiled(*inputs)
             except FailOnRecompileLimitHit:  # Dynamo's, for one function: sizes that came first stay compiled
@@ -187,9 +211,15 @@ class SteadyPasses:
             self._warned.add(words)
 
     def _run(self, name: str, x: Latents, t: Timesteps, text: TextKV, view: KVView | None) -> Tensor | None:
-        assert isinstance(view, CacheView) and view.moving is not None
+        assert isinstance(view, CacheView)
+        self.num_passes += 1
         if self._capture is None:
             return self._fixed(partial(self._plain[name], x, t, text, view))
+        with _turn:
+            return self._replay(self._capture, name, x, t, text, view)
+
+    def _replay(self, capture: Capture, name: str, x: Latents, t: Timesteps, text: TextKV, view: CacheView) -> Tensor | None:
+        assert view.moving is not None
         leaves, structure = pytree.tree_flatten([view.at(layer) for layer in range(len(text.keys))])  # tensors, or None
         parts = [leaf for leaf in leaves if leaf is not None]
         moving = {id(part): part for part in view.moving}
@@ -206,7 +236,7 @@ class SteadyPasses:
         if recording is None:
             inputs = [own.clone() for own in given]
             function = partial(self._pass, name, len(given), len(words.tensors), self._filling(leaves, moving, held), structure)
-            recording = _Recording(inputs, self._fixed(partial(self._capture, function, [*inputs, *words.tensors, *held])))
+            recording = _Recording(inputs, self._fixed(partial(capture, function, [*inputs, *words.tensors, *held])))
         self._recordings[key] = recording  # the newest are kept
         if len(self._recordings) > MAX_RECORDINGS:
             self._recordings.popitem(last=False)
@@ -231,9 +261,10 @@ class SteadyPasses:
         text = TextKV(tuple(words[: num_words // 2]), tuple(words[num_words // 2 :]))
         return self._plain[name](x, t, text, _View(Rotation(cos, sin), memories))
 
-    def _fixed(self, run: Callable[[], Any]) -> Any:
-        self._steady = True
+    @staticmethod
+    def _fixed(run: Callable[[], Any]) -> Any:
+        _thread.steady = True
         try:
             return run()
         finally:
-            self._steady = False
+            _thread.steady = False

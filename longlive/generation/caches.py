@@ -84,19 +84,19 @@ def cache_bytes(
 
 
 def transformer_activation_bytes(
-    network: WanTransformer, height: int, width: int, *, block: int, batch: int = 1, quantised: bool = False, quantised_frames: int = 0
+    network: WanTransformer, height: int, width: int, *, frames: int, batch: int = 1, quantize: str | None = None, quantised_frames: int = 0
 ) -> int:
-    """Estimated bytes at work in a pass over one block of `height` x `width` latents.
+    """Estimated bytes at work in an eager pass over so many frames of `height` x `width` latents.
 
-    `quantised`: linear layers in 8 bits; `quantised_frames`: frames in an 8-bit cache, whose keys and values are read back into floating
-    point a layer at a time.
+    `quantize`: the kind of linear layers in 8 bits; `quantised_frames`: frames in an 8-bit cache, whose keys and values are read back
+    into floating point a layer at a time. Counted on the meta device (`tests/unit/test_memory.py`): feed-forward, or reading the cache.
     """
-    config = network.config
-    tokens = network.rope(height, width).tokens_per_frame
-    activations = batch * block * tokens * (12 * config.dim * 4 + 2 * config.ffn_dim * network.dtype.itemsize)  # residuals in float32
-    if quantised:
-        activations += batch * block * tokens * config.ffn_dim * 12  # activations in float32 and 8 bits, products in int32
-    return activations + batch * quantised_frames * tokens * config.dim * 2 * (4 + network.dtype.itemsize)
+    config, size = network.config, network.dtype.itemsize
+    tokens = batch * network.rope(height, width).tokens_per_frame
+    widest = {None: 2 * size, "int8-weights": 3 * size}.get(quantize, 9 + size)  # also in float32 and 8 bits, products in int32
+    feed_forward = frames * (4 * size * config.dim + widest * config.ffn_dim)
+    attention = frames * 10 * size * config.dim + quantised_frames * 2 * (4 + size) * config.dim
+    return tokens * max(feed_forward, attention)
 
 
 class _DecoderShape(NamedTuple):
@@ -157,22 +157,24 @@ def video_bytes(
     stride: int,
     visible: int,
     block: int,
+    recache: bool = True,
     sink_copies: int = 0,
     batch: int = 1,
-    quantised: bool = False,
+    quantize: str | None = None,
     quantize_cache: Format | None = None,
     decode_latent_frames: int | None = None,
 ) -> VideoBytes:
     """Of a video of `height` x `width` pixels, `stride` to a latent; the other arguments are those of the functions above.
 
-    `decode_latent_frames`: at most in one call of the decoder; None: a block.
+    `recache`: a prompt switch may pass all visible frames through the transformer at once; `decode_latent_frames`: at most in one call of
+    the decoder; None: a block.
     """
     latents = height // stride, width // stride
     frames = visible if quantize_cache is not None else 0
-    at_once = min(block, decode_latent_frames or block)
+    at_once, at_work = min(block, decode_latent_frames or block), visible if recache else block
     return VideoBytes(
         cache_bytes(transformer, *latents, visible=visible, sink_copies=sink_copies, batch=batch, quantize=quantize_cache),
-        transformer_activation_bytes(transformer, *latents, block=block, batch=batch, quantised=quantised, quantised_frames=frames),
+        transformer_activation_bytes(transformer, *latents, frames=at_work, batch=batch, quantize=quantize, quantised_frames=frames),
         decoder_memory_bytes(decoder, height, width, batch=batch)
         + decoder_activation_bytes(decoder, height, width, latent_frames=at_once, batch=batch),
     )

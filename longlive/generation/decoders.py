@@ -13,6 +13,8 @@ from longlive.types import Decoder, Images, Latents
 
 TINY_FILES = ("tiny_vae", "taew2_1.safetensors", "taew2_1.pth")  # in the folder of a model, in the order in which they are looked for
 
+GIVE = "give a file or a folder that training exported, or decoder=full"
+
 
 class PartwiseDecoder:
     """A decoder that is given a few latent frames at a time: the same images, with less memory at work."""
@@ -39,7 +41,9 @@ def load_tiny_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> Tiny
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"the tiny decoder {path} does not exist; give a file or a folder that training exported, or decoder=full")
+        raise FileNotFoundError(f"the tiny decoder {path} does not exist; {GIVE}")
+    if path.is_dir() and not ((path / "config.json").is_file() and any(path.glob("*.safetensors"))):
+        raise FileNotFoundError(f"{path} holds no tiny decoder (config.json and a .safetensors file); {GIVE}")
     state, config = store.read(path), {}
     if path.is_dir():
         config = {name: value for name, value in json.loads((path / "config.json").read_text()).items() if not name.startswith("_")}

@@ -29,7 +29,7 @@ from longlive.cache.window import KVCache, Window
 from longlive.checkpoints import configs, hub, store
 from longlive.checkpoints.lora import load_lora, lora_files
 from longlive.engine.apply import Recipe, apply
-from longlive.engine.linears import LinearKind, is_quantised
+from longlive.engine.linears import LinearKind, is_quantised, linear_kind
 from longlive.engine.steady import SteadyPasses, cuda_graph, default_compiler
 from longlive.generation.active_text import Embeddings
 from longlive.generation.arguments import (
@@ -52,7 +52,8 @@ from longlive.generation.loras import LoraMethods
 from longlive.generation.noise import Generators
 from longlive.generation.rollout import OnStep
 from longlive.generation.sampling import sample
-from longlive.generation.session import Session, SessionPrompts, SessionVideo, SteppedSession, check_seed
+from longlive.generation.session import Session, SessionVideo, SteppedSession, check_seed
+from longlive.generation.session_prompts import SessionPrompts
 from longlive.generation.stream import LatentBlock
 from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Recache, Transition
@@ -180,11 +181,27 @@ class LongLivePipeline(LoraMethods, DiffusionPipeline):
         self._cache_format: Format | None = None
         self._conditioner: Conditioner | None = None
         self._compile = self._graphs = False
-        self._steady: SteadyPasses | None = None  # of the transformer, if its passes are compiled or recorded
         self._folder: Path | None = None  # where it was loaded from
         self._tiny: TinyVAE | None = None  # decodes instead of the VAE
         self._quantize: LinearKind | None = None
         self._decode_latent_frames: int | None = None  # at most in one call; None: a block
+        self._steady: SteadyPasses | None = None  # of the transformer, if its passes are compiled or recorded
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in diffusers. Another transformer runs as `accelerate` has made the one before run; of another encoder or tokenizer, prompts
+        are encoded anew.
+        """
+        if name not in ("transformer", "text_encoder", "tokenizer") or "_steady" not in vars(self):  # the latter: in the constructor
+            super().__setattr__(name, value)
+        elif name == "transformer":
+            with self._plain_transformer():
+                super().__setattr__(name, value)
+                self._loras = None  # those of the one before
+                if self._quantize is not None and not is_quantised(value):
+                    apply(value, Recipe(quantize=self._quantize))
+        else:
+            super().__setattr__(name, value)
+            self._conditioner = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without what belongs to this process (threads, cached prompts, compiled and recorded passes)."""
@@ -362,9 +379,10 @@ class LongLivePipeline(LoraMethods, DiffusionPipeline):
             stride=self._spatial_stride,
             visible=visible,
             block=self.config.block,
+            recache=self.config.recache == "joint",
             sink_copies=self._sink_copies,
             batch=batch,
-            quantised=is_quantised(self.transformer),
+            quantize=linear_kind(self.transformer),
             quantize_cache=self._cache_format,
             decode_latent_frames=self._decode_latent_frames,
         )
@@ -570,15 +588,14 @@ class LongLivePipeline(LoraMethods, DiffusionPipeline):
         cues = prompt if isinstance(prompt, PromptSchedule | PromptQueue) else PromptSchedule.single(prompt)
         if isinstance(cues, PromptSchedule) and num_latent_frames is not None:
             cues.validate(num_latent_frames)
-        settings = {**self.info._asdict(), "height": height, "width": width, "context_timestep": self.config.context_timestep}
+        settings = self.info._asdict() | {"height": height, "width": width, "context_timestep": self.config.context_timestep}
         if start is not None:
             settings |= {"image" if start.shown else "video": start.digest, "given_latent_frames": start.latents.shape[1]}
 
         def begin(index: int, prompts: SessionPrompts, seed: int) -> SessionVideo:
             def should_abort() -> bool:
-                assert preempt is not None
                 self._wait_for_device()  # denoising passes that are only queued cannot be taken back
-                return prompts.pending and preempt()
+                return prompts.pending and preempt is not None and preempt()
 
             blocks = self.stream(
                 prompts,
@@ -588,10 +605,11 @@ class LongLivePipeline(LoraMethods, DiffusionPipeline):
                 batch=batch,
                 start=start,
                 generator=torch.Generator().manual_seed(seed) if index or generator is None else generator,
+                on_step=lambda *_: prompts.check_running(),
                 should_abort=None if preempt is None else should_abort,
             )
-            shown = {"num_images": num_images, "shows_given": start is None or start.shown}
-            return SessionVideo(index, blocks, self.decoder(), Timeline(seed, settings), **shown)
+            shown, timeline = start is None or start.shown, Timeline(seed, settings)
+            return SessionVideo(index, blocks, self.decoder(), timeline, num_images=num_images, shows_given=shown)
 
         if seed is None:
             first = generator if generator is None or isinstance(generator, torch.Generator) else generator[0]
@@ -696,7 +714,8 @@ class LongLivePipeline(LoraMethods, DiffusionPipeline):
         decoder: str | Path | None = None,
         decode_latent_frames: int | None = None,
     ) -> None:
-        """Change how fast the pipeline runs and what it needs. What is left out stays as it is, so that several calls add up.
+        """Change how fast the pipeline runs and what it needs. What is left out stays as it is, so that several calls add up. It holds
+        for a transformer that is assigned later, too.
 
         Args:
             compile: whether blocks that see a full window run through torch.compile, which takes time once per process.

@@ -20,7 +20,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from longlive.generation.cues import Cue, Cues, PromptSchedule, check_prompt
+from longlive.generation.cues import Cues
+from longlive.generation.session_prompts import SessionPrompts, SessionStopped, check_given
 from longlive.generation.stream import BlockSeconds, LatentBlock
 from longlive.generation.timeline import Timeline
 from longlive.generation.transition import Transition
@@ -52,61 +53,6 @@ def check_seed(seed: int) -> None:
     """Raises ValueError for what is no seed: a whole number from 0 to 2^63 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed {seed!r}: choose a whole number from 0 to 2^63 - 1")
-
-
-def _check_given(prompt: str, transition: Transition | None) -> None:
-    check_prompt(prompt)
-    if not isinstance(transition, Transition | None):
-        raise ValueError(f"{transition!r} is no Transition; write Transition(keep_sink=…)")
-
-
-class SessionPrompts:
-    """The prompts of a session: those of its plan, until another one is given. Thread-safe."""
-
-    def __init__(self, plan: Cues) -> None:
-        self._plan = plan
-        self._given: tuple[str, Transition | None] | None = None  # until a block begins with it
-        self._first: Cue | None = None  # of a video that was begun again, unless a live plan has a newer one
-        self._active: Cue | None = None
-        self._lock = threading.Lock()
-
-    def put(self, prompt: str, transition: Transition | None) -> None:
-        """Make `prompt` active from the next block on, instead of one that is still pending. Raises ValueError when it is empty."""
-        _check_given(prompt, transition)
-        with self._lock:
-            self._given = prompt, transition
-
-    @property
-    def pending(self) -> bool:
-        """Whether a prompt was given that no block has begun with."""
-        return self._given is not None
-
-    @property
-    def newest(self) -> str | None:
-        """The prompt of the next block, as far as it is known: None when a `PromptQueue` has the first one."""
-        with self._lock:
-            if self._given is not None:
-                return self._given[0]
-            if (known := self._first or self._active) is not None:
-                return known.prompt
-            return self._plan.cues[0].prompt if isinstance(self._plan, PromptSchedule) else None
-
-    def due(self, previous_start: int, start: int) -> Cue | None:
-        """As in `Cues`; a given prompt comes before the planned one."""
-        with self._lock:
-            cue = self._plan.due(previous_start, start) or self._first
-            cue = cue if self._given is None else Cue(start, *self._given)
-            self._given = self._first = None
-            self._active = cue or self._active
-            return cue
-
-    def restart(self) -> None:
-        """Begin a new video with one prompt: the one given last, active or pending. A schedule ends; a live plan goes on."""
-        with self._lock:
-            cue = Cue(0, *self._given) if self._given is not None else self._first or self._active or self._plan.due(-1, 0)
-            assert cue is not None  # a session begins with a prompt
-            self._given, self._active, self._first = None, None, Cue(0, cue.prompt)
-            self._plan = PromptSchedule.single(cue.prompt) if isinstance(self._plan, PromptSchedule) else self._plan
 
 
 class SessionVideo:
@@ -206,7 +152,7 @@ class SteppedSession:
         self._restart_seed: int | None = None  # of the video that the next block begins, if any
         self._failure: BaseException | None = None
         self._request: Future[bool] | None = None  # the newest of `prompt_when_encoded` that is not settled
-        self.paused = self.stopped = False
+        self.paused = False
 
     @property
     def timeline(self) -> Timeline:
@@ -217,6 +163,10 @@ class SteppedSession:
     def video_index(self) -> int:
         """How often the session has been restarted."""
         return self._video.index
+
+    @property
+    def stopped(self) -> bool:
+        return self._prompts.stopped
 
     @property
     def newest_prompt(self) -> str | None:
@@ -241,7 +191,7 @@ class SteppedSession:
         the encoder's exception when `text` cannot be encoded.
         """
         self.check_usable()
-        _check_given(text, transition)
+        check_given(text, transition)
         queued: Future[bool] = Future()
         with self._lock:
             self._request = queued
@@ -286,8 +236,8 @@ class SteppedSession:
             self._restart_seed = self._video.timeline.seed if seed is None else seed
 
     def stop(self) -> None:
-        """Make no more blocks. A second call does nothing."""
-        self.stopped = True
+        """Make no more blocks, and abandon the one that is being made. A second call does nothing."""
+        self._prompts.stopped = True
 
     def check_usable(self) -> None:
         """Raises SessionFailed, with what ended it, once the session has failed."""
@@ -321,7 +271,10 @@ class SteppedSession:
                 self._video = self._begin(self._video.index + 1, self._prompts, self._restart_seed)
                 self._restart_seed = None
             video = self._video
-        block = video.next_block()
+        try:
+            block = video.next_block()
+        except SessionStopped:
+            return None
         return None if block is None else (video, block)
 
 
@@ -379,7 +332,7 @@ class Session:
         self._steps.restart(seed)
 
     def stop(self) -> None:
-        """End the iteration. A second call does nothing."""
+        """End the iteration; a block that is being made is abandoned after its pass. A second call does nothing."""
         with self._changed:
             self._steps.stop()
             self._changed.notify_all()

@@ -100,12 +100,14 @@ class TransformerBlock(nn.Module):
         backend: AttentionBackend,
     ) -> Tokens:
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float()[:, None] + modulation).unbind(2)
-        h = modulate(x, shift1, scale1, self.eps)
-        q, (k, v) = self.self_attn.queries(h), self.self_attn.keys_values(h)
-        x = add_gated(x, self.self_attn.merge(memory.attend(rotate(q, rotation), rotate(k, rotation), v, backend)), gate1)
-        q = self.cross_attn.queries(self.norm3(x))
-        x = x + self.cross_attn.merge(backend(q, text_k, text_v))
+        x = add_gated(x, self._self_attention(modulate(x, shift1, scale1, self.eps), rotation, memory, backend), gate1)
+        x = x + self.cross_attn.merge(backend(self.cross_attn.queries(self.norm3(x)), text_k, text_v))
         return add_gated(x, self.ffn(modulate(x, shift2, scale2, self.eps)), gate2)
+
+    def _self_attention(self, h: Tokens, rotation: Rotation, memory: Memory, backend: AttentionBackend) -> Tokens:
+        """A function of its own, so that queries, keys and values are freed before the feed-forward."""
+        q, (k, v) = self.self_attn.queries(h), self.self_attn.keys_values(h)
+        return self.self_attn.merge(memory.attend(rotate(q, rotation), rotate(k, rotation), v, backend))
 
     def write_kv(self, x: Tokens, modulation: Modulation, rotation: Rotation, memory: Memory) -> None:
         """Only write the keys and values that `forward` would write."""

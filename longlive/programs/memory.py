@@ -77,7 +77,7 @@ class Parts(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What is counted; networks may be on the meta device. `text_encoder`: bytes of its weights."""
+    """What is counted; networks may be on the meta device. `text_encoder`: bytes of its weights; `recache`: see `video_bytes`."""
 
     transformer: WanTransformer
     vae: AutoencoderKLWan
@@ -86,13 +86,14 @@ class Model(NamedTuple):
     visible: int
     sink_copies: int
     block: int
+    recache: bool
 
     @classmethod
     def of(cls, pipe: LongLivePipeline, tiny: TinyVAE | None, *, visible: int) -> Model:
         """Of a pipeline with a window of `visible` latent frames."""
         info = pipe.info
         copies = info.sink if info.relative_rope else 0
-        return cls(pipe.transformer, pipe.vae, weight_bytes(pipe.text_encoder), tiny, visible, copies, info.block)
+        return cls(pipe.transformer, pipe.vae, weight_bytes(pipe.text_encoder), tiny, visible, copies, info.block, info.recache == "joint")
 
     @classmethod
     def released(cls) -> Model:
@@ -102,7 +103,7 @@ class Model(NamedTuple):
         for network in networks:
             torch.nn.Module.to(network, torch.bfloat16)
         transformer, vae, tiny, reader = networks
-        return cls(transformer, vae, weight_bytes(reader), tiny, visible=12, sink_copies=0, block=3)
+        return cls(transformer, vae, weight_bytes(reader), tiny, visible=12, sink_copies=0, block=3, recache=True)
 
 
 UMT5_XXL = UMT5Config(
@@ -126,7 +127,8 @@ def count(model: Model, settings: MemorySettings, *, height: int, width: int, on
         visible=model.visible,
         block=model.block,
         sink_copies=model.sink_copies,
-        quantised=quantised,
+        recache=model.recache,
+        quantize=settings.quantize,
         quantize_cache=settings.quantize_cache,
         decode_latent_frames=settings.decode_latent_frames,
     )

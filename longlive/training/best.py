@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from longlive.files import read_json, write_json
@@ -39,16 +39,30 @@ class BestExport:
             if found["metric"] == metric and found["step"] <= start:
                 self._value = found["value"]
 
+    @property
+    def name(self) -> str:
+        """Of the metric, without the minus."""
+        return self.metric.removeprefix("-")
+
+    @property
+    def known(self) -> bool:
+        """Whether a validation before `start` was the best so far by this metric: it is measured."""
+        return self._value > float("-inf")
+
+    def check(self, measured: Collection[str]) -> None:
+        """Raises ValueError when a validation that measures this has no such metric; names those that it has."""
+        if self.name not in measured:
+            known = f"choose from {', '.join(measured)}" if measured else "this stage measures nothing; leave keep_best out"
+            raise ValueError(f"keep_best {self.name} is not measured at validation; {known}")
+
     def offer(self, step: int, measured: Mapping[str, float], export: Callable[[Path], None]) -> bool:
         """Call `export` with a folder if this validation is the best so far; returns whether it is.
 
         Raises:
-            ValueError: when the validation has no such metric; names those that it has.
+            ValueError: as `check`.
         """
-        name = self.metric.removeprefix("-")
-        if name not in measured:
-            known = f"choose from {', '.join(measured)}" if measured else "this stage measures nothing; leave keep_best out"
-            raise ValueError(f"keep_best {name} is not measured at validation; {known}")
+        self.check(measured)
+        name = self.name
         value = gather(measured[name] if name == self.metric else -measured[name], self._world)[0]
         if not value > self._value:
             return False

@@ -224,6 +224,16 @@ def _validate(stage: Stage, run: Path, done: int, journal: RunLog, best: BestExp
         best.offer(done, measured, stage.export)
 
 
+def _best_export(stage: Stage, run: Path, keep_best: str | None, start: int, world: World) -> BestExport | None:
+    """The best export of a run. Validates once before the first step, so that a metric that is not measured is found at once."""
+    if keep_best is None:
+        return None
+    best = BestExport(run, keep_best, start=start, world=world)
+    if not best.known:
+        best.check(stage.validate(run, start))
+    return best
+
+
 def train(
     stage: Stage,
     *,
@@ -262,7 +272,7 @@ def train(
     if world.is_main:
         write_json(run / "settings.json", {"stage": name, "tuning": tuning, "base": base, "settings": settings, **made_with(world.size)})
     watch, save_due = LossWatch(loss_spike_factor), False
-    best = None if keep_best is None else BestExport(run, keep_best, start=start, world=world)
+    best = _best_export(stage, run, keep_best, start, world)
     tracking = {"wandb": wandb, "project": project, "settings": settings}
     journal = RunLog(run, name=name, start=start, steps=steps, log_every=log_every, writes=world.is_main, **tracking)
     for line in journal.past:

@@ -9,6 +9,7 @@ import torch
 
 from longlive import Cue, LongLivePipeline, PromptSchedule
 from longlive.cache.window import Window
+from longlive.engine.steady import cuda_graph, default_compiler
 from longlive.generation.caches import ring_cache
 from longlive.generation.transition import Transition
 from longlive.models.text import TextEncoder
@@ -85,6 +86,20 @@ def test_compiled_and_recorded_passes_stay_close(tiny):
     pipe.warm_up()
     found = latents(pipe, cues, 36)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_recorded_passes_of_sessions_that_run_ahead(tiny):
+    """Two at once, each making its blocks in a thread of its own while the block before is decoded in this one."""
+    pipe = LongLivePipeline.from_pretrained(tiny).to(DEVICE)
+
+    def images(ahead):
+        sessions = [pipe.session(prompt, seed=seed, num_latent_frames=45, ahead=ahead) for seed, prompt in enumerate((PROMPT, OTHER))]
+        return [torch.cat([block.images for block in blocks], dim=1) for blocks in zip(*zip(*sessions))]
+
+    expected = images(ahead=False)
+    pipe.accelerate(graphs=True)
+    for _ in range(2):  # recorded, and replayed
+        assert all(map(torch.equal, images(ahead=True), expected))
 
 
 def test_blocks_are_queued_without_waiting_for_the_device(on_gpu):
@@ -215,3 +230,14 @@ def test_recorded_vectors(name):
     case = CaseOnGPU(GOLDEN, name)
     with DEVICE:  # where the case makes its networks
         assert max(check_golden.KINDS[case.settings["kind"]](case)) <= check_golden.TOLERANCE
+
+
+@pytest.mark.parametrize("name", [name for name, settings in GOLDEN.entries.items() if settings["kind"] == "rollout"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["recorded", "compiled and recorded"])
+@torch.no_grad()
+def test_recorded_vectors_through_the_engine(name, compiled):
+    engine = check_golden.Engine(default_compiler(DEVICE) if compiled else None, cuda_graph)
+    case = CaseOnGPU(GOLDEN, name, engine)
+    with DEVICE:
+        assert max(case.rollout()) <= check_golden.TOLERANCE
+    assert case.num_passes

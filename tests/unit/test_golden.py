@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +19,31 @@ def test_every_vector_agrees(capsys):
     assert check_golden.check(GOLDEN)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(json.loads((GOLDEN / "manifest.json").read_text()))
+
+
+def test_recorded_passes_agree(monkeypatch):
+    """The shortest of `test_every_vector_agrees_with_the_engine`."""
+    folder, engine = check_golden.Folder(GOLDEN), check_golden.ENGINES["recorded"]()
+    case = check_golden.Case(folder, "single_full_attention", engine)
+    with torch.no_grad():
+        assert max(case.rollout()) <= check_golden.TOLERANCE
+    assert case.num_passes == 4  # of the only block that sees a full window
+    monkeypatch.setattr(check_golden.SteadyPasses, "_is_steady", lambda *_: False)
+    with pytest.raises(ValueError, match="no pass was compiled or recorded"), torch.no_grad():
+        list(check_golden.Case(folder, "single_full_attention", engine).rollout())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["recorded", "compiled"])
+def test_every_vector_agrees_with_the_engine(engine, capsys, caplog):
+    try:
+        made = check_golden.ENGINES[engine]()
+    except ValueError as reason:
+        pytest.skip(str(reason))
+    assert check_golden.check(GOLDEN, made)
+    rollouts = [line for line in capsys.readouterr().out.splitlines() if " rollout " in line]
+    assert len(rollouts) == 5 and all("passes through the engine" in line for line in rollouts)
+    assert "not compiled" not in caplog.text
 
 
 @pytest.mark.parametrize(

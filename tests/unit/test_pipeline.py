@@ -9,6 +9,7 @@ import torch
 
 from longlive import Cue, LongLivePipeline, PromptQueue, PromptSchedule
 from longlive.checkpoints import store
+from longlive.engine.linears import is_quantised
 from longlive.generation.caches import weight_bytes
 from longlive.models.lora import add_lora, lora_state, merge_lora
 from longlive.models.vae import set_spatial_padding
@@ -265,12 +266,16 @@ def test_passes_are_compiled_until_they_are_not(tiny, monkeypatch, tmp_path):
     pipe = LongLivePipeline.from_pretrained(tiny)
     lora = lora_state(add_lora(copy.deepcopy(pipe.transformer), rank=2))
     lora = {name: torch.ones_like(weight) for name, weight in lora.items()}
+    other = copy.deepcopy(pipe.transformer)
+    for weight in other.parameters():
+        weight.data *= 1.1
     expected = latents(pipe, num_latent_frames=15)
     pipe.accelerate(compile=True)
     assert torch.equal(latents(pipe, num_latent_frames=15), expected) and compiled
     for change in (
         lambda p: p.load_lora_weights(tmp_path / "ones.pt"),
         lambda p: p.accelerate(quantize="int8"),
+        lambda p: setattr(p, "transformer", copy.deepcopy(other)),
         lambda p: p.to(torch.float32),
     ):
         plain = LongLivePipeline.from_pretrained(tiny)
@@ -288,6 +293,25 @@ def test_passes_are_compiled_until_they_are_not(tiny, monkeypatch, tmp_path):
         pipe.accelerate(graphs=True)
     with pytest.raises(ValueError, match="window of fixed length; window -1 has none"):
         LongLivePipeline.from_pretrained(tiny, window=-1, sink=0).accelerate(compile=True)
+
+
+def test_parts_may_be_replaced_at_any_time(tiny):
+    """Prompts that were encoded before are encoded anew, and 8 bits are those of the pipeline."""
+    pipe, plain = LongLivePipeline.from_pretrained(tiny), LongLivePipeline.from_pretrained(tiny)
+    other = copy.deepcopy(pipe.transformer)
+    for weight in (*other.parameters(), *plain.text_encoder.parameters()):
+        weight.data *= 1.1
+    before = latents(pipe, num_latent_frames=3)
+    pipe.text_encoder = copy.deepcopy(plain.text_encoder)
+    assert not torch.equal(expected := latents(plain, num_latent_frames=3), before)
+    assert torch.equal(latents(pipe, num_latent_frames=3), expected)
+    plain = LongLivePipeline.from_pretrained(tiny, transformer=other, text_encoder=plain.text_encoder)
+    pipe.transformer = copy.deepcopy(other)
+    assert torch.equal(latents(pipe, num_latent_frames=3), latents(plain, num_latent_frames=3))
+    pipe.accelerate(quantize="int8")
+    pipe.transformer = copy.deepcopy(other)
+    plain.accelerate(quantize="int8")
+    assert is_quantised(pipe.transformer) and torch.equal(latents(pipe, num_latent_frames=3), latents(plain, num_latent_frames=3))
 
 
 def test_warming_up_meets_every_shape_of_an_endless_video(tiny):

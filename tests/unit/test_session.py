@@ -96,6 +96,33 @@ def test_stop_ends_a_paused_session(pipe, ahead):
     assert not thread.is_alive() and len(left) <= 1 and session.stopped
 
 
+def test_stop_does_not_wait_for_the_block_that_is_being_made(pipe, monkeypatch):
+    """As Ctrl-C does not; also when the block begins a prompt, which a newer one would not interrupt."""
+    forward, passes, begun = pipe.transformer.forward, [], threading.Event()
+    for at_a_switch in (False, True):
+        session = pipe.session(PROMPT, seed=0, ahead=True)
+        next(session)
+        while session.timeline.num_latent_frames < 6:
+            time.sleep(0.001)
+        if at_a_switch:
+            session.prompt(OTHER)
+
+        def slow(*inputs, session=session):
+            passes.append(begun.set())
+            while not session.stopped:
+                time.sleep(0.001)
+            return forward(*inputs)
+
+        monkeypatch.setattr(pipe.transformer, "forward", slow)
+        next(session)
+        assert begun.wait(30)
+        session.stop()
+        assert len(passes) == 1 and next(session, None) is None
+        monkeypatch.setattr(pipe.transformer, "forward", forward)
+        passes.clear()
+        begun.clear()
+
+
 def test_restart_is_another_video_with_the_prompt_in_force(pipe):
     session = pipe.session(PROMPT, seed=0)
     first = [next(session), next(session)]

@@ -1,16 +1,17 @@
 """Passes over whole blocks of an endless video: compiled into one graph, recorded twice, and the same as the plain way."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import partial
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from longlive.cache.ring import RingCache
 from longlive.cache.window import Window
 from longlive.engine import steady
-from longlive.engine.steady import SteadyPasses
+from longlive.engine.steady import SteadyPasses, operation_tape
 from longlive.generation.caches import ring_cache
 from longlive.generation.cues import Cue, PromptSchedule
 from longlive.generation.denoiser import Denoiser
@@ -22,9 +23,9 @@ from longlive.generation.transition import Transition
 STEPS = [1000.0, 937.5, 625.0]
 
 
-def video(network, *, blocks=12, keep_sink=True, relative=False, seed=0, batch=1, size=(4, 6), quantize=None):
+def video(network, *, blocks=12, keep_sink=True, relative=False, seed=0, batch=1, size=(4, 6), quantize=None, texts=1):
     """Latents of a video with two prompt switches after the window is full."""
-    texts = torch.randn(3, batch, 5, 8, generator=torch.Generator().manual_seed(1))
+    texts = torch.randn(3, batch, 5, 8, generator=torch.Generator().manual_seed(texts))
     projected = {}  # as the pipeline keeps them: the same prompt, the same tensors
     plan = PromptSchedule((Cue(0, "a"), Cue(18, "b", Transition(keep_sink)), Cue(27, "c", Transition(keep_sink, "causal"))))
     made = sample(
@@ -50,13 +51,13 @@ class Tape:
 
     def __call__(self, function, tensors):
         self.recorded.append(function.args[0])
-        graph = make_fx(lambda *inputs: function(inputs), tracing_mode="real")(*tensors)
+        graph = operation_tape(function, tensors)
         places = [tensor.data_ptr() for tensor in tensors]
 
         def replay(tensors):
             assert [tensor.data_ptr() for tensor in tensors] == places
             self.replayed.append(function.args[0])
-            return graph(*tensors)
+            return graph(tensors)
 
         return replay
 
@@ -90,6 +91,42 @@ def test_every_ring_and_batch_has_recordings_of_its_own(model):
     for seed, batch in ((0, 1), (1, 1), (2, 2)):
         assert torch.equal(video(model, seed=seed, batch=batch), expected[seed])
     assert 4 <= len(tape.recorded) <= 6 and len(tape.recorded) % 2 == 0  # two rings may have lain at the same place
+
+
+def test_videos_in_two_threads_take_turns(model):
+    """As two sessions that run ahead: what they share (the prompt's place, the recordings) belongs to one pass at a time."""
+    settings = [{"seed": 0, "texts": 1}, {"seed": 1, "texts": 2}]
+    expected, meeting, waited = [video(model, **each) for each in settings], threading.Barrier(2, timeout=2), []
+
+    class Meeting(Tape):
+        def __call__(self, function, tensors):
+            replay = super().__call__(function, tensors)
+
+            def after_the_other(tensors):
+                try:
+                    meeting.wait()  # with the lock no two can be here
+                except threading.BrokenBarrierError:
+                    waited.append(1)
+                return replay(tensors)
+
+            return after_the_other
+
+    SteadyPasses(model, block=3, capture=Meeting())
+    with ThreadPoolExecutor(2) as threads, torch.no_grad():
+        found = list(threads.map(lambda each: video(model, **each), settings))
+    assert waited and all(map(torch.equal, found, expected))
+
+
+def test_a_plain_pass_beside_a_compiled_one_is_not_compiled(model):
+    def refused(*_):
+        raise AssertionError("compiled")
+
+    passes = SteadyPasses(model, block=3, compiler=lambda function: refused)
+    inputs = torch.randn(1, 3, 4, 4, 4), torch.full((1, 1), 500.0), torch.randn(1, 5, 8)
+    with ThreadPoolExecutor(1) as other:
+        assert passes._fixed(lambda: other.submit(model, *inputs).result()).shape == inputs[0].shape
+    with pytest.raises(AssertionError, match="compiled"):
+        passes._fixed(lambda: model(*inputs))
 
 
 def test_recordings_are_forgotten_when_there_are_many(model, monkeypatch):

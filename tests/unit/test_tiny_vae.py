@@ -168,3 +168,6 @@ def test_the_programs_setting(tiny, tmp_path):
         assert isinstance(pipe.decoder(), TinyDecoder) is kind
     with pytest.raises(FileNotFoundError, match=r"the tiny decoder no-such.pth does not exist; give a file or a folder"):
         load_pipeline(InferenceConfig(model=str(tiny), decoder="no-such.pth"), torch.device("cpu"))
+    with pytest.raises(FileNotFoundError, match="holds no tiny decoder") as refused:
+        load_pipeline(InferenceConfig(model=str(tiny), decoder=str(tmp_path)), torch.device("cpu"))
+    assert "download" not in str(refused.value)

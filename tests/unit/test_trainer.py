@@ -130,7 +130,7 @@ def best(run):
 
 def test_the_best_export_is_kept_and_survives_a_crash(tmp_path, monkeypatch):
     near = {2: 0.1, 4: 0.7, 6: 0.3, 8: 0.9, 10: 0.9}
-    monkeypatch.setattr(Kept, "validate", lambda self, folder, number: {"walk/near": near[number]})
+    monkeypatch.setattr(Kept, "validate", lambda self, folder, number: {"walk/near": near.get(number, 2.0)})  # others are not counted
     keep(tmp_path / "whole")
     assert best(tmp_path / "whole")[0] == {"metric": "walk/near", "step": 8, "value": 0.9}
     stopped = keep(tmp_path / "stopped", steps=8)
@@ -145,7 +145,7 @@ def test_the_best_export_is_kept_and_survives_a_crash(tmp_path, monkeypatch):
 
 
 def test_the_best_is_compared_with_what_was_saved_and_only_with_that(tmp_path, monkeypatch):
-    near = {2: 0.5, 3: 0.1, 4: 0.4}
+    near = {0: 1.0, 2: 0.5, 3: 0.1, 4: 0.4}
     monkeypatch.setattr(Kept, "validate", lambda self, folder, number: {"walk/near": near[number], "walk/far": 1 - near[number]})
     keep(tmp_path, steps=3)
     (tmp_path / "best").rename(tmp_path / ".best.partial")  # as if killed before the last line
@@ -173,6 +173,19 @@ def test_a_best_by_what_is_not_measured_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="this stage measures nothing; leave keep_best out"):
         keep(tmp_path / "b")
     assert not (tmp_path / "a" / "best").exists()
+
+
+def test_a_best_by_what_is_not_measured_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="keep_best walk/near is not measured"):
+        keep(tmp_path / "a", events={0: crash})
+    numbers = []
+    monkeypatch.setattr(Kept, "validate", lambda self, folder, number: (numbers.append(number), {"walk/near": number / 10})[1])
+    keep(tmp_path / "b", steps=4)
+    shutil.rmtree(tmp_path / "b" / "export")
+    keep(tmp_path / "b", steps=6)
+    assert numbers == [0, 2, 4, 6]  # a resumed run knows what is measured
+    with pytest.raises(ValueError, match="keep_best walk/far is not measured"):
+        keep(tmp_path / "b", steps=8, keep_best="walk/far", events={6: crash})
 
 
 def test_sigterm_ends_with_a_saved_state(tmp_path):
