@@ -24,7 +24,7 @@ MINIATURE_TINY: dict[str, Any] = {"widths": (64, 32), "growth": (2, 2), "num_blo
 MINIATURE_VAE: dict[str, Any] = {  # the sizes that configs/miniature/autoencoder.yaml trains
     "base_dim": 32,
     "dim_mult": [1, 1, 1],
-    "num_res_blocks": 0,
+    "num_res_blocks": 1,
     "temperal_downsample": [True, True],
     "is_residual": True,
     "patch_size": 2,

@@ -32,7 +32,7 @@ if [[ ! -f "$RUNS/prompts/prompts.jsonl" ]]; then  # backgrounds change most: th
 fi
 shared=(teacher="$(exported teacher)" components="$RUNS/components" embeddings="$RUNS/embeddings" prompts="$RUNS/prompts/prompts.jsonl")
 stage init init.generator="$(exported causal_init)" "${shared[@]/#/init.}" "$@"
-stage long long.generator="$(exported init)" "${shared[@]/#/long.}" "$@"
+stage long long.generator="$(exported init)" long.critic="$(exported init)/critic" "${shared[@]/#/long.}" "$@"
 
 "$PYTHON" scripts/bundle_miniature.py --runs "$RUNS" --to "$RUNS/pipeline"
 echo "the pipeline is in $RUNS/pipeline: python inference.py --model $RUNS/pipeline --prompt '…'"

@@ -163,9 +163,10 @@ class DistillationStage:
             generator.set_state(own["random"][name])
 
     def export(self, folder: Path) -> None:
-        """Write `transformer/` in diffusers layout, or the adapters as `lora.pt` in the layout of the released file."""
+        """Write `transformer/` and `critic/transformer/` in diffusers layout, or the adapters as `lora.pt` in that of the released file."""
         if not self.generator.adapters_only:
             write_transformer(self.exported_generator, folder, write=self.world.is_main)
+            write_transformer(self.critic.network, folder / "critic", write=self.world.is_main)
             return
         parts = {"generator_lora": self.generator.adapters(), "critic_lora": self.critic.adapters()}
         if self.world.is_main:

@@ -305,6 +305,7 @@ def test_a_stage_exports_what_inference_wants(tmp_path, rank):
     if rank is None:
         network = load_network(tmp_path)
         assert not torch.equal(answer(network), answer(stage.generator.network))  # the average, not the newest weights
+        assert torch.equal(answer(load_network(tmp_path / "critic")), answer(stage.critic.network))
     else:
         network = merge_lora(base, load_lora(tmp_path / "lora.pt"))
         critic = merge_lora(small_network(1), load_lora(tmp_path / "lora.pt", which="critic_lora"))
