@@ -8,8 +8,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
 # An active environment may have everything that the programs need and not what only the tests need.
-"$PYTHON" -c 'import beartype, prompt_toolkit, xdist' 2>/dev/null ||
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint requirements.lock beartype prompt_toolkit pytest-xdist
+"$PYTHON" -c 'import beartype, prompt_toolkit, pyte, xdist' 2>/dev/null ||
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint requirements.lock beartype prompt_toolkit pyte pytest-xdist
 select=(-m "not slow and not gpu and not browser and not vbench")
 workers=$("$PYTHON" -c 'import os; print(min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 4))')
 if [[ "${1:-}" == "--all" ]]; then
