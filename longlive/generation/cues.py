@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from longlive.generation.dimensions import Timing
 from longlive.generation.mixes import parts_of
@@ -45,6 +45,7 @@ class Cue:
         check_prompt(self.prompt, what=f"the prompt at latent frame {self.latent_frame}")
 
 
+@runtime_checkable
 class Cues(Protocol):
     """Where prompts come from."""
 

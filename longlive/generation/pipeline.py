@@ -43,7 +43,7 @@ from longlive.generation.arguments import (
 )
 from longlive.generation.caches import VideoBytes, decoder_memory_bytes, ring_cache, video_bytes, weight_bytes
 from longlive.generation.conditioning import Conditioner
-from longlive.generation.cues import Cues, PromptQueue, PromptSchedule
+from longlive.generation.cues import Cues, PromptSchedule
 from longlive.generation.decoders import PartwiseDecoder, check_fits, find_tiny_vae, has_tiny_vae, load_tiny_vae
 from longlive.generation.denoiser import Denoiser
 from longlive.generation.dimensions import Timing, check_size, check_whole
@@ -517,7 +517,7 @@ class LongLivePipeline(LoraMethods, DiffusionPipeline):
 
     def session(
         self,
-        prompt: str | PromptSchedule | PromptQueue,
+        prompt: str | Cues,
         *,
         seconds: float | None = None,
         num_latent_frames: int | None = None,
@@ -559,7 +559,7 @@ class LongLivePipeline(LoraMethods, DiffusionPipeline):
 
     def stepped_session(
         self,
-        prompt: str | PromptSchedule | PromptQueue,
+        prompt: str | Cues,
         *,
         num_latent_frames: int | None = None,
         num_images: int | None = None,
@@ -585,7 +585,7 @@ class LongLivePipeline(LoraMethods, DiffusionPipeline):
         check_whole("batch", batch, 1)
         _generators(generator, slice(batch), batch)
         height, width = self._size(height, width)
-        cues = prompt if isinstance(prompt, PromptSchedule | PromptQueue) else PromptSchedule.single(prompt)
+        cues = prompt if isinstance(prompt, Cues) else PromptSchedule.single(prompt)
         if isinstance(cues, PromptSchedule) and num_latent_frames is not None:
             cues.validate(num_latent_frames)
         settings = self.info._asdict() | {"height": height, "width": width, "context_timestep": self.config.context_timestep}

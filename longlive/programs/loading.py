@@ -26,7 +26,7 @@ from longlive.checkpoints.lora import LoraFile, lora_files
 from longlive.config import InferenceConfig
 from longlive.files import check_disk, file_digest
 from longlive.generation.caches import weight_bytes
-from longlive.generation.cues import PromptQueue, PromptSchedule
+from longlive.generation.cues import Cues
 from longlive.generation.dimensions import check_size
 from longlive.generation.pipeline import EVERYTHING, LongLivePipeline
 from longlive.ops.attention import EIGHT_BIT_BACKENDS
@@ -62,7 +62,7 @@ class VideoRequest:
     """
 
     seed: int
-    prompts: PromptSchedule | PromptQueue
+    prompts: Cues
     num_latent_frames: int | None
     path: Path
     identity: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -69,8 +69,9 @@ class DMD:
     ) -> GeneratorLoss:
         """L = 1/2 mean over fresh frames of (x - stopgrad(x - g))^2, g = (f - r) / mean|x - r| of each sample.
 
-        f, r: x0 predictions of critic and teacher for the noisy clip; `exact`, where the real score is known, replaces the teacher. The value is 1/2 mean g^2, the gradient g / count; frames outside
-        `fresh` get exactly 0. The difference is computed in float32; NaN becomes 0. The target is float64, so that x - (x - g) is g.
+        f, r: x0 predictions of critic and teacher for the noisy clip; `exact`, where the real score is known, replaces the teacher. The
+        value is 1/2 mean g^2, the gradient g / count; frames outside `fresh` get exactly 0. The difference is computed in float32; NaN
+        becomes 0. The target is float64, so that x - (x - g) is g.
         """
         with torch.no_grad():
             noisy = add_noise(clip, noise, t)

@@ -612,7 +612,7 @@ def test_bad_settings_are_refused(tiny, caplog):
         taken.listen()
         port = str(taken.getsockname()[1])
         for words, message in (
-            (["--port", "70000"], "port 70000 is no port; choose --port from 0 to 65535"),
+            (["--port", "70000"], "port 70000: choose one from 0 (any that is free) to 65535"),
             (["--port", port, "--model", str(tiny)], f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose another"),
             (["video.seconds=3"], "video.seconds is given, but clients decide what is shown"),
             (["video.crf=3"], "video.crf is given, but the server has its own settings for files"),

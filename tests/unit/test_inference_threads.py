@@ -19,7 +19,7 @@ def test_planned_blocks_are_made_while_the_one_before_is_decoded_and_typed_ones_
     pipe, threads = LongLivePipeline.from_pretrained(tiny), set()
     pipe.transformer.register_forward_pre_hook(lambda *_: threads.add((threading.current_thread().name, torch.get_num_threads())))
     prompts = PromptQueue("a red circle") if typed else PromptSchedule.single("a red circle")
-    request = VideoRequest(3, prompts, 9, tmp_path / "a.mp4")
+    request = VideoRequest(3, prompts, 9, tmp_path / "a.mp4", {"relative_rope": False})
     here = threading.current_thread().name, torch.get_num_threads()
     make(InferenceConfig(model=str(tiny), crf=0), request, pipe, torch.device("cpu"), quiet=True)
     assert threads == ({here} if typed else {("blocks_0", here[1])})

@@ -10,7 +10,7 @@ import torch
 from longlive import Cue, LongLivePipeline, PromptQueue, PromptSchedule
 from longlive.checkpoints import store
 from longlive.engine.linears import is_quantised
-from longlive.generation.caches import weight_bytes
+from longlive.generation.caches import transformer_activation_bytes, weight_bytes
 from longlive.models.lora import add_lora, lora_state, merge_lora
 from longlive.models.vae import set_spatial_padding
 
@@ -339,8 +339,9 @@ def test_in_8_bits_a_video_is_similar_and_needs_less_memory(tiny, kind):
     saved = weight_bytes(pipe.transformer)
     pipe.accelerate(quantize=kind)
     saved -= weight_bytes(pipe.transformer)
-    at_work = 3 * 4 * 32 * 12  # frames, tokens of a frame, width of the feed-forward, bytes
-    assert saved > 0 and pipe.memory_needed(9) == needed - saved + at_work and pipe.session_bytes() == session
+    shape = {"frames": pipe.config.window}  # of a recache, which takes all visible frames at once
+    at_work = [transformer_activation_bytes(plain.transformer, 4, 4, **shape, quantize=one) for one in (None, kind)]
+    assert saved > 0 and pipe.memory_needed(9) == needed - saved + at_work[1] - at_work[0] and pipe.session_bytes() == session
     found = latents(pipe, num_latent_frames=9)  # the text, which the pipeline had kept, is read by the new layers
     assert 0 < (found - expected).norm() < 0.2 * expected.norm()
     assert torch.equal(latents(plain, num_latent_frames=9), expected)
@@ -378,6 +379,6 @@ def test_memory_needed_counts_the_cache_it_will_allocate(tiny, relative):
         sum(buffer.nbytes for buffer in (ring.keys, ring.values, ring._sink_keys) if buffer is not None)
         for ring in (pipe._cache(21, 32, 32, batch) for batch in (1, 2))
     )
-    assert pipe._cache_bytes(4, 4, visible=pipe.config.window, batch=1) == once  # 32 pixels are 4 latents
+    assert pipe._video_bytes(32, 32, visible=pipe.config.window, batch=1).cache == once
     assert pipe.memory_needed(21, 32, 32, batch=2) - pipe.memory_needed(21, 32, 32) >= twice - once > 0
     assert pipe.memory_needed(2100) == pipe.memory_needed(21)  # a window: the cost of a block is constant

@@ -406,7 +406,7 @@ def test_a_timeline_of_version_1(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 3}, "timeline of version 3; this program reads versions 1 and 2"),
+        ({"version": 3}, "is not a timeline: it is of version 3, and this program reads versions 1 and 2"),
         ({"cues": None}, "is not a timeline: TypeError"),
         ({"num_latent_frames": 0}, "ended before its first block"),
         ({"cues": [{"latent_frame": 3, "prompt": "a", "transition": None}]}, "must begin at latent frame 0"),

@@ -1,9 +1,9 @@
 """The exact score of the miniature's world: what a teacher without error would predict.
 
 The world is finite. The clips of a caption are `len(RADII) * LIGHTS` videos (templates), each at every cell of the torus; with an
-autoencoder that pads circularly, the latents of a moved video are the moved latents. The posterior mean of clean latents given noisy ones is
-therefore a weighted sum of moved templates, with weights softmax(-|x_t - (1 - sigma) x_0|^2 / 2 sigma^2); correlations with all
-positions at once are products in the frequency domain.
+autoencoder that pads circularly, the latents of a moved video are the moved latents. The posterior mean of clean latents given noisy
+ones is therefore a weighted sum of moved templates, with weights softmax(-|x_t - (1 - sigma) x_0|^2 / 2 sigma^2); correlations with
+all positions at once are products in the frequency domain.
 """
 
 from __future__ import annotations
