@@ -320,6 +320,8 @@ def _advice(path: Path) -> str:
         return f"; download it with: hf download Efficient-Large-Model/LongLive-1.3B --local-dir {folder}"
     if "self_forcing" in words or path.name == "ode_init.pt":
         return f"; download it with: hf download gdhe17/Self-Forcing {path.name} --local-dir {path.parent}"
+    if path.name in ("export", "best") or path.parent.name in ("export", "best"):
+        return "; a training writes it at its end (`best`: with keep_best)"
     for name in ("google", "transformer", "vae", "text_encoder", "tokenizer"):
         if name in path.parts:
             path = Path(*path.parts[: path.parts.index(name)])

@@ -356,3 +356,9 @@ def test_the_program_says_in_a_line_what_is_wrong(wan_folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_status:
         program("--from", lora, "--to", "wan")
     assert exit_status.value.code == 2
+
+
+def test_an_export_that_is_not_there_yet_is_not_to_be_downloaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"export not found; a training writes it at its end") as raised:
+        store.load_transformer(tmp_path / "runs" / "teacher" / "export")
+    assert "download" not in str(raised.value)
