@@ -133,9 +133,9 @@ def flops_of_clips(stage: MetaStage) -> list[dict[str, float]]:
             for _ in range(stage.clips):
                 before = counter.get_total_flops()
                 clip = tuner.clip(grad=True)
-                drawn = {"t": objective.draw_timesteps(clip.latents, torch.Generator()), "noise": torch.empty_like(clip.latents)}
-                objective.generator_loss(clip.latents, clip.text, clip.text, **drawn).loss.backward()
-                objective.critic_loss(clip.latents, clip.text, **drawn).backward()
+                t, noise = objective.draw_timesteps(clip.latents, torch.Generator()), torch.empty_like(clip.latents)
+                objective.generator_loss(clip.latents, clip.text, clip.text, t=t, noise=noise).loss.backward()
+                objective.critic_loss(clip.latents, clip.text, t=t, noise=noise).backward()
                 sums = {part: parts.sums[part] for part in PARTS}
                 found.append({**sums, "rest": counter.get_total_flops() - before - sum(sums.values())})
                 parts.sums.clear()
