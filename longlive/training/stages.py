@@ -36,7 +36,7 @@ from longlive.training.ema import EMA
 from longlive.training.embeddings import TextEmbeddings, fingerprint
 from longlive.training.miniature.autoencoder import AutoencoderStage
 from longlive.training.miniature.causal_init import CausalInitStage
-from longlive.training.miniature.exact_score import ExactScore
+from longlive.training.miniature.exact_score import ExactScore, check_world
 from longlive.training.miniature.language import LanguageStage
 from longlive.training.miniature.starting_vae import starting_vae
 from longlive.training.miniature.teacher import TeacherStage
@@ -109,13 +109,15 @@ def _distillation(run: TrainConfig, config: DistillationConfig, world: World, de
     """Generator, critic and teacher, the data, and the tuner that makes videos."""
     required = ("generator", "teacher", "components", "prompts")
     generator_from, teacher_from, components, prompts = _required(config, required, section=run.stage, file=f"train_{run.stage}")
+    chains = read_chains(prompts, config.switch_prompts)
+    if config.exact_score:
+        check_world((prompt for chain in chains for prompt in chain), height=config.height, width=config.width)
     compute = choose_dtype("auto", device)
     vae = store.load_vae(components, dtype=compute).to(device).requires_grad_(False)  # type: ignore[arg-type]
     network = load_network(generator_from, lora=config.generator_lora, device=device)
     base = weights_digest(network.state_dict()) if config.lora_rank is not None else None
     critic = load_network(config.critic or teacher_from, device=device)
     teacher = load_network(teacher_from, dtype=compute, device=device)
-    chains = read_chains(prompts, config.switch_prompts)
     schedules = _schedules(config, chains)
     texts = [prompt for chain in chains for prompt in chain] + [cue.prompt for plan in schedules for cue in plan.cues]
     embed, negative = _embeddings(config, texts, components, network, world, device)

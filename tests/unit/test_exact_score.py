@@ -12,7 +12,7 @@ from longlive.miniature.captions import canonical
 from longlive.miniature.world import Captioned, Identity, render
 from longlive.models.vae import encode_video
 from longlive.training.dmd import DMD
-from longlive.training.miniature.exact_score import ExactScore, posterior_mean
+from longlive.training.miniature.exact_score import ExactScore, check_world, posterior_mean
 from longlive.training.miniature.latent_videos import to_float
 
 RING = Captioned("ring", "red", "gray", "right")
@@ -78,3 +78,11 @@ def test_the_loss_takes_the_exact_score_in_place_of_the_teacher():
     found = DMD(teacher, lambda *_: SimpleNamespace(x0=fake)).generator_loss(clip, text, text, t=t, noise=noise, exact=exact)
     torch.testing.assert_close(found.gradient, (fake - real) / (clip - real).abs().mean(), atol=1e-6, rtol=1e-6)
     assert torch.equal(asked[0][0], found.noisy) and torch.equal(asked[0][1], t)
+
+
+def test_prompts_and_sizes_of_another_world_are_refused_before_anything_is_loaded():
+    check_world([canonical(RING)], height=64, width=64)
+    with pytest.raises(ValueError, match="64x64 pixels, not 480x832"):
+        check_world([canonical(RING)], height=480, width=832)
+    with pytest.raises(ValueError, match="'a red corgi' names no shape, no background, no motion"):
+        check_world([canonical(RING), "a red corgi"], height=64, width=64)

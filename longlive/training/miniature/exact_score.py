@@ -8,7 +8,7 @@ all positions at once are products in the frequency domain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from longlive.generation.dimensions import Timing
 from longlive.miniature.captions import parse
-from longlive.miniature.world import LIGHTS, MOTIONS, RADII, Captioned, Identity, render
+from longlive.miniature.world import ATTRIBUTES, LIGHTS, MOTIONS, RADII, SIZE, Captioned, Identity, render
 from longlive.models.vae import encode_video, spatial_padding
 from longlive.ops.flow_matching import NUM_TIMESTEPS
 from longlive.training.clips import Clip
@@ -44,10 +44,20 @@ def _light_weights() -> Tensor:
 LIGHT_WEIGHTS = _light_weights()
 
 
+def check_world(prompts: Iterable[str], *, height: int, width: int) -> None:
+    """Raises ValueError for a size other than the world's, or a prompt that does not name every attribute of its captions."""
+    if (height, width) != (SIZE, SIZE):
+        raise ValueError(f"exact_score knows videos of {SIZE}x{SIZE} pixels, not {height}x{width}")
+    for prompt in prompts:
+        named = parse(prompt)
+        if missing := [name for name in ATTRIBUTES if name not in named]:
+            raise ValueError(f"exact_score needs prompts of the miniature's world; {prompt!r} names no {', no '.join(missing)}")
+
+
 class ExactScore:
     """Posterior means of clips of `num_frames` latent frames, with the switch of those that have one at latent frame `switch_at`.
 
-    Templates are encoded when first needed and kept (0.1 MB per caption, 0.2 MB per switch; about a second of one core each).
+    Templates are encoded when first needed and kept (0.1 MB per caption, 0.2 MB per switch; one to two seconds of one core each).
 
     Raises:
         ValueError: for an autoencoder without circular padding, whose latents do not move with the video.
@@ -78,10 +88,10 @@ class ExactScore:
             frames, timing = min(SETTLED + (self.switch_at if before != after else 0), self.num_frames), Timing()
             captions = [before if n < timing.first_frame(self.switch_at) else after for n in range(timing.num_frames(frames))]
             identities = [Identity(radius, 0, 0, light) for radius in RADII for light in range(0, LIGHTS, 2)]
-            images = render([captions] * len(identities), identities, len(captions))
-            self._encoded[spoken] = encode_video(self.vae, to_float(images)).half()
+            images = to_float(render([captions] * len(identities), identities, len(captions)))
+            self._encoded[spoken] = encode_video(self.vae, images.to(self.vae.device)).half()
         encoded = self._encoded[spoken].float().unflatten(0, (len(RADII), -1))
-        known = torch.einsum("lk,rkfchw->rlfchw", LIGHT_WEIGHTS, encoded).flatten(0, 1)
+        known = torch.einsum("lk,rkfchw->rlfchw", LIGHT_WEIGHTS.to(encoded), encoded).flatten(0, 1)
         x, y = MOTIONS[after.motion]
         moved = [known[:, -1:].roll((y * cells, x * cells), (-2, -1)) for cells in range(1, self.num_frames - known.shape[1] + 1)]
         return torch.cat([known, *moved], dim=1)
