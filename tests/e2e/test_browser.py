@@ -121,6 +121,16 @@ def until_state(page, state):
     until(page, f"window.longlive.state === {state!r}")
 
 
+def switch_to(page, prompt):
+    """Type a prompt in place of the one in the line, and wait until the video shows it."""
+    started = page.evaluate("window.longlive.latency")
+    page.keyboard.press("Control+A")
+    page.keyboard.type(prompt)
+    page.keyboard.press("Enter")
+    until(page, f"![null, {json.dumps(started)}].includes(window.longlive.latency) && window.longlive.state === 'generating'")
+    time.sleep(1.5)
+
+
 @pytest.mark.parametrize("format", ["mp4", "jpeg"])
 def test_type_and_watch(served, browser, tmp_path, format):
     cable = Cable(int(served.url.rsplit(":", 1)[1]))
@@ -137,12 +147,7 @@ def test_type_and_watch(served, browser, tmp_path, format):
     before = seen(page)
     assert (before[:, 1:] != before[:, :-1]).flatten(2).any(dim=2).sum() >= 8  # it moves
 
-    started = page.evaluate("window.longlive.latency")
-    page.keyboard.press("Control+A")
-    page.keyboard.type(SECOND)
-    page.keyboard.press("Enter")
-    until(page, f"![null, {json.dumps(started)}].includes(window.longlive.latency) && window.longlive.state === 'generating'")
-    time.sleep(1.5)
+    switch_to(page, SECOND)
     one, two = read(before), read(seen(page))
     assert all(one[name] != two[name] for name in ("background", "color")), (one, two)
     assert 0 < page.evaluate("window.longlive.latency") < 5
@@ -200,12 +205,7 @@ def test_look_back_while_it_goes_on_and_let_others_watch(served, browser, format
     until_state(page, "idle")
     page.click(f"text={FIRST}")  # an example starts at a click
     until(page, "window.longlive.segments >= 4")
-    started = page.evaluate("window.longlive.latency")
-    page.keyboard.press("Control+A")
-    page.keyboard.type(SECOND)
-    page.keyboard.press("Enter")
-    until(page, f"![null, {json.dumps(started)}].includes(window.longlive.latency) && window.longlive.state === 'generating'")
-    time.sleep(1.5)
+    switch_to(page, SECOND)
     live = read(seen(page))
 
     page.keyboard.press("Escape")
