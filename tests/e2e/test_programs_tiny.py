@@ -120,7 +120,7 @@ def test_interrupted_from_outside(program, tiny, tmp_path):
     words = ["--model", tiny, "--output", tmp_path, "scale=1"]
     process = start_program("interactive_inference.py", *words, output=said, stdin=typed)
     terminal = os.open(typed, os.O_WRONLY)  # waits for the process to open it
-    for line in (b"a red circle\n", b"a blue square\n"):
+    for line in (b"a red circle\n", b"@0 a blue square\n"):  # a line without a time would wait five seconds
         os.write(terminal, line)
         size = sum(path.stat().st_size for path in tmp_path.glob("*.mp4"))
         for _ in range(600):
